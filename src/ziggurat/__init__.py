@@ -1,0 +1,3 @@
+"""Ziggurat: the survey recipe for pre-trained language models, as software."""
+
+__version__ = "0.1.0"

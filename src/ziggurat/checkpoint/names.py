@@ -1,0 +1,354 @@
+"""Parameter names, ours and the Hub's: a table of template pairs, read in both directions.
+
+A template is a dotted name with placeholders: `{i}` and `{j}` are numbers that count from 0, `{p}` is `weight` or
+`bias`, any other (`{head}`) is one part of a name. A plain line is a pair `(hub, ours)`; `fused`, `transposed`,
+`padded` and `tied` make lines for tensors that are stored in another shape, and `optional` marks one that may be
+missing. Reading is strict both ways: a name that no line knows and a line that finds no name are errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import TYPE_CHECKING, TypeVar
+
+from ziggurat.errors import UserError, check
+
+if TYPE_CHECKING:  # system pages are tables of names and must not load torch
+    from torch import Tensor
+
+IGNORED = ("*.position_ids", "*.attn.bias", "*.attn.masked_bias")
+"""Buffers that older Hub files carry and no model needs."""
+LEGACY = ((".gamma", ".weight"), (".beta", ".bias"))
+"""Endings of the layer norms' names in the oldest BERT files, and what they are called now."""
+SHOWN = 5
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+KINDS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}
+
+Binding = dict[str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One Hub tensor and the one (or, fused, several) of ours that it holds."""
+
+    hub: str
+    ours: tuple[str, ...]
+    transposed: bool = False
+    """Matrices are stored [in, out] on the Hub; vectors are the same on both sides."""
+    multiple: int = 0
+    """Rows of ours are padded to a multiple of this; 0 = not padded."""
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tied:
+    """A Hub name that repeats another Hub name."""
+
+    hub: str
+    of: str
+
+
+Entry = Line | Tied | tuple[str, str]
+
+
+def fused(hub: str, *ours: str, transposed: bool = False) -> Line:
+    """One Hub tensor that is ours laid end to end along the first dimension (after transposing): q, k, v in GPT-2."""
+    return Line(hub, ours, transposed=transposed)
+
+
+def transposed(hub: str, ours: str) -> Line:
+    """A matrix that the Hub stores [in, out] (GPT-2's `Conv1D`) and we store [out, in]."""
+    return Line(hub, (ours,), transposed=True)
+
+
+def padded(hub: str, ours: str, multiple: int) -> Line:
+    """A table with one row a vocabulary item on the Hub; ours has zero rows up to a multiple. Needs `bind(vocab=...)`."""
+    return Line(hub, (ours,), multiple=multiple)
+
+
+def tied(hub: str, of: str) -> Tied:
+    """A Hub name that repeats the Hub name `of`: checked equal and dropped on import, left out on export.
+
+    A file that holds only the repetition is read as if it held `of`.
+    """
+    return Tied(hub, of)
+
+
+def optional(entry: Line | tuple[str, str]) -> Line:
+    """The same line, allowed to find nothing (BERT's pooler, the heads of a file that may be headless)."""
+    return replace(_line(entry), optional=True)
+
+
+class NameMap:
+    """A table of lines, read in both directions. Among lines that know the same name the first counts.
+
+    `prefix` is the family's (`bert.`), which files saved from a headless Hub class lack.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        *,
+        prefix: str = "",
+        ignored: Sequence[str] = IGNORED,
+        vocab: int = 0,
+    ):
+        self.entries = tuple(entry if isinstance(entry, Tied) else _line(entry) for entry in entries)
+        self.prefix = prefix
+        self.ignored = tuple(ignored)
+        self.vocab = vocab
+        for line in self.lines:
+            lost = [name for ours in line.ours for name in _places(line.hub) - _places(ours)]
+            if lost or not line.ours:
+                raise ValueError(f"{line.hub}: placeholder {lost} has no place on our side")
+
+    def __add__(self, entries: Iterable[Entry]) -> NameMap:
+        """The same table with further lines (the heads of one Hub class), asked after the ones it has."""
+        return NameMap((*self.entries, *entries), prefix=self.prefix, ignored=self.ignored, vocab=self.vocab)
+
+    def bind(self, *, vocab: int = 0, **values: str) -> NameMap:
+        """The table for one model: `vocab` sizes the padded lines, and placeholders (`head="sentiment"`) get their values."""
+        bound = [_bind(entry, values) for entry in self.entries]
+        return NameMap(bound, prefix=self.prefix, ignored=self.ignored, vocab=vocab or self.vocab)
+
+    @cached_property
+    def lines(self) -> tuple[Line, ...]:
+        return tuple(entry for entry in self.entries if isinstance(entry, Line))
+
+    @cached_property
+    def ties(self) -> tuple[Tied, ...]:
+        return tuple(entry for entry in self.entries if isinstance(entry, Tied))
+
+    def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Hub tensors by our names; raises `UserError` listing every name that is unknown, missing or of a wrong shape."""
+        state = self._untie(self._modern(state))
+        owners = {line: line.hub for line in self.lines}
+        found: list[tuple[Line, Binding]] = []
+        unknown: list[str] = []
+        ours: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            hit = _first(owners.items(), name)
+            if hit is None:
+                unknown.append(name)
+                continue
+            line, binding = hit
+            found.append(hit)
+            ours.update(zip(_filled(line.ours, binding), self._split(line, name, tensor), strict=True))
+        absent = _absent({line: hub for line, hub in owners.items() if not line.optional}, found)
+        _complain("a Hugging Face file", unknown, absent, state, [e.hub for e in self.entries])
+        return ours
+
+    def to_hub(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors by Hub names, contiguous; raises `UserError` listing every name that is unknown or missing."""
+        owners = {(line, n): ours for line in self.lines for n, ours in enumerate(line.ours)}
+        found: list[tuple[tuple[Line, int], Binding]] = []
+        unknown: list[str] = []
+        groups: dict[str, tuple[Line, Binding, dict[int, Tensor]]] = {}
+        for name, tensor in state.items():
+            hit = _first(owners.items(), name)
+            if hit is None:
+                unknown.append(name)
+                continue
+            (line, n), binding = hit
+            found.append(hit)
+            hub = _fill(line.hub, binding)
+            parts = groups.setdefault(hub, (line, binding, {}))[2]
+            check(n not in parts, f"{name} and another of our tensors both become {hub}", "export one head at a time")
+            parts[n] = tensor
+        absent = _absent({owner: ours for owner, ours in owners.items() if not owner[0].optional}, found)
+        for line, binding, parts in groups.values():  # an optional line may be left out, but not by halves
+            absent += [name for n, name in enumerate(_filled(line.ours, binding)) if n not in parts and name not in absent]
+        _complain("our model", unknown, absent, state, list(owners.values()))
+        return {hub: self._merge(line, [parts[n] for n in sorted(parts)]) for hub, (line, _, parts) in groups.items()}
+
+    def _modern(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Today's names for a file of any age: norms renamed, the family's prefix put back, old buffers dropped."""
+        modern: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            renamed = name
+            for old, new in LEGACY:
+                if name.endswith(old):
+                    renamed = name.removesuffix(old) + new
+            candidates = (name, renamed, self.prefix + name, self.prefix + renamed)
+            known = next((c for c in candidates if any(_match(e.hub, c) is not None for e in self.entries)), None)
+            if known is None and any(fnmatchcase(name, pattern) for pattern in self.ignored):
+                continue
+            key = known or name
+            check(key not in modern, f"two tensors of the file are both {key} (one is written {name})", "save the file again")
+            modern[key] = tensor
+        return modern
+
+    def _untie(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        import torch
+
+        for tie in self.ties:
+            for name in list(state):
+                binding = _match(tie.hub, name)
+                if binding is None:
+                    continue
+                original, repeated = _fill(tie.of, binding), state.pop(name)
+                check(
+                    torch.equal(state.setdefault(original, repeated), repeated),
+                    f"{name} differs from {original}, but this system shares the two",
+                    "a model with untied embeddings cannot be read as this system",
+                )
+        return state
+
+    def _split(self, line: Line, name: str, tensor: Tensor) -> list[Tensor]:
+        """The parts of ours that one Hub tensor holds."""
+        if line.transposed and tensor.dim() == 2:
+            tensor = tensor.t().contiguous()
+        if line.multiple:
+            vocab = self._vocab(line)
+            check(
+                len(tensor) == vocab,
+                f"{name} has {len(tensor)} rows, but the vocabulary has {vocab} items",
+                "use the tokenizer that belongs to the file",
+            )
+            gap = tensor.new_zeros(-vocab % line.multiple, *tensor.shape[1:])
+            return [_cat([tensor, gap])]
+        if len(line.ours) == 1:
+            return [tensor]
+        pieces = len(line.ours)
+        check(
+            tensor.dim() > 0 and len(tensor) % pieces == 0,
+            f"{name} has shape {list(tensor.shape)}, which does not divide into {pieces} parts",
+            "the file is of another system or is damaged",
+        )
+        return [part.clone() for part in tensor.chunk(pieces)]
+
+    def _merge(self, line: Line, parts: list[Tensor]) -> Tensor:
+        """The Hub tensor that holds these parts: `_split` backwards."""
+        tensor = parts[0] if len(parts) == 1 else _cat(parts)
+        if line.multiple:
+            tensor = tensor[: self._vocab(line)].clone()
+        if line.transposed and tensor.dim() == 2:
+            tensor = tensor.t()
+        return tensor.contiguous()
+
+    def _vocab(self, line: Line) -> int:
+        if not self.vocab:
+            raise ValueError(f"{line.hub} is padded: bind(vocab=...) first")
+        return self.vocab
+
+
+def nearest(name: str, pool: Iterable[str], count: int = 3) -> list[str]:
+    """The `count` names of `pool` most like `name`, best first."""
+    matcher = SequenceMatcher(None, b=name, autojunk=False)  # the second string is the one it indexes once
+
+    def likeness(other: str) -> float:
+        matcher.set_seq1(other)
+        return matcher.ratio()
+
+    return sorted(pool, key=likeness, reverse=True)[:count]
+
+
+def _line(entry: Line | tuple[str, str]) -> Line:
+    return entry if isinstance(entry, Line) else Line(entry[0], (entry[1],))
+
+
+def _bind(entry: Line | Tied, values: Mapping[str, str]) -> Line | Tied:
+    def fill(template: str) -> str:
+        return PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), template)
+
+    if isinstance(entry, Tied):
+        return Tied(fill(entry.hub), fill(entry.of))
+    return replace(entry, hub=fill(entry.hub), ours=tuple(fill(ours) for ours in entry.ours))
+
+
+@lru_cache(maxsize=4096)
+def _places(template: str) -> frozenset[str]:
+    return frozenset(PLACEHOLDER.findall(template))
+
+
+@lru_cache(maxsize=4096)
+def _pattern(template: str) -> re.Pattern[str]:
+    pattern, seen = "", set[str]()
+    for n, piece in enumerate(PLACEHOLDER.split(template)):
+        if n % 2 == 0:
+            pattern += re.escape(piece)
+        elif piece in seen:
+            pattern += f"(?P={piece})"
+        else:
+            seen.add(piece)
+            pattern += f"(?P<{piece}>{KINDS.get(piece, r'[^.]+')})"
+    return re.compile(pattern)
+
+
+def _match(template: str, name: str) -> Binding | None:
+    found = _pattern(template).fullmatch(name)
+    return None if found is None else found.groupdict()
+
+
+def _first(templates: Iterable[tuple[T, str]], name: str) -> tuple[T, Binding] | None:
+    for owner, template in templates:
+        binding = _match(template, name)
+        if binding is not None:
+            return owner, binding
+    return None
+
+
+def _fill(template: str, binding: Binding) -> str:
+    return PLACEHOLDER.sub(lambda m: binding.get(m[1], m[0]), template)
+
+
+def _cat(tensors: list[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(tensors)
+
+
+def _filled(templates: Sequence[str], binding: Binding) -> list[str]:
+    names = [_fill(template, binding) for template in templates]
+    for name in names:
+        if "{" in name:
+            raise ValueError(f"{name}: bind(...) the placeholder first")
+    return names
+
+
+def _absent(required: Mapping[T, str], found: Sequence[tuple[T, Binding]]) -> list[str]:
+    """Names that required templates should have found: all layers that any line found, weight and bias."""
+    counts: dict[str, int] = {}
+    for _, binding in found:
+        for place in binding.keys() & {"i", "j"}:
+            counts[place] = max(counts.get(place, 0), int(binding[place]) + 1)
+    absent = []
+    for owner, template in required.items():
+        have = [binding for finder, binding in found if finder == owner]
+        places = sorted(_places(template))
+        choices: list[Sequence[str]] = []
+        for place in places:
+            if place == "p":
+                choices.append(("weight", "bias"))
+            elif place in ("i", "j"):
+                choices.append([str(n) for n in range(counts.get(place, 0))])
+            else:
+                choices.append(sorted({binding[place] for binding in have}))
+        wanted = [dict(zip(places, values, strict=True)) for values in product(*choices)]
+        absent += [_fill(template, binding) for binding in wanted if binding not in have] if wanted else [template]
+    return absent
+
+
+def _complain(what: str, unknown: list[str], absent: list[str], given: Mapping[str, Tensor], templates: list[str]) -> None:
+    """One error for everything that does not fit."""
+    if not unknown and not absent:
+        return
+    rows = []
+    for name in unknown[:SHOWN]:
+        blank = re.sub(r"\.(weight|bias)$", ".{p}", re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name))  # as a template would say it
+        rows.append(f"  unknown  {name} (nearest: {', '.join(nearest(blank, templates))})")
+    for name in absent[:SHOWN]:
+        rows.append(f"  missing  {name} (nearest: {', '.join(nearest(name, unknown or given)) or 'none'})")
+    more = len(unknown) + len(absent) - len(rows)
+    rows += [f"  and {more} more"] if more else []
+    raise UserError(
+        "\n".join([f"{what} does not fit this system's names: {len(unknown)} unknown, {len(absent)} missing", *rows]),
+        "check that it belongs to this system and to this kind of head",
+    )

@@ -1,0 +1,166 @@
+"""The command line: eight verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ziggurat import __version__
+from ziggurat.errors import UserError
+
+app = typer.Typer(
+    name="ziggurat",
+    help="Raw text in; the strongest model for your task out, with numbers at every stage that say whether it was worth it.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+INTERRUPTED = 130
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values over the recipe's, as in stages.finetune.epochs=2"),
+]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, or a stage's folder.")]
+
+
+def verb(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose user errors are printed plainly (exit code 2) and whose interrupt is one line (130)."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from ziggurat import log
+
+        log.setup()
+        try:
+            return function(*args, **kwargs)
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ziggurat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command("run")
+@verb
+def run_(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Prepare what is missing, then run or resume all stages of a recipe."""
+    from ziggurat.pipeline.run import run
+    from ziggurat.train.loop import Stopped
+
+    try:
+        run(recipe, overrides or [])
+    except Stopped:
+        print("stopped and saved; the same command continues", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command("prepare")
+@verb
+def prepare_(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Make the tokenizer and the shards of a recipe, nothing else."""
+    from ziggurat.pipeline.run import prepare
+
+    prepare(recipe, overrides or [])
+
+
+@app.command("evaluate")
+@verb
+def evaluate_(checkpoint: Checkpoint, recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Score a checkpoint on the held-out and test rows of a recipe's sources."""
+    from ziggurat.pipeline.evaluate import evaluate_checkpoint
+    from ziggurat.pipeline.show import table
+
+    scores = evaluate_checkpoint(checkpoint, recipe, overrides or [])
+    table(["score", "value"], [[name, f"{v:.4f}" if isinstance(v, float) else str(v)] for name, v in scores.items()])
+
+
+@app.command("import")
+@verb
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder in Hugging Face format.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The folder to make.")],
+) -> None:
+    """Make a checkpoint from a Hugging Face folder."""
+    from ziggurat.systems.hub import import_folder
+
+    made, notes = import_folder(source, checkpoint)
+    print("\n".join([f"{source} -> {made}", *notes]))
+
+
+@app.command("export")
+@verb
+def export_(
+    checkpoint: Checkpoint,
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make.")],
+) -> None:
+    """Write a checkpoint in Hugging Face format, loadable by AutoModel.from_pretrained."""
+    from ziggurat.systems.hub import export_checkpoint
+
+    made = export_checkpoint(checkpoint, target)
+    print("\n".join([f"{checkpoint} -> {target}", *made.notes]))
+
+
+@app.command("show")
+@verb
+def show_(
+    what: Annotated[str, typer.Argument(metavar="RECIPE|SYSTEM|CHECKPOINT", help="recipe.yaml, bert/base, or a folder.")],
+    overrides: Overrides = None,
+    batch: Annotated[bool, typer.Option("--batch", help="Draw one batch of the recipe's first stage.")] = False,
+    stage: Annotated[str, typer.Option(help="With --batch: of this stage.")] = "",
+) -> None:
+    """Print a resolved recipe with each value's origin, a system, or a checkpoint and its lineage."""
+    from ziggurat.pipeline import show
+
+    print(show.batch_of(what, overrides or [], stage) if batch else show.show(what, overrides or []))
+
+
+@app.command("list")
+@verb
+def list_(
+    what: Annotated[str, typer.Argument(metavar="systems|objectives|recipes|stages")],
+) -> None:
+    """Print the systems, objectives, recipes or stages there are."""
+    from ziggurat.pipeline.show import listing, table
+
+    table(*listing(what))
+
+
+@app.command("try")
+@verb
+def try_(
+    checkpoint: Checkpoint, text: Annotated[str, typer.Argument(help="What to give the model; [MASK] to be filled.")]
+) -> None:
+    """Try a checkpoint on one text: fill masks, continue, or label."""
+    from ziggurat.pipeline.tryout import try_checkpoint
+
+    print(try_checkpoint(checkpoint, text))
+
+
+def main() -> None:
+    """The `ziggurat` command."""
+    app()

@@ -1,0 +1,246 @@
+"""Shards -> an endless, resumable stream of packed micro-batches.
+
+A block of documents is drawn (`order`), formed, corrupted, laid into rows, and its rows are dealt out in a seeded order. Block b of
+lane l is a pure function of (seed, b), so a state is a few integers and resuming makes at most one block a lane again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple, dataclass, fields, replace
+from typing import Protocol
+
+import numpy as np
+
+from ziggurat.context import Context, key_of, mix
+from ziggurat.data.order import Corpus, Cursor, Draw, Order, Place
+from ziggurat.data.pack import fit, lay, lengths_of, split
+from ziggurat.errors import UserError, check
+from ziggurat.types import Batch, Tokens, join_all
+
+FORMAT = 1
+BLANK = 64
+"""Blocks in a row without an example before the loader gives up."""
+
+
+class Maker(Protocol):
+    """The CPU half of an objective."""
+
+    def form(self, tokens: Tokens, ctx: Context) -> Batch: ...
+    def corrupt(self, batch: Batch, ctx: Context) -> Batch: ...
+
+
+@dataclass(slots=True)
+class _Lane:
+    place: Place
+    done: int = 0
+    """Micro-batches of its block already delivered."""
+    ready: Future[list[Batch]] | None = None
+    following: Future[list[Batch]] | None = None
+
+
+class Loader:
+    """Micro-batches for ever: `for batch in loader`. Close it, or use it as a context manager, to end its thread.
+
+    shards, weights  the sources and their shares of the tokens of text (`order.Order`)
+    objective        anything with `form` and `corrupt`
+    ctx              vocabulary, layout, length; its seed, epoch and progress are set here, the seed from `seed`
+    row              tokens of a row, at least `ctx.length`
+    tokens           limit of a micro-batch: `tokens // row` rows. Or:
+    documents        examples of a micro-batch (fewer at the end of a block), packed by themselves
+    lanes            independent sequences: micro-batch m comes from lane m mod lanes, and lane l has blocks l, l + lanes, ...
+    total_tokens     tokens of text in the whole stage, for `ctx.progress`; None leaves it at `ctx.progress`
+    state            where to go on, from `state()`
+    ahead            make the next block in a thread while this one is used; changes nothing else
+    """
+
+    def __init__(
+        self,
+        shards: Mapping[str, Corpus],
+        weights: Mapping[str, float],
+        objective: Maker,
+        ctx: Context,
+        *,
+        row: int,
+        tokens: int | None = None,
+        documents: int | None = None,
+        seed: int = 0,
+        lanes: int = 1,
+        shuffle: bool = True,
+        total_tokens: int | None = None,
+        state: Mapping[str, int] | None = None,
+        ahead: bool = True,
+    ):
+        self.order = Order(shards, weights, seed=seed, shuffle=shuffle)
+        self.objective = objective
+        self.ctx = replace(ctx, seed=seed)
+        self.row, self.shuffle, self.total_tokens = row, shuffle, total_tokens
+        self.rows, self.documents = _limits(ctx, row, tokens, documents)
+        self._pool = ThreadPoolExecutor(1, "loader") if ahead else None
+        self._turn = 0
+        self._lanes = [_Lane(self.order.after(self.order.start(), n)) for n in range(lanes)] if state is None else []
+        if state is not None:
+            self._restore(state, lanes)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self._next()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread. The state stays what it was."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def state(self) -> dict[str, int]:
+        """Where the stream stands after the batches *delivered* so far, whatever was made ahead."""
+        values = {"format": FORMAT, "lanes": len(self._lanes), "turn": self._turn}
+        for n, lane in enumerate(self._lanes):
+            values |= {f"{n}.block": lane.place.block, f"{n}.done": lane.done}
+            for name, cursor in zip(self.order.names, lane.place.cursors, strict=True):
+                values |= {
+                    f"{n}.{name}.{field.name}": value for field, value in zip(fields(Cursor), astuple(cursor), strict=True)
+                }
+        return values
+
+    def count(self, epochs: int) -> int:
+        """Micro-batches in exactly `epochs` epochs of one source and one lane: forms and packs everything once an epoch.
+
+        `corrupt` is left out where it keeps the lengths of the first block's examples, and run where it does not.
+        """
+        one = len(self.order.names) == 1 and len(self._lanes) == 1
+        check(one, "epochs of a mixture are not defined: each source has its own", "give the length in steps or tokens")
+        place, total = self.order.start(), 0
+        formed, whole = self._examples(place, corrupt=False), self._examples(place)
+        same = len(formed) == len(whole) and all(
+            np.array_equal(s.bounds, whole.streams[name].bounds) for name, s in formed.streams.items()
+        )
+        while place.cursors[0].epoch < epochs:
+            total += len(self._deal(self._examples(place, corrupt=not same), place)[1]) - 1
+            place = self.order.after(place, 1)
+        check(not epochs or total, *_fruitless(self.order.names, self.ctx))
+        return total
+
+    def _next(self) -> Batch:
+        lane = self._lanes[self._turn]
+        for _ in range(BLANK):
+            ready = lane.ready or self._submit(lane.place)
+            batches = ready.result()
+            if lane.done < len(batches):
+                break
+            following = lane.following
+            lane.place, lane.done = self.order.after(lane.place, len(self._lanes)), 0
+            lane.ready, lane.following = following, None
+        else:
+            raise UserError(*_fruitless(self.order.names, self.ctx))
+        lane.ready = ready
+        if lane.following is None and self._pool is not None:
+            lane.following = self._submit(self.order.after(lane.place, len(self._lanes)))
+        lane.done += 1
+        self._turn = (self._turn + 1) % len(self._lanes)
+        return batches[lane.done - 1]
+
+    def _submit(self, place: Place) -> Future[list[Batch]]:
+        if self._pool is not None:
+            return self._pool.submit(self._block, place)
+        made: Future[list[Batch]] = Future()
+        made.set_result(self._block(place))
+        return made
+
+    def _block(self, place: Place) -> list[Batch]:
+        """All micro-batches of the block at `place`."""
+        examples = self._examples(place)
+        rows, cuts = self._deal(examples, place)
+        if not len(examples):
+            return []
+        batch, starts = lay(examples, rows, self.row, self.ctx.vocab.pad)
+        return split(batch, starts[cuts])
+
+    def _examples(self, place: Place, *, corrupt: bool = True) -> Batch:
+        ctx = self.ctx
+        if self.total_tokens:
+            ctx = replace(ctx, progress=min(1.0, place.tokens / self.total_tokens))
+        return join_all(self._make(draw, ctx.at_epoch(draw.epoch), corrupt) for draw in self.order.block(place)[0])
+
+    def _make(self, draw: Draw, ctx: Context, corrupt: bool) -> Batch:
+        formed = self.objective.form(self.order.shards[draw.source].read(draw.documents), ctx)
+        return self.objective.corrupt(formed, ctx) if corrupt and len(formed) else formed
+
+    def _deal(self, examples: Batch, place: Place) -> tuple[np.ndarray, np.ndarray]:
+        """int64[D], the row of each example, and int64[n + 1], the row at which each of n micro-batches begins."""
+        if not len(examples):
+            return np.zeros(0, np.int64), np.zeros(1, np.int64)
+        if self.documents is None:
+            rows = fit(lengths_of(examples), self.row)
+            count = int(rows.max()) + 1
+            return self._shuffled(count, place)[rows], np.append(np.arange(0, count, self.rows), count)
+        turn = self._shuffled(len(examples), place) // self.documents
+        rows, cuts = np.zeros(len(examples), np.int64), [0]
+        members = np.argsort(turn, kind="stable")
+        for group in np.split(members, np.searchsorted(turn[members], np.arange(1, int(turn.max()) + 1))):
+            mine = fit(lengths_of(examples, group), self.row)
+            rows[group] = mine + cuts[-1]
+            cuts.append(cuts[-1] + int(mine.max()) + 1)
+        return rows, np.array(cuts)
+
+    def _shuffled(self, count: int, place: Place) -> np.ndarray:
+        """int64[count]: the turn of each of `count` things."""
+        if not self.shuffle:
+            return np.arange(count)
+        drawn = mix(key_of(self.ctx.seed, place.block) ^ np.arange(count, dtype=np.uint64))
+        return np.argsort(np.argsort(drawn))
+
+    def _restore(self, state: Mapping[str, int], lanes: int) -> None:
+        place = self.order.start()
+        self._lanes = [_Lane(place) for _ in range(lanes)]
+        same = set(state) == set(self.state()) and state["format"] == FORMAT and state["lanes"] == lanes
+        check(same, "the saved place in the data is of other sources or lanes", "go on with the recipe it was saved with")
+        self._turn = state["turn"]
+        for n, lane in enumerate(self._lanes):
+            values = ([state[f"{n}.{name}.{field.name}"] for field in fields(Cursor)] for name in self.order.names)
+            lane.place = Place(state[f"{n}.block"], tuple(Cursor(*v) for v in values))
+            lane.done = state[f"{n}.done"]
+
+
+def once(
+    shards: Corpus, objective: Maker, ctx: Context, *, row: int, tokens: int | None = None, documents: int | None = None
+) -> Iterator[Batch]:
+    """Every document once, in order and unshuffled, as of epoch 0: the same masks every time. For evaluation.
+
+    Within a block the packing decides the order of the examples; `batch.keys` says which is which.
+    """
+    sources, weights = {"": shards}, {"": 1.0}
+    loader = Loader(
+        sources, weights, objective, ctx, row=row, tokens=tokens, documents=documents, seed=ctx.seed, shuffle=False, ahead=False
+    )
+    place, some = loader.order.start(), False
+    while place.cursors[0].epoch == 0:
+        for batch in loader._block(place):
+            some = True
+            yield batch
+        place = loader.order.after(place, 1)
+    check(some, *_fruitless((str(shards.folder),), ctx))
+
+
+def _limits(ctx: Context, row: int, tokens: int | None, documents: int | None) -> tuple[int, int | None]:
+    check(
+        (tokens is None) != (documents is None), "a micro-batch needs one limit: tokens or documents", "give exactly one of them"
+    )
+    check(row >= ctx.length, f"rows of {row} tokens cannot hold examples of {ctx.length}", f"set row to at least {ctx.length}")
+    if tokens is None:
+        assert documents is not None
+        check(documents > 0, f"a micro-batch of {documents} documents is empty", "set it to at least 1")
+        return 0, documents
+    check(tokens >= row, f"a micro-batch of {tokens} tokens does not hold one row of {row}", f"set tokens to at least {row}")
+    return tokens // row, None
+
+
+def _fruitless(names: tuple[str, ...], ctx: Context) -> tuple[str, str]:
+    text = f"the objective made no example from {', '.join(n or 'the data' for n in names)}"
+    return text, f"its documents may be too short (length is {ctx.length}), or of one sentence where it needs two"

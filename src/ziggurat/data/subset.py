@@ -1,0 +1,46 @@
+"""Some of a folder's documents, read as if there were no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ziggurat.data.shards import Shards
+from ziggurat.types import Tokens
+
+
+class Subset:
+    """The documents `chosen` (int64[D']) of `shards`, in that order; has what the loader reads of `Shards`."""
+
+    def __init__(self, shards: Shards, chosen: np.ndarray):
+        self._shards, self._chosen = shards, np.asarray(chosen, np.int64)
+
+    @property
+    def folder(self) -> Path:
+        return self._shards.folder
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self._shards.parts
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self._shards.meta
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @property
+    def tokens(self) -> int:
+        return int(sum(self.lengths(part).sum() for part in self.parts))
+
+    def lengths(self, part: str = "text", documents: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return self._shards.lengths(part, self._chosen[documents])
+
+    def read(self, documents: np.ndarray) -> Tokens:
+        return self._shards.read(self._chosen[documents])
+
+    def ids(self, documents: np.ndarray) -> list[str]:
+        return self._shards.ids(self._chosen[documents])

@@ -1,0 +1,139 @@
+"""What a model says about text it was not trained on: losses, accuracies and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ziggurat.evaluate.scores import Metric, metric
+from ziggurat.nn.network import NetworkModel
+from ziggurat.objectives.base import Objective
+from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
+from ziggurat.types import Batch, Target
+
+CHUNK = 512
+"""Rows whose scores over the vocabulary exist at once."""
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Matrix products in `dtype`, everything that is added up in float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch as torch tensors on `device`."""
+    return batch.map(lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device))
+
+
+def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
+    """Batches until they hold `tokens` live tokens."""
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += batch.live_tokens()
+        if seen >= tokens:
+            return
+
+
+@torch.no_grad()
+def held_out(
+    network: NetworkModel, objective: Objective, batches: Iterable[Batch], dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """Means over all predictions: `<target>` (loss in nats) and, for classes, `<target>_accuracy`."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    sums: dict[str, list[float]] = {}
+    for batch in batches:
+        on_device = to_device(batch, device)
+        with autocast(device, dtype):
+            hidden = network(on_device.streams)
+            for name, target in on_device.targets.items():
+                head = objective.head_of(name)
+                loss = network.loss(head, hidden, on_device.streams, target)
+                right = _right(network, head, hidden, on_device, target)
+                add = (float(loss.total), right, float(loss.count))
+                sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0.0, 0.0]), add)]
+    network.train(was_training)
+    means: dict[str, float] = {}
+    for name, (total, right, count) in sums.items():
+        if count:
+            means[name] = total / count
+            if not np.isnan(right):
+                means[f"{name}_accuracy"] = right / count
+    return means
+
+
+def _right(network: NetworkModel, head: str, hidden: dict[str, Tensor], batch: Batch, target: Target) -> float:
+    """The weight of the predictions that name the right class; nan for numbers."""
+    if target.value.is_floating_point():
+        return float("nan")
+    right = 0.0
+    for start in range(0, len(target.index), CHUNK):
+        part = slice(start, start + CHUNK)
+        few = Target(target.stream, target.index[part], target.value[part], target.weight[part], target.at)
+        guess = network.logits(head, hidden, batch.streams, few).argmax(-1)
+        right += float(((guess == few.value) * few.weight).sum())
+    return right
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The gold answers of a labelled set and a model's, one entry an example; a tagged example is a list of labels."""
+
+    gold: list[Any]
+    predicted: list[Any]
+
+    def score(self, objective: Objective) -> float:
+        return metric_of(objective)(self.gold, self.predicted)
+
+
+@torch.no_grad()
+def predict(
+    network: NetworkModel, objective: Objective, batches: Iterable[Batch], dtype: torch.dtype = torch.float32
+) -> Predictions:
+    """The model's answers to a labelled objective, in the order of the batches."""
+    assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    gold: list[Any] = []
+    predicted: list[Any] = []
+    for batch in batches:
+        on_device = to_device(batch, device)
+        with autocast(device, dtype):
+            hidden = network(on_device.streams)
+            target = on_device.targets[objective.kind]
+            scores = network.logits(objective.kind, hidden, on_device.streams, target).float()
+        answers = scores[:, 0].tolist() if isinstance(objective, Regress) else scores.argmax(-1).tolist()
+        values = target.value.tolist()
+        if isinstance(objective, Labels):
+            names = objective.label_names()
+            answers, values = [names[i] for i in answers], [names[i] for i in values]
+        if isinstance(objective, Tag):
+            owner = np.searchsorted(batch.streams["text"].bounds, batch.targets["tag"].index, side="right") - 1
+            answers, values = _by_document(owner, answers), _by_document(owner, values)
+        gold += values
+        predicted += answers
+    network.train(was_training)
+    return Predictions(gold, predicted)
+
+
+def _by_document(owner: np.ndarray, values: Sequence[Any]) -> list[list[Any]]:
+    cuts = np.flatnonzero(np.diff(owner)) + 1
+    return [list(part) for part in np.split(np.array(values, object), cuts)] if len(values) else []
+
+
+def metric_of(objective: Objective) -> Metric:
+    """The metric that reports quote for a labelled objective."""
+    assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
+    if objective.metric in ("f1", "token_f1"):
+        assert isinstance(objective, Labels)
+        return metric(objective.metric, positive=objective.label_names()[1])
+    return metric(objective.metric)

@@ -1,0 +1,82 @@
+"""Heads: hidden vectors in, scores out, at the rows a target names and nowhere else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ziggurat.nn import spec
+from ziggurat.nn.layers import ACTIVATIONS, norm_layer
+
+
+class VocabHeadLayer(nn.Module):
+    """[K, width] -> [K, width] before the tied projection, and the bias behind it."""
+
+    def __init__(self, model: spec.Single):
+        super().__init__()
+        project = model.project
+        self.activation = ACTIVATIONS[project.activation]
+        self.dense = nn.Linear(model.width, model.width) if project.transform else None
+        self.norm = norm_layer(model.block.norm, model.width) if project.transform else None
+        self.bias = nn.Parameter(torch.zeros(model.vocab)) if project.bias else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.dense is None or self.norm is None:
+            return hidden
+        return self.norm(self.activation(self.dense(hidden)))
+
+
+class PoolerHeadLayer(nn.Module):
+    """BERT's pooler: [D, width] summary vectors -> [D, width]."""
+
+    def __init__(self, model: spec.Single):
+        super().__init__()
+        self.dense = nn.Linear(model.width, model.width)
+
+    def forward(self, summary: Tensor) -> Tensor:
+        return torch.tanh(self.dense(summary))
+
+
+class ClassHeadLayer(nn.Module):
+    """[K, width] summary vectors (already pooled when `by: pooler`) -> [K, outputs]."""
+
+    def __init__(self, head: spec.ClassHead, model: spec.Single):
+        super().__init__()
+        self.dense = nn.Linear(model.width, model.width) if head.by == "dense" else None
+        self.out = nn.Linear(model.width, head.outputs, bias=head.bias)
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, summary: Tensor) -> Tensor:
+        x = self.drop(summary)
+        if self.dense is not None:
+            x = self.drop(torch.tanh(self.dense(x)))
+        return self.out(x)
+
+
+class TokenHeadLayer(nn.Module):
+    """[K, width] -> [K, outputs]."""
+
+    def __init__(self, head: spec.TokenHead, model: spec.Single):
+        super().__init__()
+        self.out = nn.Linear(model.width, head.outputs)
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.out(self.drop(hidden))
+
+
+def build_head(head: spec.Head, model: spec.Single) -> nn.Module:
+    match head:
+        case spec.VocabHead():
+            return VocabHeadLayer(model)
+        case spec.PoolerHead():
+            return PoolerHeadLayer(model)
+        case spec.ClassHead():
+            return ClassHeadLayer(head, model)
+        case spec.TokenHead():
+            return TokenHeadLayer(head, model)
+
+
+def summary(hidden: Tensor, bounds: Tensor, documents: Tensor, at: str) -> Tensor:
+    """The summary token's vector of each chosen document: hidden [T, width], documents int64[K] -> [K, width]."""
+    return hidden[bounds[documents] if at == "first" else bounds[documents + 1] - 1]

@@ -1,0 +1,94 @@
+"""A body and its heads: what a stage trains and a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ziggurat.nn import spec
+from ziggurat.nn.heads import VocabHeadLayer, build_head, summary
+from ziggurat.nn.loss import cross_entropy, squared_error, vocab_cross_entropy
+from ziggurat.nn.structures import SingleModel
+from ziggurat.types import Loss, Stream, Target
+
+
+class NetworkModel(nn.Module):
+    """Parameters are named `model.*` (the body) and `heads.<name>.*`; the vocabulary projection is tied to
+    `model.embed.token.weight`."""
+
+    def __init__(self, part: spec.Network):
+        super().__init__()
+        self.spec = part
+        self.model = SingleModel(part.model)
+        self.heads = nn.ModuleDict({name: build_head(head, part.model) for name, head in part.heads.items()})
+
+    def forward(self, streams: Mapping[str, Stream], keep: Sequence[str] = ()) -> dict[str, Tensor]:
+        return self.model(streams, keep)
+
+    def rows(self, name: str, hidden: Mapping[str, Tensor], streams: Mapping[str, Stream], target: Target) -> Tensor:
+        """[K, width]: what head `name` reads for each of the target's K predictions."""
+        vectors = hidden[target.stream]
+        if target.at == "token":
+            return vectors[target.index]
+        picked = summary(vectors, streams[target.stream].bounds, target.index, self.spec.model.pool.at)
+        head = self.spec.heads[name]
+        return self.heads["pooler"](picked) if getattr(head, "by", "") == "pooler" else picked
+
+    def logits(self, name: str, hidden: Mapping[str, Tensor], streams: Mapping[str, Stream], target: Target) -> Tensor:
+        """[K, outputs] scores of head `name`, and [K, vocabulary] of a vocabulary head."""
+        head = self.heads[name]
+        x = head(self.rows(name, hidden, streams, target))
+        if isinstance(head, VocabHeadLayer):
+            return nn.functional.linear(x, self.model.embed.token.weight, head.bias)
+        return x
+
+    def loss(self, name: str, hidden: Mapping[str, Tensor], streams: Mapping[str, Stream], target: Target) -> Loss:
+        """(total, count) of head `name` on one target; (0, 0) for a target without predictions."""
+        count = target.weight.sum()
+        if len(target.index) == 0:
+            return Loss(hidden[target.stream].sum() * 0.0, count)
+        head = self.heads[name]
+        if isinstance(head, VocabHeadLayer):
+            x = head(self.rows(name, hidden, streams, target))
+            total = vocab_cross_entropy(x, self.model.embed.token.weight, head.bias, target.value, target.weight)
+            return Loss(total, count)
+        scores = self.logits(name, hidden, streams, target)
+        if target.value.is_floating_point():
+            return Loss(squared_error(scores, target.value, target.weight), count)
+        return Loss(cross_entropy(scores, target.value, target.weight), count)
+
+    def set_dropout(self, rate: float) -> None:
+        """One rate everywhere: embeddings, attention weights, residual parts, document and token heads."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = rate
+            elif hasattr(module, "dropout"):
+                module.dropout = rate
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, only: Sequence[str] | None = None) -> None:
+        """Fresh weights by the spec's `init`, for the parameters named in `only` or for all: matrices and tables
+        normal, norms 1, biases 0."""
+        init, depth = self.spec.model.init, self.spec.model.layers
+        norms = {f"{n}.weight" for n, m in self.named_modules() if isinstance(m, nn.LayerNorm)}
+        for name, parameter in self.named_parameters():
+            if only is not None and name not in only:
+                continue
+            if parameter.ndim < 2:
+                parameter.fill_(1.0 if name in norms else 0.0)
+                continue
+            std = init.std
+            if init.residual == "scaled" and name.endswith(("attention.out.weight", "mlp.down.weight")):
+                std /= math.sqrt(2 * depth)
+            if init.truncated:
+                nn.init.trunc_normal_(parameter, 0.0, std, -2 * std, 2 * std, generator=generator)
+            else:
+                parameter.normal_(0.0, std, generator=generator)
+
+    def parameter_count(self, *, embeddings: bool = True) -> int:
+        """Trainable numbers, with or without the embedding tables."""
+        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
+        return sum(p.numel() for p in self.parameters() if embeddings or id(p) not in tables)

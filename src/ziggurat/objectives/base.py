@@ -1,0 +1,62 @@
+"""What an objective is: which pieces of text go together, what is hidden, what must be said, and the loss.
+
+An objective is a frozen spec; its fields are its hyper-parameters. The CPU half (`form`, `corrupt`) is numpy over whole
+blocks of documents; the model half (`heads`, `losses`) names the heads it needs and sums their losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from ziggurat.config import Spec
+from ziggurat.context import Context
+from ziggurat.nn import spec as parts
+from ziggurat.types import Batch, Losses, Tokens
+
+if TYPE_CHECKING:
+    from ziggurat.nn.network import NetworkModel
+
+
+class Objective(Spec):
+    """Base of all objectives. A subclass adds `kind: Literal[...]` and writes what differs."""
+
+    kind: str
+    structures: ClassVar[tuple[str, ...]] = ("single",)
+    """Structures it makes sense on."""
+    labelled: ClassVar[bool] = False
+    """Needs supervised columns; its stage is a fine-tuning."""
+
+    def form(self, tokens: Tokens, ctx: Context) -> Batch:
+        """Documents -> examples, each one document of the batch, at most `ctx.length` tokens. Default: windows."""
+        from ziggurat.data.cut import windows
+
+        return windows(tokens, ctx)
+
+    def corrupt(self, batch: Batch, ctx: Context) -> Batch:
+        """Hide and ask. Commutes with `join`: all randomness hangs on document keys. Default: unchanged."""
+        return batch
+
+    def needs(self, ctx: Context) -> None:
+        """Raise `UserError` when the vocabulary or layout cannot serve this objective (no mask token ...)."""
+
+    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+        """The heads it trains, by target name."""
+        raise NotImplementedError
+
+    def head_of(self, target: str) -> str:
+        """The head that answers target `target`; vocabulary targets share the head `lm`."""
+        return target
+
+    def weight_of(self, target: str) -> float:
+        """How much the target's mean loss weighs in the sum."""
+        return 1.0
+
+    def losses(self, network: NetworkModel, batch: Batch) -> Losses:
+        """One forward pass; for each target its (total, count). Default: what each named head says."""
+        hidden = network(batch.streams)
+        return {name: network.loss(self.head_of(name), hidden, batch.streams, target) for name, target in batch.targets.items()}
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """The summed target weights, known before the forward pass."""
+        return {name: float(target.weight.sum()) for name, target in batch.targets.items()}

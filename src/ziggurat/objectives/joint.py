@@ -1,0 +1,65 @@
+"""Several objectives on one forward pass.
+
+Paper: BERT (Devlin et al., 2019, 3.1) sums masked LM and next sentence. Needs and feeds what its parts do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ziggurat.context import Context
+from ziggurat.nn import spec as parts
+from ziggurat.objectives.base import Objective
+from ziggurat.objectives.causal import Causal
+from ziggurat.objectives.masked import Masked
+from ziggurat.objectives.pairs import NextSentence, SentenceOrder
+from ziggurat.types import Batch, Tokens
+
+
+Part = Annotated[Masked | Causal | NextSentence | SentenceOrder, Field(discriminator="kind")]
+
+
+class Joint(Objective):
+    """The parts' corruptions one after the other, their losses summed. At most one part says how examples are formed."""
+
+    kind: Literal["joint"] = "joint"
+    parts: tuple[Part, ...] = Field(min_length=2)
+    weights: dict[str, float] = {}
+    """Weight of a part's mean loss, by its kind; default 1."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Joint:
+        formers = [p.kind for p in self.parts if type(p).form is not Objective.form]
+        if len(formers) > 1:
+            raise ValueError(f"{' and '.join(formers)} both decide how examples are formed; only one part may")
+        kinds = [p.kind for p in self.parts]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("two parts of one kind")
+        unknown = set(self.weights) - set(kinds)
+        if unknown:
+            raise ValueError(f"weights for {sorted(unknown)}, which is no part; parts are {kinds}")
+        return self
+
+    def needs(self, ctx: Context) -> None:
+        for part in self.parts:
+            part.needs(ctx)
+
+    def form(self, tokens: Tokens, ctx: Context) -> Batch:
+        former = next((p for p in self.parts if type(p).form is not Objective.form), self.parts[0])
+        return former.form(tokens, ctx)
+
+    def corrupt(self, batch: Batch, ctx: Context) -> Batch:
+        return reduce(lambda b, part: part.corrupt(b, ctx), self.parts, batch)
+
+    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+        return {name: head for part in self.parts for name, head in part.heads(model).items()}
+
+    def head_of(self, target: str) -> str:
+        return next((p.head_of(target) for p in self.parts if p.kind == target), target)
+
+    def weight_of(self, target: str) -> float:
+        return self.weights.get(target, 1.0)

@@ -1,0 +1,121 @@
+"""Fine-tuning objectives: classify or score a text or a pair of texts, and tag its words.
+
+Paper: BERT (Devlin et al., 2019, 3.2). Needs: labels. Feeds: stream "text", targets "classify", "regress" or "tag".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from ziggurat.context import Context
+from ziggurat.data.cut import marks_in, pairs, single
+from ziggurat.errors import UserError, check
+from ziggurat.nn import spec as parts
+from ziggurat.objectives.base import Objective
+from ziggurat.types import Batch, Tokens, text_target
+
+
+def _texts(tokens: Tokens, ctx: Context) -> Batch:
+    return pairs(tokens, ctx) if "pair" in tokens.parts else single(tokens, ctx)
+
+
+def _column(tokens: Tokens, name: str) -> Sequence[Any]:
+    check(name in tokens.fields, f"the data has no column {name!r}", "declare it in the source: `columns: {label: ...}`")
+    return tokens.fields[name]
+
+
+def _index(labels: Sequence[Any], values: Sequence[Any], where: Sequence[str] = ()) -> np.ndarray:
+    """int64[D]: the number of each value in `labels`, compared as text."""
+    known = {str(label): i for i, label in enumerate(labels)}
+    unknown = [i for i, value in enumerate(values) if str(value) not in known]
+    if unknown:
+        value = str(values[unknown[0]])
+        near = get_close_matches(value, known, 1)
+        place = f" ({where[unknown[0]]})" if len(where) > unknown[0] else ""
+        raise UserError(
+            f"label {value!r}{place} is not in the label list {list(known)}" + (f"; did you mean {near[0]!r}?" if near else ""),
+            f"{len(unknown)} such row(s) in this block: mend the data or add the label to `objective.labels`",
+        )
+    return np.array([known[str(value)] for value in values], np.int64)
+
+
+class Labels(Objective):
+    """Base of the objectives with a closed list of labels."""
+
+    labels: tuple[str | int, ...] = Field(min_length=2)
+    """The values of the label column, in the order of the classes."""
+    names: tuple[str, ...] = ()
+    """What to call them in reports and in the exported model; default: the labels themselves."""
+    labelled: ClassVar[bool] = True
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        if len({str(label) for label in labels}) < len(labels):
+            raise ValueError("labels repeat")
+        return labels
+
+    def label_names(self) -> tuple[str, ...]:
+        return self.names or tuple(str(label) for label in self.labels)
+
+
+class Classify(Labels):
+    """One class for a text, or for a pair of texts when the source declares a `pair` column."""
+
+    kind: Literal["classify"] = "classify"
+    metric: Literal["accuracy", "macro_f1", "micro_f1", "f1", "matthews"] = "accuracy"
+    """The score reports quote; `f1` is that of the second label."""
+
+    def form(self, tokens: Tokens, ctx: Context) -> Batch:
+        batch = _texts(tokens, ctx)
+        value = _index(self.labels, _column(tokens, "label"), tokens.fields.get("id", ()))
+        return replace(batch, targets={"classify": text_target(np.arange(len(value)), value, at="document")})
+
+    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+        return parts.class_heads(model, "classify", len(self.labels))
+
+
+class Regress(Objective):
+    """One number for a text or a pair of texts."""
+
+    kind: Literal["regress"] = "regress"
+    labelled: ClassVar[bool] = True
+    metric: Literal["pearson", "spearman", "mse"] = "pearson"
+
+    def form(self, tokens: Tokens, ctx: Context) -> Batch:
+        batch = _texts(tokens, ctx)
+        column = _column(tokens, "label")
+        try:
+            value = np.array([float(v) for v in column], np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the label column holds something that is not a number: {error}", "mend the data") from None
+        check(np.isfinite(value).all(), "the label column holds a number that is not finite", "mend the data")
+        return replace(batch, targets={"regress": text_target(np.arange(len(value)), value, at="document")})
+
+    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+        return parts.class_heads(model, "regress", 1)
+
+
+class Tag(Labels):
+    """One label for each marked word, read off the word's first token."""
+
+    kind: Literal["tag"] = "tag"
+    metric: Literal["token_accuracy", "token_f1", "span_f1"] = "token_accuracy"
+    """The score reports quote; `token_f1` is that of the second label, `span_f1` counts whole BIO spans (CoNLL)."""
+
+    def form(self, tokens: Tokens, ctx: Context) -> Batch:
+        batch = single(tokens, ctx)
+        marks = marks_in(tokens, batch, ctx)
+        names = tokens.parts["text"].labels
+        used, inverse = np.unique(marks.label, return_inverse=True)
+        value = _index(self.labels, [names[i] for i in used])[inverse] if len(used) else marks.label
+        return replace(batch, targets={"tag": text_target(marks.start, value)})
+
+    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+        return {"tag": parts.TokenHead(outputs=len(self.labels))}

@@ -1,0 +1,260 @@
+"""What `show` and `list` print: resolved recipes, systems, checkpoints, one batch drawn, and tables of what there is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import yaml
+
+from ziggurat.config import Spec, load_tree, spelled
+from ziggurat.errors import UserError, check
+from ziggurat.nn.spec import Network, Single
+from ziggurat.objectives import OBJECTIVES
+from ziggurat.systems import SYSTEMS, split_name
+from ziggurat.train.recipe import Recipe, resolve
+from ziggurat.train.stage import STAGE_DEFAULTS, Stage
+from ziggurat.tree import Node, PathTo, nearest
+from ziggurat.types import DEAD, NEVER, Batch, Stream
+
+LISTS = ("systems", "objectives", "recipes", "stages")
+
+
+def show(what: str, overrides: Sequence[str] = ()) -> str:
+    """A recipe file, a system (`bert`, `bert/base`) or a checkpoint folder, as text.
+
+    Raises:
+        UserError: `what` is none of these, or has mistakes.
+    """
+    path = Path(what)
+    if path.is_dir():
+        return show_checkpoint(path)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return show_recipe(path, overrides)
+    name = what.partition("/")[0]
+    check(name in SYSTEMS, f"'{what}' is no recipe file, system or checkpoint folder", f"systems: {nearest(name, SYSTEMS)}")
+    return show_system(what)
+
+
+def show_recipe(path: Path, overrides: Sequence[str] = ()) -> str:
+    """The resolved recipe as YAML, each value with its origin as a comment."""
+    recipe, root = load_tree(path, overrides, model=Recipe)
+    full = recipe.resolved()
+    lines = [(text, _origin(resolve(recipe, root), at)) for text, at in _lines(spelled(full), (), 0)]
+    width = min(max(len(text) for text, _ in lines), 60)
+    return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines)
+
+
+def _lines(value: Any, at: PathTo, depth: int, lead: str = "") -> list[tuple[str, PathTo]]:
+    """(line of YAML, path of the value on it or ()); `lead` opens the first line."""
+    indent = "  " * depth
+    found: list[tuple[str, PathTo]] = []
+    for key, child in value.items():
+        opening, lead = (lead or indent) + f"{key}:", ""
+        nested = isinstance(child, dict) and child
+        items = isinstance(child, list) and any(isinstance(item, dict) for item in child)
+        if nested:
+            found += [(opening, ()), *_lines(child, (*at, key), depth + 1)]
+        elif items:
+            found.append((opening, ()))
+            for n, item in enumerate(child):
+                found += _lines(item, (*at, key, n), depth + 2, "  " * (depth + 1) + "- ")
+        else:
+            found.append((f"{opening} {_flow(child)}", (*at, key)))
+    return found
+
+
+def _flow(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _origin(root: Node, at: PathTo) -> str:
+    """Where a value was set: the file's line, the command line, what supplied it, or `default`."""
+    if not at:
+        return ""
+    here = root
+    for key in at:
+        below = here.at((key,))
+        if below is here:  # not in the tree: a shorthand stands for it, or nobody set it
+            return "default" if isinstance(here.value, (dict, list)) else here.where
+        here = below
+    return here.where
+
+
+def show_system(name: str) -> str:
+    """A system with its sizes, or one size flattened: dimensions, every knob, parameters."""
+    if "/" not in name:
+        system = SYSTEMS[name]
+        rows = [f"  {name}/{size}: {_counts(system.single(size), system.objective)}" for size in system.sizes]
+        return "\n".join([f"{name}  {system.paper}", *rows])
+    system, size = split_name(name)
+    single = system.single(size)
+    written = {"objective": dict(system.objective), "model": spelled(single)}
+    text = "\n".join(line for line, _ in _lines(written, (), 0))
+    return f"# {name}  {system.paper}\n# {_counts(single, system.objective)}\n{text}"
+
+
+def _counts(single: Single, objective: Any) -> str:
+    import torch
+
+    from ziggurat.nn.network import NetworkModel
+
+    kind = OBJECTIVES[objective["kind"]].model_validate(objective)
+    with torch.device("meta"):
+        body = NetworkModel(Network(model=single))
+        whole = NetworkModel(Network(model=single, heads=dict(kind.heads(single))))
+    return (
+        f"{body.parameter_count():,} parameters, {body.parameter_count(embeddings=False):,} without embeddings; "
+        f"{whole.parameter_count():,} with the heads of {kind.kind}"
+    )
+
+
+def show_checkpoint(folder: Path) -> str:
+    """A checkpoint's step, lineage (oldest stage first) and network."""
+    from ziggurat.checkpoint.format import card, find
+
+    found = find(folder)
+    about = card(found)
+    state = json.loads((found / "state.json").read_text("utf-8"))
+    lines = [f"# {found}", f"system: {about.system or 'unknown'}", f"tokenizer: {about.fingerprint or 'none'}"]
+    lines += [f"{key}: {_flow(state[key])}" for key in ("step", "tokens", "seconds") if key in state]
+    lines.append("lineage:" if about.lineage else "lineage: []")
+    for stage in about.lineage:
+        lines.append("  - " + ", ".join(f"{key}: {_flow(value)}" for key, value in stage.items()))
+    return "\n".join([*lines, *(line for line, _ in _lines({"network": spelled(about.network)}, (), 0))])
+
+
+# --- one batch -----------------------------------------------------------------------------------------------
+
+
+class Pieces(Protocol):
+    """What drawing needs of a tokenizer."""
+
+    def pieces(self, ids: Any) -> list[str]: ...
+
+
+def batch_of(recipe: str, overrides: Sequence[str] = (), stage: str = "") -> str:
+    """The first batch of a stage (default: the first one), drawn."""
+    from ziggurat.pipeline.run import first_batch
+
+    batch, tokenizer = first_batch(recipe, overrides, stage)
+    return draw_batch(batch, tokenizer)
+
+
+def draw_batch(
+    batch: Batch, tokenizer: Pieces, *, documents: int = 3, widest: int = 48, said: Collection[str] = ("mlm", "clm", "lm")
+) -> str:
+    """A batch as text (numpy side): of the first documents every row with its token, position, segment, and what is to
+    be predicted there; then who may look at whom, `#` yes and `.` no, a row a query, for documents up to `widest` rows.
+
+    `said` names the targets whose values are vocabulary ids.
+    """
+    alive = np.flatnonzero(batch.keys != DEAD)
+    sizes = ", ".join(f"{name} {len(s.content)} rows" for name, s in batch.streams.items())
+    asked = ", ".join(f"{name} {len(t.index)}" for name, t in batch.targets.items()) or "nothing"
+    parts = [f"{len(alive)} documents ({len(batch) - len(alive)} of padding); {sizes}; predictions: {asked}"]
+    for d in alive[:documents]:
+        for name, stream in batch.streams.items():
+            parts += _document(batch, name, stream, int(d), tokenizer, widest, said)
+    return "\n".join(parts)
+
+
+def _document(
+    batch: Batch, name: str, stream: Stream, d: int, tokenizer: Pieces, widest: int, said: Collection[str]
+) -> list[str]:
+    start, stop = int(stream.bounds[d]), int(stream.bounds[d + 1])
+    answers: dict[int, list[str]] = {}
+    whole = []
+    for target_name, target in batch.targets.items():
+        for index, value, weight in zip(target.index, target.value, target.weight):
+            text = tokenizer.pieces([int(value)])[0] if target_name in said else f"{value:g}"
+            text = f"{target_name}: {text}" + ("" if weight == 1 else f" (weight {weight:g})")
+            if target.at == "document" and index == d:
+                whole.append(text)
+            elif target.at == "token" and target.stream == name and start <= index < stop:
+                answers.setdefault(int(index), []).append(text)
+    pieces = tokenizer.pieces(stream.content[start:stop])
+    lines = ["", f"document {d}, stream {name}, {stop - start} rows" + (f"   -> {', '.join(whole)}" if whole else "")]
+    lines.append("  row  pos seg  token")
+    for n, row in enumerate(range(start, stop)):
+        said_here = f"   -> {', '.join(answers[row])}" if row in answers else ""
+        lines.append(f"  {n:>3}  {stream.position[row]:>3} {stream.segment[row]:>3}  {pieces[n]}{said_here}")
+    if stop - start > widest:
+        return [*lines, f"  visibility: {stream.visibility.kind} ({stop - start} rows are too many to draw)"]
+    return [*lines, f"  visibility: {stream.visibility.kind}", *(f"  {line}" for line in draw_visibility(stream, d))]
+
+
+def draw_visibility(stream: Stream, d: int) -> list[str]:
+    """The visibility matrix of document `d`: a line a query, `#` where it may look at the key of that column.
+
+    Above it, where they are data, the last digits of `clock` and `opens` (`-` = a key for nobody) of each column.
+    """
+    start, stop = int(stream.bounds[d]), int(stream.bounds[d + 1])
+    rule = stream.visibility.spelled(np.diff(stream.bounds))
+    assert rule.clock is not None and rule.opens is not None and rule.closes is not None and rule.lane is not None
+    clock, opens, closes, lane = (x[start:stop] for x in (rule.clock, rule.opens, rule.closes, rule.lane))
+    sees = (opens[None] <= clock[:, None]) & (clock[:, None] < closes[None])
+    sees |= (lane[None] == lane[:, None]) & (lane[:, None] != 0)
+    position = stream.position[start:stop]
+    lines = [f"{'position':>8} " + " ".join(str(p % 10) for p in position)]
+    if stream.visibility.kind == "custom":
+        lines.append(f"{'clock':>8} " + " ".join(str(c % 10) for c in clock))
+        lines.append(f"{'opens':>8} " + " ".join("-" if o >= NEVER else str(o % 10) for o in opens))
+    return lines + [f"{p:>8} " + " ".join("#" if s else "." for s in row) for p, row in zip(position, sees)]
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+def listing(what: str) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of the systems, objectives, recipes or stages there are."""
+    if what == "systems":
+        rows = [
+            [f"{s.name}/{size}", *(f"{dials[k]:,}" for k in ("layers", "width", "heads", "mlp")), _kinds(s.objective), s.paper]
+            for s in SYSTEMS.values()
+            for size, dials in s.sizes.items()
+        ]
+        return ["system", "layers", "width", "heads", "mlp", "objective", "paper"], rows
+    if what == "objectives":
+        rows = [
+            [kind, "finetune" if o.labelled else "pretrain, dapt, tapt", ", ".join(o.structures), _first(o)]
+            for kind, o in OBJECTIVES.items()
+        ]
+        return ["objective", "stages", "structures", "what it does"], rows
+    if what == "recipes":
+        return ["recipe", "what it does"], [[str(p), _comment(p)] for p in sorted(Path("recipes").glob("**/*.yaml"))]
+    if what == "stages":
+        meanings = dict(part.split(": ", 1) for part in (Stage.model_fields["stage"].description or "").rstrip(".").split("; "))
+        return ["stage", "what it is", "its defaults"], [[s, meanings[s], _flow(d)] for s, d in STAGE_DEFAULTS.items()]
+    raise UserError(f"cannot list '{what}'; {nearest(what, LISTS)}", f"ziggurat list {'|'.join(LISTS)}")
+
+
+def _kinds(objective: Any) -> str:
+    return " + ".join(p["kind"] for p in objective["parts"]) if "parts" in objective else objective["kind"]
+
+
+def _first(spec: type[Spec]) -> str:
+    return (spec.__doc__ or "").strip().splitlines()[0]
+
+
+def _comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=250)
+    made = Table(*header, box=None, pad_edge=False)
+    for row in rows:
+        made.add_row(*row)
+    console.print(made, markup=False)

@@ -1,0 +1,33 @@
+"""Named systems: `SYSTEMS` is the registry, `model_of("roberta/tiny", ...)` the model a recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ziggurat.errors import check
+from ziggurat.nn.spec import Single
+from ziggurat.systems.base import System, closest
+from ziggurat.systems.bert import BERT
+from ziggurat.systems.gpt2 import GPT2
+from ziggurat.systems.roberta import ROBERTA
+
+SYSTEMS: dict[str, System] = {system.name: system for system in (BERT, ROBERTA, GPT2)}
+
+
+def split_name(name: str) -> tuple[System, str]:
+    """`"bert/base"` -> (the system, "base"); raises `UserError` that names the nearest system or size."""
+    system, _, size = name.partition("/")
+    if system not in SYSTEMS:
+        raise closest(system, SYSTEMS, "system")
+    found = SYSTEMS[system]
+    check(size, f"system '{name}' lacks a size", f"write for example {name}/tiny; sizes: {', '.join(found.sizes)}")
+    if size not in found.sizes:
+        raise closest(size, found.sizes, f"size of {system}")
+    return found, size
+
+
+def model_of(name: str, dials: Mapping[str, int] | None = None, vocab: int | None = None) -> Single:
+    """The body spec of `"<system>/<size>"` with `dials` (layers, width, heads, mlp) over the size and `vocab` token rows
+    (default: the published vocabulary)."""
+    system, size = split_name(name)
+    return system.single(size, dials, vocab)

@@ -1,0 +1,202 @@
+"""What a named system is: a model spec, its sizes, its objective, and how the Hub writes the same thing down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from ziggurat.checkpoint.names import Entry, NameMap, nearest
+from ziggurat.errors import UserError, check
+from ziggurat.nn.spec import Single
+
+GELU = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+"""The Hub's `hidden_act` -> ours; the first spelling of each is the one we write."""
+CAUSAL = {False: "full", True: "causal"}
+"""The Hub's `is_decoder` -> our visibility."""
+DIALS = ("layers", "width", "heads", "mlp")
+HEAD_WIDTH = 64
+"""Width of one attention head in every published size of these systems."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One entry of the Hub's `config.json` and the places of our spec that hold the same number."""
+
+    hub: str
+    default: Any
+    """What the Hub's class takes when the entry is absent or null; a function is given the whole config."""
+    ours: tuple[str, ...]
+    """Dotted places in `Single`. More than one: the Hub has one value for all of them."""
+    values: Mapping[Any, Any] | None = None
+    """Hub value -> ours, where they are written differently."""
+
+
+def knob(hub: str, default: Any, *ours: str, values: Mapping[Any, Any] | None = None) -> Knob:
+    return Knob(hub, default, ours, values)
+
+
+@dataclass(frozen=True)
+class System:
+    """A named system: all that tells it from the others, on one page."""
+
+    name: str
+    """Also the Hub's `model_type`."""
+    paper: str
+    model: Single
+    """The published base model; every other size changes its dials only."""
+    sizes: Mapping[str, Mapping[str, int]]
+    """Size -> dials (layers, width, heads, mlp)."""
+    objective: Mapping[str, Any]
+    """The pre-training objective, as a recipe would write it."""
+    template: str
+    """Special-token template of a tokenizer trained for it: bert, roberta or gpt2."""
+    knobs: tuple[Knob, ...]
+    names: NameMap
+    """Parameter names of the body."""
+    heads: Mapping[str, tuple[Entry, ...]]
+    """Parameter names of each head, by our head's name."""
+    classes: Mapping[str, tuple[str, ...]]
+    """The Hub's classes -> our heads they hold. Of two classes with the same heads the first is written."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of `config.json` that must have this value (or be absent), because our model has no such variant."""
+    head_fixed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same for single heads, by our head's name."""
+    dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    pad: int | None = None
+    """Pad id written when there is no tokenizer to ask."""
+    pad_counts: bool = False
+    """RoBERTa: positions are numbered from the pad id + 1, so the table holds pad id + 1 rows more."""
+
+    def single(self, size: str, dials: Mapping[str, int] | None = None, vocab: int | None = None) -> Single:
+        """The model of a size, with `dials` (layers, width, heads, mlp) over it and `vocab` token rows.
+
+        A width without heads or mlp brings those of the published sizes: heads of 64, a feed-forward layer of 4 widths.
+        """
+        check(size in self.sizes, f"system {self.name} has no size '{size}'", f"sizes: {', '.join(self.sizes)}")
+        dials = {k: v for k, v in (dials or {}).items() if v is not None}
+        unknown = [k for k in dials if k not in DIALS]
+        check(not unknown, f"unknown model dial {', '.join(unknown)}", f"dials: {', '.join(DIALS)}")
+        values = dict(self.sizes[size])
+        if "width" in dials:
+            width = dials["width"]
+            fits = width % HEAD_WIDTH == 0 or "heads" in dials
+            check(fits, f"width {width} is not a multiple of {HEAD_WIDTH}", "also say how many `heads` there are")
+            values |= {"heads": width // HEAD_WIDTH, "mlp": 4 * width}
+        values |= dials
+        try:
+            return Single.model_validate({**self.model.model_dump(), **values, **({"vocab": vocab} if vocab else {})})
+        except ValidationError as e:
+            raise UserError(f"model {self.name}/{size}: {e.errors()[0]['msg']}", f"dials: {values}") from None
+
+    def read(self, config: Mapping[str, Any]) -> Single:
+        """Our spec of the body that a Hub `config.json` describes; raises `UserError` where ours would compute something else."""
+        self.demand(config, self.fixed)
+        dump = self.model.model_dump()
+        for k in self.knobs:
+            value = config.get(k.hub)
+            if value is None:
+                value = k.default(config) if callable(k.default) else k.default
+            if k.values is not None:
+                check(
+                    value in k.values,
+                    f"config.json: {k.hub} is {value!r}, which {self.name} does not support",
+                    f"supported: {', '.join(map(str, k.values))}",
+                )
+                value = k.values[value]
+            for place in k.ours:
+                _put(dump, place, value)
+        if self.pad_counts:
+            pad = config.get("pad_token_id", self.pad)
+            check(isinstance(pad, int), f"config.json: {self.name} needs a pad_token_id", "its positions are numbered from it")
+            positions = dump["embed"]["positions"]
+            positions |= {"offset": pad + 1, "length": positions["length"] - pad - 1}
+        try:
+            return Single.model_validate(dump)
+        except ValidationError as e:
+            where = ".".join(map(str, e.errors()[0]["loc"]))
+            raise UserError(f"config.json describes an impossible model: {where}: {e.errors()[0]['msg']}") from None
+
+    def demand(self, config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+        """Raise `UserError` when an entry of `config.json` asks for a variant that ours is not."""
+        for key, value in fixed.items():
+            found = config.get(key)
+            check(
+                found is None or found == value,
+                f"config.json: {key} is {found!r}, but {self.name} is read only with {value!r}",
+                "the model would compute something else; it cannot be imported",
+            )
+
+    def write(self, model: Single) -> dict[str, Any]:
+        """The Hub's `config.json` entries of a body; raises `UserError` where the Hub's class would compute something else."""
+        config: dict[str, Any] = {"model_type": self.name, **self.fixed}
+        dump = model.model_dump()
+        for k in self.knobs:
+            found = [_get(dump, place) for place in k.ours]
+            check(
+                all(v == found[0] for v in found),
+                f"{' and '.join(k.ours)} differ ({', '.join(map(str, found))}), but the Hub's {self.name} has one {k.hub} for them",
+                "this model cannot be exported",
+            )
+            config[k.hub] = found[0] if k.values is None else next((h for h, o in k.values.items() if o == found[0]), None)
+        if self.pad_counts:
+            config["pad_token_id"] = model.embed.positions.offset - 1
+            config["max_position_embeddings"] += model.embed.positions.offset
+        again = self.read(config)
+        lost = [place for place in _differences(dump, again.model_dump()) if not place.startswith("init.")]
+        check(
+            not lost,
+            f"the Hub's {self.name} classes have no model with this {', '.join(lost)}",
+            "keep the system's own value to be able to export",
+        )
+        return config
+
+
+def system_of(systems: Mapping[str, System], model: Single) -> System:
+    """The system whose Hub classes can hold `model`; raises `UserError` if there is none."""
+    reasons = []
+    for system in systems.values():
+        try:
+            system.write(model)
+        except UserError as e:
+            reasons.append(f"{system.name}: {e.message}")
+        else:
+            return system
+    raise UserError("no Hugging Face class computes what this model does\n  " + "\n  ".join(reasons))
+
+
+def closest(name: str, known: Mapping[str, object], what: str) -> UserError:
+    """'No such thing', with the names that are most like it."""
+    return UserError(f"no {what} '{name}'", f"did you mean {' or '.join(nearest(name, known, 2))}? There are: {', '.join(known)}")
+
+
+def _get(dump: Mapping[str, Any], place: str) -> Any:
+    value: Any = dump
+    for part in place.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _put(dump: dict[str, Any], place: str, value: Any) -> None:
+    *path, last = place.split(".")
+    for part in path:
+        dump = dump[part]
+    dump[last] = value
+
+
+def _differences(a: Any, b: Any, place: str = "") -> list[str]:
+    """Dotted places at which two dumps differ."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = dict.fromkeys([*a, *b])
+        return [d for k in keys for d in _differences(a.get(k), b.get(k), f"{place}.{k}" if place else k)]
+    return [] if a == b else [place]
+
+
+def sizes(**shapes: tuple[int, int]) -> dict[str, dict[str, int]]:
+    """Sizes from (layers, width): heads of 64 and a feed-forward layer of 4 widths, as all published ones have."""
+    return {
+        name: {"layers": layers, "width": width, "heads": width // HEAD_WIDTH, "mlp": 4 * width}
+        for name, (layers, width) in shapes.items()
+    }

@@ -1,0 +1,347 @@
+"""Hugging Face folders, in and out: `config.json`, `model.safetensors`, tokenizer files. Never needs `transformers`.
+
+Both directions are strict: an entry, a name or a shape that our model or the Hub's class would not compute the same way
+is one `UserError`; whatever is left out on purpose is said in the notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ziggurat.checkpoint import format as checkpoints
+from ziggurat.checkpoint.names import NameMap
+from ziggurat.errors import UserError, check
+from ziggurat.nn import spec
+from ziggurat.nn.network import NetworkModel
+from ziggurat.systems import SYSTEMS
+from ziggurat.systems.base import System, closest, system_of
+from ziggurat.systems.folder import publish, read_config, read_tensors
+
+if TYPE_CHECKING:
+    from ziggurat.text.tokenizer import Tokenizer
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+TASKS = ("classify", "regress", "choice", "tag", "span")
+"""Heads of tasks: when there is one, the export is of its class and the pre-training heads stay behind."""
+OUTPUTS = {"nsp": 2, "choice": 1, "span": 2}
+"""Outputs that the Hub's classes take for granted."""
+POSITIONS = "model.embed.position.weight"
+IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A Hugging Face folder, read."""
+
+    network: spec.Network
+    tensors: dict[str, Tensor]
+    """float32 by our parameter names, as `NetworkModel(network).load_state_dict` takes them."""
+    tokenizer: Path | None
+    """The folder, if it holds a tokenizer."""
+    system: str
+    config: dict[str, Any]
+    """`config.json` as it stands."""
+    labels: tuple[str, ...]
+    """Names of the task head's classes; empty if the file names none."""
+    notes: tuple[str, ...]
+    """What the user should know: left out, converted."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    architecture: str
+    """The Hub class that the folder loads as."""
+    notes: tuple[str, ...]
+
+
+def from_hub(folder: Path | str) -> Imported:
+    """Read a local Hugging Face folder; raises `UserError` when it is not one, or not one we compute alike."""
+    folder = Path(folder)
+    config = read_config(folder)
+    kind = str(config.get("model_type", ""))
+    check(not config.get("auto_map"), f"{folder} brings its own model code", "only the Hub's own classes can be imported")
+    check(kind, f"{folder / 'config.json'} has no model_type", f"known: {', '.join(SYSTEMS)}")
+    if kind not in SYSTEMS:
+        raise closest(kind, SYSTEMS, "system for model_type")
+    system, notes = SYSTEMS[kind], list[str]()
+    model = system.read(config)
+    stored = read_tensors(folder, notes)
+    architecture, heads = _heads_found(system, config, stored)
+    for head in heads:
+        system.demand(config, system.head_fixed.get(head, {}))
+    names = system.names + [entry for head in heads for entry in system.heads[head]]
+    tensors = names.to_ours(stored)
+    network = spec.Network(model=model, heads={head: _head_spec(system, head, tensors) for head in heads})
+    with torch.device("meta"):
+        expected = {name: p.shape for name, p in NetworkModel(network).state_dict().items()}
+    checkpoints.match(expected, {name: t.shape for name, t in tensors.items()}, f"{folder}: what is stored")
+    labels = _labels(config, network)
+    tokenizer = folder if any((folder / name).exists() for name in TOKENIZER_FILES) else None
+    if tokenizer is None:
+        notes.append(f"{folder} has no tokenizer: only the weights were imported")
+    if config.get("problem_type") == "multi_label_classification":
+        notes.append("its labels do not exclude each other (multi_label_classification); the scores are imported, not that rule")
+    notes.append(f"read as {architecture}, heads: {', '.join(heads) or 'none'}")
+    return Imported(network, tensors, tokenizer, system.name, config, labels, tuple(notes))
+
+
+def to_hub(
+    network: spec.Network,
+    tensors: Mapping[str, Tensor],
+    tokenizer: Tokenizer | None,
+    system: System | str | None,
+    folder: Path | str,
+    *,
+    dropout: float = 0.1,
+    architecture: str | None = None,
+    labels: Sequence[str] = (),
+    ids: Mapping[str, int | None] | None = None,
+) -> Exported:
+    """Write a folder that `AutoModel*.from_pretrained` loads without remote code.
+
+    `tensors`: parameters by our names (`NetworkModel.state_dict()`). `system` None: the one whose Hub classes compute
+    what this model does. `dropout` is what the Hub will train on with. `architecture`: the Hub class, chosen from the
+    heads when None. `labels`: names of the task head's classes. `ids`: pad, bos and eos ids where there is no tokenizer.
+    Raises `UserError` when no Hub class computes this model; an earlier export in `folder` is replaced, other folders
+    with something in them are not touched.
+    """
+    folder = Path(folder)
+    if isinstance(system, str):
+        check(system in SYSTEMS, f"no system '{system}'", f"systems: {', '.join(SYSTEMS)}")
+    page = SYSTEMS[system] if isinstance(system, str) else system or system_of(SYSTEMS, network.model)
+    notes: list[str] = []
+    config = page.write(network.model)
+    architecture, heads = _heads_wanted(page, network, architecture, notes)
+    config["architectures"] = [architecture]
+    for head in heads:
+        _exportable(page, head, network.heads.get(head))
+        config |= page.head_fixed.get(head, {})
+    config |= dict.fromkeys(page.dropouts, dropout)
+    config |= _label_entries(network, heads, labels)
+    config |= _ids(page, network, tokenizer, heads, ids, notes)
+    wanted = ("model.", *(f"heads.{head}." for head in heads))
+    kept = {name: tensor.detach().cpu() for name, tensor in tensors.items() if name.startswith(wanted)}
+    if page.pad_counts:
+        kept[POSITIONS] = _renumbered(kept[POSITIONS], network.model.embed.positions, config["pad_token_id"])
+        config["max_position_embeddings"] = len(kept[POSITIONS])
+    if "choice" in heads and "heads.choice.out.bias" not in kept:
+        kept["heads.choice.out.bias"] = kept["heads.choice.out.weight"].new_zeros(1)  # the Hub's class has one; 0 is none
+    names = page.names + [entry for head in heads for entry in page.heads[head]]
+    stored = names.to_hub(kept)
+    if architecture == _base(page):  # the Hub's headless classes are saved without the family's prefix
+        stored = {name.removeprefix(page.names.prefix): tensor for name, tensor in stored.items()}
+    dtype = str(next(iter(stored.values())).dtype).removeprefix("torch.")
+    config |= {"dtype": dtype, "torch_dtype": dtype}  # the second is what transformers 4 reads
+    longest = network.model.embed.positions.length
+    publish(folder, config, stored, tokenizer and partial(tokenizer.save, model_max_length=longest))
+    return Exported(folder, architecture, tuple(notes))
+
+
+def import_folder(source: Path | str, target: Path | str) -> tuple[Path, tuple[str, ...]]:
+    """A Hugging Face folder -> our checkpoint `target/step-00000000`; returns its folder and the notes."""
+    found = from_hub(source)
+    more = {"labels": list(found.labels), "ids": {key: found.config.get(key) for key in IDS}}
+    fingerprint, write = "", None
+    if found.tokenizer is not None:
+        from ziggurat.text.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.load(found.tokenizer)
+        fingerprint, write = tokenizer.fingerprint, tokenizer.save
+    lineage = ({"name": "import", "from": Path(source).name, "architectures": found.config.get("architectures")},)
+    card = checkpoints.Card(found.network, found.system, lineage, fingerprint, more)
+    folder = checkpoints.save(Path(target), 0, card, found.tensors, state={}, tokenizer=write)
+    return folder, found.notes
+
+
+def export_checkpoint(
+    checkpoint: Path | str, target: Path | str, *, architecture: str | None = None, dropout: float = 0.1
+) -> Exported:
+    """Our checkpoint (or the newest good one of a stage) -> a Hugging Face folder, with its tokenizer if it has one."""
+    saved = checkpoints.load(Path(checkpoint))
+    tokenizer = None
+    if saved.tokenizer is not None:
+        from ziggurat.text.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.load(saved.tokenizer)
+    card = saved.card
+    return to_hub(
+        card.network,
+        saved.tensors,
+        tokenizer,
+        card.system or None,
+        target,
+        dropout=card.more.get("dropout", dropout),
+        architecture=architecture,
+        labels=card.more.get("labels", ()),
+        ids=card.more.get("ids"),
+    )
+
+
+def _heads_found(system: System, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> tuple[str, tuple[str, ...]]:
+    """The Hub class of a folder and our heads that it holds: its class's, and pre-training heads that lie in the file."""
+    named = [str(a) for a in config.get("architectures") or ()]
+    architecture = named[0] if named else _base(system)
+    if architecture not in system.classes:
+        raise closest(architecture, system.classes, f"{system.name} class")
+    heads = [] if architecture == _base(system) else list(system.classes[architecture])
+    if "classify" in heads and _regression(config):
+        heads[heads.index("classify")] = "regress"
+    taken = {hub for head in heads for hub in _hub_names(system, head)}
+    for head in [head for head in ("pooler", "lm", "nsp") if head in system.heads]:  # their names in the file say whose they are; a classifier's do not
+        names = _hub_names(system, head)
+        if head not in heads and not taken.intersection(names) and _any_stored(names, system.names.prefix, stored):
+            heads.append(head)
+    return architecture, tuple(heads)
+
+
+def _heads_wanted(
+    system: System, network: spec.Network, architecture: str | None, notes: list[str]
+) -> tuple[str, tuple[str, ...]]:
+    """The Hub class to write and our heads that go into it; what stays behind is noted."""
+    present = [head for head in network.heads if head in system.heads]
+    if architecture is None:
+        tasks = [head for head in present if head in TASKS]
+        several = f"the model has several task heads: {', '.join(tasks)}"
+        check(len(tasks) < 2, several, "one Hub class holds one of them: say which class with `architecture`")
+        architecture = _class_of(system, set(tasks) or set(present) - {"pooler"}, network.model.visibility == "causal")
+    elif architecture not in system.classes:
+        raise closest(architecture, system.classes, f"{system.name} class")
+    heads = []
+    for head in system.classes[architecture]:
+        head = "regress" if head == "classify" and "classify" not in present and "regress" in present else head
+        if head in present or not _hub_names(system, head):
+            heads.append(head)
+        elif architecture != _base(system):
+            raise UserError(f"{architecture} needs a head '{head}', which the model lacks", f"it has: {', '.join(network.heads)}")
+    left = [head for head in network.heads if head not in heads]
+    if left:
+        notes.append(f"{architecture} has no place for the heads {', '.join(left)}: they were left out")
+    return architecture, tuple(heads)
+
+
+def _class_of(system: System, wanted: set[str], causal: bool) -> str:
+    """The Hub class with exactly these heads (poolers apart), or else the first that has them among others."""
+    wanted = {"classify" if head == "regress" else head for head in wanted}
+    heads = {name: set(heads) - {"pooler"} for name, heads in system.classes.items()}
+    found = [name for name in heads if heads[name] == wanted] or [name for name in heads if heads[name] > wanted]
+    return found[min(causal, len(found) - 1)]  # where there are two, the second is the causal one
+
+
+def _base(system: System) -> str:
+    """The Hub's class without a head."""
+    return list(system.classes)[-1]
+
+
+def _hub_names(system: System, head: str) -> list[str]:
+    """The Hub's name templates of a head's own parameters."""
+    return [line.hub for line in NameMap(system.heads[head]).lines]
+
+
+def _any_stored(templates: Sequence[str], prefix: str, stored: Mapping[str, Tensor]) -> bool:
+    stems = tuple(template.split("{")[0] for template in templates)
+    return bool(stems) and any(name.startswith(stems) or (prefix + name).startswith(stems) for name in stored)
+
+
+def _head_spec(system: System, head: str, tensors: Mapping[str, Tensor]) -> spec.Head:
+    """What the tensors of a head say about it."""
+    if head == "lm":
+        return spec.VocabHead()
+    if head == "pooler":
+        return spec.PoolerHead()
+    outputs = len(tensors[f"heads.{head}.out.weight"])
+    if head in ("tag", "span"):
+        return spec.TokenHead(outputs=outputs)
+    return spec.ClassHead(outputs=outputs, by=system.model.pool.by, bias=f"heads.{head}.out.bias" in tensors)
+
+
+def _exportable(system: System, head: str, part: spec.Head | None) -> None:
+    outputs = getattr(part, "outputs", None)
+    taken = OUTPUTS.get(head)
+    check(
+        outputs is None or taken is None or outputs == taken,
+        f"head '{head}' has {outputs} outputs, the Hub's class {taken}",
+        "this head cannot be exported: give `architecture` for another one",
+    )
+    by = getattr(part, "by", system.model.pool.by)
+    check(
+        by == system.model.pool.by,
+        f"head '{head}' pools by '{by}', the Hub's {system.name} classes by '{system.model.pool.by}'",
+        "keep the system's own pooling to be able to export",
+    )
+
+
+def _regression(config: Mapping[str, Any]) -> bool:
+    kind = config.get("problem_type")
+    return kind == "regression" or (kind is None and len(config.get("id2label") or (0, 1)) == 1)
+
+
+def _labels(config: Mapping[str, Any], network: spec.Network) -> tuple[str, ...]:
+    """Names of the classes; none when the file has the Hub's placeholders or as many as another head."""
+    named = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
+    labels = tuple(named[number] for number in sorted(named))
+    outputs = {getattr(part, "outputs", 0) for head, part in network.heads.items() if head in ("classify", "tag")}
+    placeholders = all(label == f"LABEL_{number}" for number, label in enumerate(labels))
+    return labels if outputs == {len(labels)} and not placeholders else ()
+
+
+def _label_entries(network: spec.Network, heads: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    kinds = {"classify": "single_label_classification", "regress": "regression", "tag": None}
+    entries: dict[str, Any] = {}
+    for head in kinds.keys() & set(heads):
+        outputs = getattr(network.heads[head], "outputs", 0)
+        names = list(labels) if head != "regress" and labels else [f"LABEL_{number}" for number in range(outputs)]
+        check(len(names) == outputs, f"{len(names)} labels for head '{head}' with {outputs} outputs: {', '.join(names)}")
+        entries["id2label"] = {str(number): name for number, name in enumerate(names)}
+        entries["label2id"] = {name: number for number, name in enumerate(names)}
+        entries |= {"problem_type": kinds[head]} if kinds[head] else {}
+    return entries
+
+
+def _ids(
+    system: System,
+    network: spec.Network,
+    tokenizer: Tokenizer | None,
+    heads: Sequence[str],
+    ids: Mapping[str, int | None] | None,
+    notes: list[str],
+) -> dict[str, int | None]:
+    """Special ids for `config.json`."""
+    if tokenizer is None:
+        given = {key: (ids or {}).get(key) for key in IDS}
+        if system.pad_counts:
+            return given | {"pad_token_id": network.model.embed.positions.offset - 1}
+        return given if ids else given | {"pad_token_id": system.pad}
+    vocab, layout = tokenizer.vocab, tokenizer.layout
+    check(
+        vocab.size <= network.model.vocab,
+        f"the tokenizer has {vocab.size} tokens, the model only {network.model.vocab} rows for them",
+        "export with the tokenizer the model was trained with",
+    )
+    segments = network.model.embed.segments
+    if max(layout.segments) >= max(segments, 1):
+        # Without a table transformers' GPT-2 would add the token embeddings of the segment numbers: silently something else.
+        check(segments, "the tokenizer numbers segments, the model has none", "export with the tokenizer it was trained with")
+        notes.append("the tokenizer numbers the two texts of a pair, the model has one segment: transformers can run single texts only")
+    pad: int | None = vocab.pad
+    if {"classify", "regress"} & set(heads) and network.model.pool.at == "last" and layout.last[-1:] == (vocab.pad,):
+        # The Hub's class scores the last token that is not the pad; ours the last one, which here looks like a pad.
+        pad = None
+        notes.append("the pad token also ends documents, so config.json names no pad: transformers scores one text at a time")
+    return {"pad_token_id": pad, "bos_token_id": layout.first[0] if layout.first else vocab.end, "eos_token_id": vocab.end}
+
+
+def _renumbered(table: Tensor, positions: spec.Learned, pad: int) -> Tensor:
+    """The position table as the Hub numbers it, from the pad id + 1; rows before that are read for pads only."""
+    if pad + 1 == positions.offset:
+        return table
+    return torch.cat([table.new_zeros(pad + 1, table.shape[1]), table[positions.offset :]])

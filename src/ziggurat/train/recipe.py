@@ -1,0 +1,244 @@
+"""What a user writes: a recipe. How defaults, size, recipe and command line become one, and what can be wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ziggurat.config import Problem, Spec, complain, given
+from ziggurat.data.sources import Source, labelled, splits
+from ziggurat.errors import UserError
+from ziggurat.nn.spec import Single
+from ziggurat.systems import SYSTEMS
+from ziggurat.systems.base import System
+from ziggurat.text.train import TokenizerSpec
+from ziggurat.train.stage import BUDGETS, NAME, STAGE_DEFAULTS, BatchLimits, Evaluate, Optim, Save, Schedule, Stage, StageFields
+from ziggurat.tree import Node, PathTo, Shape, merge, nearest, tree
+
+__all__ = ["BatchLimits", "Dials", "Evaluate", "Optim", "Recipe", "Save", "Schedule", "Stage", "StageFields", "Worth", "resolve"]
+
+TEXT_STAGES = ("pretrain", "dapt", "tapt")
+RESERVED = ("tokenizer", "shards", "worth")
+
+
+class Worth(Spec):
+    """What each stage was worth: the task is fine-tuned from every prefix of the pipeline."""
+
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    """One fine-tuning a seed and prefix; the seed draws the labelled rows, the head and the order."""
+
+    @model_validator(mode="after")
+    def _different(self) -> Worth:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: each seed may stand once")
+        return self
+
+
+class Dials(Spec):
+    """Dimensions of the model, over those of the size. Where width is set, heads and mlp follow it (heads of 64, a
+    feed-forward layer of 4 widths) unless they are set too."""
+
+    layers: int | None = Field(None, gt=0)
+    """Transformer layers."""
+    width: int | None = Field(None, gt=0)
+    """Length of hidden vectors."""
+    heads: int | None = Field(None, gt=0)
+    """Attention heads."""
+    mlp: int | None = Field(None, gt=0)
+    """Width of the feed-forward layer."""
+
+
+class Recipe(Spec):
+    """Raw text in, a fine-tuned model out."""
+
+    name: str = Field(pattern=r"^[\w-][\w.-]*$")
+    """The run folder is runs/<name>."""
+    system: str
+    """<system>/<size>, as `ziggurat list systems` prints them; without a size when `init` brings the model."""
+    model: Dials = Dials()
+    """Dimensions other than the size's."""
+    tokenizer: TokenizerSpec | None = None
+    """Trained on the sources' text, or brought along by its path; null when `init` brings one."""
+    sources: dict[Annotated[str, Field(pattern=NAME)], Source] = Field(min_length=1)
+    """Texts and labelled data, by names of your choice."""
+    seed: int = Field(0, ge=0)
+    """Root of all randomness."""
+    defaults: StageFields | None = None
+    """Any field of a stage, for all stages."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """The pipeline, in order."""
+    worth: Annotated[Worth | None, BeforeValidator(lambda v: {True: Worth(), False: None}[v] if isinstance(v, bool) else v)] = (
+        Worth()
+    )
+    """Fine-tune from every prefix of the pipeline, to say what each stage was worth; false = off."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard event files (extra `tensorboard`)."""
+
+    def resolved(self) -> Recipe:
+        """The same recipe with nothing left to defaults: every stage spelled out, `defaults` empty, names and `init` given.
+
+        Raises:
+            UserError: all of `problems()`.
+        """
+        complain(self.problems(), f"recipe {self.name}")
+        return Recipe.model_validate(resolve(self).plain())
+
+    def single(self, vocab: int | None = None) -> Single | None:
+        """The model of system, size and dials, with `vocab` token rows; None when `init` brings it.
+
+        Raises:
+            UserError: dimensions that do not fit together.
+        """
+        system, size = split(self.system)
+        return system.single(size, dict(self.model), vocab) if system is not None and size in system.sizes else None
+
+    def problems(self) -> Iterator[Problem]:
+        """Mistakes that need more than one value to be seen."""
+        yield from _model_problems(self)
+        try:
+            full = Recipe.model_validate(resolve(self).plain())
+        except ValueError as e:
+            yield Problem(("stages",), f"defaults and stages do not fit together: {e}")
+            return
+        seen: dict[str, int] = {}
+        for n, stage in enumerate(full.stages):
+            if stage.title in seen:
+                message = f"two stages are called '{stage.title}'; give one a `name`"
+                yield Problem(("stages", n, "name"), message, (("stages", seen[stage.title], "name"), ("stages", n, "stage")))
+            elif stage.title in RESERVED:
+                yield Problem(("stages", n, "name"), f"'{stage.title}' is a folder of every run; choose another name")
+            for field, message, *needs in _stage_problems(full, stage, list(seen)):
+                yield Problem(self._place(n, field), message, (("stages", n), *needs) if not field else tuple(needs))
+            seen.setdefault(stage.title, n)
+        if "worth" in self.model_fields_set and self.worth is not None and all(s.stage != "finetune" for s in self.stages):
+            yield Problem(("worth",), "needs a finetune stage: a stage's worth is what it adds to the fine-tuned score")
+
+    def _place(self, n: int, field: str) -> PathTo:
+        """Where a stage's value was written: in the stage, in `defaults`, or (a default of ours) nowhere."""
+        if not field:
+            return ("stages", n)
+        general = self.defaults is not None and field in self.defaults.model_fields_set
+        return ("defaults", field) if general and field not in self.stages[n].model_fields_set else ("stages", n, field)
+
+
+def resolve(recipe: Recipe, root: Node | None = None) -> Node:
+    """The resolved recipe as a tree that says where each value comes from: stage kind < system < size < the recipe's
+    `defaults` < stage < command line. `root` is the tree it was read from."""
+    root = tree(given(recipe), "recipe") if root is None else root
+    system, size = split(recipe.system)
+    shape, stages, before = Shape(Stage), [], "scratch"
+    for stage, own in zip(recipe.stages, root.at(("stages",)).value):
+        node = tree(STAGE_DEFAULTS[stage.stage], f"default of {stage.stage}")
+        if system is not None and stage.stage in TEXT_STAGES:
+            node = merge(node, tree({"objective": dict(system.objective)}, f"system {system.name}"), shape)
+        if recipe.defaults is not None:
+            node = merge(node, root.value["defaults"], shape)
+        node = merge(node, own, shape)
+        node.value.setdefault("name", Node(stage.stage, "default"))
+        if "init" not in node.value or node.value["init"].value == "previous":
+            node.value["init"] = Node(before, "default" if before == "scratch" else "the stage before")
+        before = stage.title
+        stages.append(node)
+    merged = {key: child for key, child in root.value.items() if key != "defaults"}
+    if system is not None and size in system.sizes:
+        fill = tree(dict(system.sizes[size]), f"size {recipe.system}")
+        try:
+            full = recipe.single()
+            follow = {k: v for k in ("heads", "mlp") if (v := getattr(full, k)) != system.sizes[size][k]}
+            fill.value |= tree(follow, "follows width").value
+        except UserError:
+            pass  # one of the recipe's problems
+        merged["model"] = merge(fill, root.value.get("model", Node({}, "")), Shape(Dials))
+    merged["stages"] = Node(stages, root.at(("stages",)).where)
+    if "worth" not in merged and all(s.stage != "finetune" for s in recipe.stages):
+        merged["worth"] = Node(None, "no finetune stage")
+    return Node(merged, root.where)
+
+
+def split(name: str) -> tuple[System | None, str]:
+    """`bert/base` -> its system, if there is one, and the size."""
+    system, _, size = name.partition("/")
+    return SYSTEMS.get(system), size
+
+
+def _model_problems(recipe: Recipe) -> Iterator[Problem]:
+    system, size = split(recipe.system)
+    general = recipe.defaults.init if recipe.defaults is not None else "previous"
+    own = recipe.stages[0].init
+    fresh = (general if own == "previous" else own) in ("previous", "scratch")
+    sized = [f"{name}/{s}" for name, each in SYSTEMS.items() for s in each.sizes]
+    if system is None or (size and size not in system.sizes):
+        known = [*SYSTEMS, *sized] if not size else sized
+        yield Problem(("system",), f"unknown system '{recipe.system}'; {nearest(recipe.system, known)}")
+    elif not size and fresh:
+        yield Problem(
+            ("system",), f"'{recipe.system}' needs a size: {', '.join(s for s in sized if s.startswith(system.name + '/'))}"
+        )
+    elif not size and recipe.model != Dials():
+        yield Problem(("model",), "dimensions are those of the checkpoint in `init`; leave `model` out, or give `system` a size")
+    elif size:
+        try:
+            recipe.single()
+        except UserError as e:
+            yield Problem(("model",), f"{e.message}; {e.hint}")
+    if recipe.tokenizer is None and fresh:
+        message = "is missing: a model from scratch needs one, as in {kind: wordpiece, vocab: 8000} or {path: a folder}"
+        yield Problem(("tokenizer",), message)
+
+
+def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator[tuple[Any, ...]]:
+    """(field or "", message, places it was judged by ...)"""
+    budgets = [unit for unit in BUDGETS if getattr(stage, unit) is not None]
+    if len(budgets) != 1:
+        how = f"has {len(budgets)} budgets ({', '.join(budgets)})" if budgets else "has no budget"
+        yield "", f"{how}; give exactly one of {', '.join(BUDGETS)}"
+    if not stage.data:
+        yield "", f"has no data; name a source: {', '.join(recipe.sources)}"
+    for name in stage.data:
+        if name not in recipe.sources:
+            yield "data", f"unknown source '{name}'; {nearest(name, recipe.sources)}", ("sources", name)
+    later = [s.title for s in recipe.stages if s.title not in before]
+    if stage.init in later:
+        yield "init", f"'{stage.init}' is not an earlier stage"
+    supervised = stage.objective is not None and stage.objective.labelled
+    if stage.stage == "finetune":
+        yield from _task_problems(recipe, stage, supervised)
+    else:
+        if supervised:
+            assert stage.objective is not None
+            yield "objective", f"'{stage.objective.kind}' needs labels: it belongs in a finetune stage, not in {stage.stage}"
+        if stage.examples is not None:
+            yield "examples", f"counts labelled rows, and {stage.stage} reads plain text; limit the source instead"
+    system = split(recipe.system)[0]
+    positions = system.model.embed.positions.length if system is not None else stage.length
+    if stage.length > positions:
+        yield "length", f"{stage.length} is longer than the {positions} positions of {recipe.system}"
+    if stage.batch.tokens is not None and stage.batch.tokens < stage.length:
+        yield "batch", f"a micro-batch of {stage.batch.tokens} tokens cannot hold one example of length {stage.length}"
+
+
+def _task_problems(recipe: Recipe, stage: Stage, supervised: bool) -> Iterator[tuple[Any, ...]]:
+    if stage.objective is None:
+        yield "", "has no objective; a finetune stage needs a labelled one, as in {kind: classify, labels: [neg, pos]}"
+    elif not supervised:
+        yield "objective", f"'{stage.objective.kind}' has no labels; a finetune stage needs a labelled objective"
+    if len(stage.data) > 1:
+        yield "data", f"a finetune stage reads one source, not {len(stage.data)}"
+    for name in stage.data:
+        source = recipe.sources.get(name)
+        if source is None:
+            continue
+        if not labelled(source):
+            yield (
+                "data",
+                f"source '{name}' declares no labels; name their column, as in columns: {{label: ...}}",
+                ("sources", name),
+            )
+        if "test" not in splits(source):
+            yield (
+                "data",
+                f"source '{name}' has no `test` rows to score on; give it `test: file` or `test: 0.1`",
+                ("sources", name),
+            )

@@ -1,0 +1,164 @@
+"""What a user writes for one stage: its text, budget, objective, batch, optimiser, schedule, and when to look and to save."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ziggurat.config import Duration, Spec
+from ziggurat.objectives import AnyObjective
+
+BUDGETS = ("steps", "tokens", "epochs", "time")
+NAME = r"^[\w-]+$"
+
+STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "pretrain": {"optim": {"lr": 5e-4}},
+    "dapt": {"optim": {"lr": 1e-4}},
+    "tapt": {"optim": {"lr": 1e-4}},
+    "finetune": {"optim": {"lr": 5e-5}, "epochs": 3, "batch": {"documents": 16}, "dropout": 0.1},
+}
+"""What a stage of each kind has where neither the recipe nor the system says otherwise."""
+
+
+class BatchLimits(Spec):
+    """When a micro-batch is full: at whichever limit is reached first."""
+
+    rivals: ClassVar[tuple[tuple[str, ...], ...]] = (("tokens", "documents"),)
+
+    tokens: int | None = Field(None, gt=0)
+    """Most tokens, special tokens and padding included."""
+    documents: int | None = Field(None, gt=0)
+    """Most examples."""
+
+    @model_validator(mode="after")
+    def _one(self) -> BatchLimits:
+        if self.tokens is None and self.documents is None:
+            raise ValueError("needs a limit: tokens, documents or both")
+        return self
+
+
+class Optim(Spec):
+    """AdamW (Loshchilov & Hutter, 2019)."""
+
+    lr: float = Field(5e-4, gt=0, le=10)
+    """Peak learning rate. Default: 5e-4 in pretrain, 1e-4 in dapt and tapt, 5e-5 in finetune."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    """Decay of the running means of the gradient and of its square, per step."""
+    eps: float = Field(1e-6, gt=0)
+    """Added to the root of the mean square."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled; norms and biases are spared."""
+    clip: float | None = Field(1.0, gt=0)
+    """Largest norm of the whole gradient; null = no clipping."""
+
+
+class Schedule(Spec):
+    """The learning rate over a stage, as a share of the peak."""
+
+    kind: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    """After the warm-up: straight down; half a cosine down; stay, then straight down at the end (wsd); stay."""
+    warmup: float = Field(0.06, ge=0)
+    """Straight up to the peak: below 1 a share of the stage's steps, else a number of steps."""
+    floor: float = Field(0.0, ge=0, le=1)
+    """Where the descent ends, as a share of the peak."""
+    decay: float = Field(0.1, gt=0)
+    """wsd: how long the rate comes down at the end; a share or a number of steps, like `warmup`."""
+
+
+class Evaluate(Spec):
+    """Evaluation while a stage trains; at its end it is always done."""
+
+    every: int | None = Field(None, gt=0)
+    """Steps between evaluations; null = at the end only."""
+    tokens: int = Field(50_000, gt=0)
+    """Held-out tokens read of each source."""
+
+
+class Save(Spec):
+    """Checkpoints while a stage trains; at its end one is always written."""
+
+    every: int | None = Field(500, gt=0)
+    """Steps between checkpoints; null = at the end (and on an interrupt) only."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept; older ones are removed."""
+
+
+class Share(Spec):
+    """One source of a stage's mixture."""
+
+    weight: float = Field(1.0, gt=0)
+    """Its share of the documents, relative to the other sources'."""
+
+
+def _mixture(value: Any) -> Any:
+    if isinstance(value, str):
+        return {value: {}}
+    if isinstance(value, (list, tuple)):
+        raise ValueError("needs one source name, or a map of source: share")
+    if not isinstance(value, dict):
+        return value
+    return {k: {"weight": v} if isinstance(v, (int, float, str)) and not isinstance(v, bool) else v for k, v in value.items()}
+
+
+Mixture = Annotated[dict[str, Share], BeforeValidator(_mixture, json_schema_input_type=str | dict[str, float | Share])]
+"""Source name -> share; one name alone is that source alone."""
+
+
+class StageFields(Spec):
+    """What `defaults` may hold, and every stage."""
+
+    rivals: ClassVar[tuple[tuple[str, ...], ...]] = (BUDGETS,)
+    whole: ClassVar[tuple[str, ...]] = ("data",)
+
+    data: Mixture = Field(default_factory=dict)
+    """Sources of the stage's text: one name, or {name: share}."""
+    steps: int | None = Field(None, gt=0)
+    """Budget in optimiser steps. A stage has exactly one of steps, tokens, epochs, time."""
+    tokens: int | None = Field(None, gt=0)
+    """Budget in tokens read."""
+    epochs: int | None = Field(None, gt=0)
+    """Budget in passes over the data. Default: 3 in finetune."""
+    time: Duration | None = None
+    """Budget in wall-clock time (20m, 1h30m), turned into steps after the first steps were timed."""
+    init: str = Field("previous", min_length=1)
+    """Weights to start from: `previous` (the stage before; the first starts from scratch), `scratch`, the name of an
+    earlier stage, or the folder of a checkpoint (ours, or in Hugging Face format)."""
+    objective: AnyObjective | None = None
+    """What is hidden and predicted. Default: the system's; a finetune stage needs a labelled one."""
+    length: int = Field(128, ge=8)
+    """Longest example, in tokens with the special ones."""
+    examples: int | None = Field(None, gt=0)
+    """finetune: labelled rows to train on, drawn by the seed; null = all."""
+    batch: BatchLimits = BatchLimits(tokens=2048)
+    """Limits of one micro-batch. Default: 2,048 tokens; 16 documents in finetune."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches a step; the gradient is that of the one big batch."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of activations zeroed. Default: 0 in pretrain, dapt and tapt; 0.1 in finetune."""
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of matrix products; auto = bf16 where the hardware has it."""
+    evaluate: Evaluate = Evaluate()
+    save: Save = Save()
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of metrics."""
+
+
+class Stage(StageFields):
+    """One training run from a checkpoint to a checkpoint."""
+
+    stage: Literal["pretrain", "dapt", "tapt", "finetune"]
+    """pretrain: general text; dapt: text of the domain; tapt: text of the task's training rows; finetune: the task."""
+    name: str | None = Field(None, pattern=NAME)
+    """What folders and reports call it; default: the stage. Different in every stage of a recipe."""
+
+    @property
+    def title(self) -> str:
+        return self.name or self.stage
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """Unit (steps, tokens, epochs or time) and amount (time in seconds)."""
+        return next((unit, getattr(self, unit)) for unit in BUDGETS if getattr(self, unit) is not None)
