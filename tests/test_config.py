@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
-from hypothesis import given as sampled, settings, strategies as st
+from hypothesis import given as sampled
+from hypothesis import settings
+from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
 from ziggurat.config import Duration, Problem, Spec, check_spec, dump, load, load_tree, schema, seconds, written
@@ -40,14 +42,14 @@ class Step(Spec):
     time: Duration | None = None
     path: str | list[str] | None = None
     lower: bool = False
-    data: dict[str, float] = {}
+    data: dict[str, float] = Field(default_factory=dict)
     optim: Optim = Optim()
     objective: Annotated[Mlm | Labels, Field(discriminator="kind")] = Mlm()
 
 
 class Plan(Spec):
     seed: int = 0
-    sources: dict[str, Optim] = {}
+    sources: dict[str, Optim] = Field(default_factory=dict)
     stages: tuple[Step, ...] = ()
 
     @model_validator(mode="after")
@@ -94,31 +96,27 @@ def test_every_mistake_at_once_with_line_path_and_nearest_name(tmp_path: Path) -
         "  - {stage: finetune, name: last, steps: 1, objective: {kind: clasify}}\n",
     )
     found = mistakes(path, "stages.last.optim.betas=[1]", "stages.lats.steps=2", "oops")
-    assert found[0].startswith("11 mistakes in ")
-    expected = [
-        "command line (stages.lats.steps=2): stages has no 'lats'; did you mean 'last'?",
-        "command line (oops): an override is key=value",
-        "command line (stages.last.optim.betas=[1])  stages.last.optim.betas.1: is missing",
-        "a.yaml:1  sede: unknown field; did you mean 'seed'?",
-        "a.yaml:4  stages.0.steps: needs a whole number (got 'ten')",
-        "a.yaml:5  stages.0.optim.lr: must be above 0 (got -1)",
-        "a.yaml:6  stages.0.optim.lrr: unknown field; did you mean 'lr'?",
-        "a.yaml:7  stages.1.stage: must be one of pretrain, finetune; did you mean 'finetune'? (got 'finetun')",
-        "a.yaml:9  stages.1.objective.rate: must be below 1 (got 1.5)",
-        "a.yaml:9  stages.1.objective.rat: unknown field; did you mean 'rate'?",
-        "a.yaml:10  stages.2.stage: is missing: Which stage.",
-        "a.yaml:11  stages.3.objective: unknown kind 'clasify'; must be one of mlm, classify; did you mean 'classify'?",
+    assert found == [
+        "12 mistakes in a.yaml",
+        "  command line (stages.lats.steps=2): stages has no 'lats'; did you mean 'last'?",
+        "  command line (oops): an override is key=value, as in seed=1 or stages.finetune.epochs=2",
+        "  command line (stages.last.optim.betas=[1])  stages.last.optim.betas.1: is missing",
+        "  a.yaml:1  sede: unknown field; did you mean 'seed'?",
+        "  a.yaml:4  stages.pretrain.steps: needs a whole number (got 'ten')",
+        "  a.yaml:5  stages.pretrain.optim.lr: must be above 0 (got -1)",
+        "  a.yaml:6  stages.pretrain.optim.lrr: unknown field; did you mean 'lr'?",
+        "  a.yaml:7  stages.finetun.stage: must be one of pretrain, finetune; did you mean 'finetune'? (got 'finetun')",
+        "  a.yaml:9  stages.finetun.objective.rate: must be below 1 (got 1.5)",
+        "  a.yaml:9  stages.finetun.objective.rat: unknown field; did you mean 'rate'?",
+        "  a.yaml:10  stages.third.stage: is missing: Which stage.",
+        "  a.yaml:11  stages.last.objective: unknown kind 'clasify'; must be one of mlm, classify; did you mean 'classify'?",
     ]
-    text = "\n".join(found)
-    for line in expected[:1] + expected[1:2]:
-        assert line in text
-    for line in expected[3:]:
-        assert line.split("  ")[0] in text
-        assert line.split(": ", 1)[1] in text, line
 
 
 def test_several_values_that_need_each_other_are_judged_beside_broken_ones(tmp_path: Path) -> None:
-    path = put(tmp_path, "sources: {a: {lr: x}}\nstages:\n  - {stage: pretrain, data: {a: 1, b: 2}}\n  - {stage: finetune, stps: 1}\n")
+    path = put(
+        tmp_path, "sources: {a: {lr: x}}\nstages:\n  - {stage: pretrain, data: {a: 1, b: 2}}\n  - {stage: finetune, stps: 1}\n"
+    )
     found = mistakes(path)
     assert found[1:] == [
         "  a.yaml:1  sources.a.lr: needs a number (got 'x')",
@@ -213,14 +211,24 @@ def test_no_durations(text: Any) -> None:
         seconds(text)
 
 
+@settings(deadline=None)
 @sampled(st.integers(1, 10**7) | st.floats(0.01, 1e6))
 def test_durations_read_back(value: float) -> None:
     assert seconds(written(value)) == value
 
 
 def test_overrides(tmp_path: Path) -> None:
-    path = put(tmp_path, "stages:\n  - {stage: pretrain, time: 4m, data: {a: 1}}\n  - {stage: finetune, steps: 3}\nsources: {a: {}, b: {}}\n")
-    over = ["stages.finetune.steps=2", "stages.0.steps=7", "seed=5", "stages.finetune.objective.kind=classify", "stages.0.data={b: 2}"]
+    path = put(
+        tmp_path,
+        "stages:\n  - {stage: pretrain, time: 4m, data: {a: 1}}\n  - {stage: finetune, steps: 3}\nsources: {a: {}, b: {}}\n",
+    )
+    over = [
+        "stages.finetune.steps=2",
+        "stages.0.steps=7",
+        "seed=5",
+        "stages.finetune.objective.kind=classify",
+        "stages.0.data={b: 2}",
+    ]
     plan, root = load_tree(path, [*over, "sources.c.lr=2e-3", "stages.0.optim={lr: 1}"], model=Plan)
     assert plan.stages[1].steps == 2 and plan.seed == 5
     assert (plan.stages[0].steps, plan.stages[0].time) == (7, None)  # a budget replaces its rival
@@ -260,10 +268,12 @@ def test_extends(tmp_path: Path) -> None:
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=8)
-AWKWARD = st.sampled_from(["yes", "1e-4", "1e5", "true", "null", "~", "010", "0x1F", "12:30", "1_000", ".5", "2024-01-01", "中文", "=", "- a"])
+AWKWARD = st.sampled_from(
+    ["yes", "1e-4", "1e5", "true", "null", "~", "010", "0x1F", "12:30", "1_000", ".5", "2024-01-01", "中文", "=", "- a"]
+)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @sampled(st.lists(TEXT | AWKWARD, max_size=4), st.floats(1e-9, 1e9), st.integers(1, 10**9), st.booleans())
 def test_dump_reads_back(tmp_path_factory: pytest.TempPathFactory, labels: list[str], lr: float, steps: int, lower: bool) -> None:
     step = Step(stage="finetune", steps=steps, lower=lower, optim=Optim(lr=lr), objective=Labels(labels=tuple(labels)))

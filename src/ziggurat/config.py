@@ -325,11 +325,7 @@ def spelled(spec: BaseModel) -> dict[str, Any]:
             order = dict.fromkeys([*(k for k in FIRST if k in data), *data])
             kept = [k for k in order if not (data[k] is None and fields[k].default is None)]
             full = {key: prune(getattr(value, key), data[key]) for key in kept}
-            try:
-                type(value).model_validate(full)
-            except ValidationError:  # some specs forbid a value where another is set, even its default
-                return given(value)
-            return full
+            return full if _valid(type(value), full) else given(value)
         if isinstance(value, dict):
             return {key: prune(value[key], child) for key, child in data.items()}
         return [prune(v, d) for v, d in zip(value, data)] if isinstance(value, (list, tuple)) else data
@@ -338,7 +334,7 @@ def spelled(spec: BaseModel) -> dict[str, Any]:
 
 
 def given(spec: BaseModel) -> dict[str, Any]:
-    """What was set in a spec, as plain data; defaults left out, but `kind` always there."""
+    """What was set in a spec, as plain data; defaults left out, but its `kind`, where the spec allows it to be said."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, BaseModel):
@@ -349,7 +345,17 @@ def given(spec: BaseModel) -> dict[str, Any]:
             return [plain(child) for child in value]
         return str(value) if isinstance(value, Path) else value
 
-    return {k: plain(getattr(spec, k)) for k in type(spec).model_fields if k in spec.model_fields_set or k == "kind"}
+    found = {k: plain(getattr(spec, k)) for k in type(spec).model_fields if k in spec.model_fields_set}
+    tagged = {"kind": getattr(spec, "kind", None), **found}
+    return tagged if "kind" in type(spec).model_fields and _valid(type(spec), tagged) else found
+
+
+def _valid(model: type[BaseModel], values: dict[str, Any]) -> bool:
+    try:
+        model.model_validate(values)
+    except ValidationError:  # some specs forbid a value where another is set, even its default
+        return False
+    return True
 
 
 def schema(model: type[BaseModel]) -> dict[str, Any]:

@@ -68,8 +68,10 @@ def test_planted_rows_are_found_and_nothing_else(kind: str) -> None:
         index.assert_clean(documents)
 
 
-def test_the_rule_against_a_plain_reading_of_it() -> None:
+@pytest.mark.parametrize("buckets", [15, 2**22 - 1])
+def test_the_rule_against_a_plain_reading_of_it(monkeypatch: pytest.MonkeyPatch, buckets: int) -> None:
     """Brute force over every stretch of text, with a vocabulary so small that partial overlaps abound."""
+    monkeypatch.setattr("ziggurat.data.leaks.BUCKETS", np.uint64(buckets))  # few buckets: the coarse look-up always says yes
     rng = random.Random(1)
     small = [*"abcdefgh"]
     tests = [sentence(rng, rng.randrange(1, 40), small) for _ in range(30)]
@@ -109,6 +111,15 @@ def test_half_of_the_ngrams_far_apart_are_no_copy() -> None:
     assert index.leaks([document(" ".join(halves))])[0] is not None  # the second half alone is 17 of 33
     quarters = [w for n in range(4) for w in test[n * 10 : n * 10 + 14] + ["gap"] * 300]
     assert index.leaks([document(" ".join(quarters))])[0] is None  # 27 of 33, but nowhere more than 7
+
+
+def test_the_stretch_is_twice_the_text() -> None:
+    test = [f"word{n}" for n in range(47)]  # 40 n-grams of 8 words
+    index = LeakIndex([document(" ".join(test))])
+    # 10 n-grams from place 0 and 10 from place `second`: within 94 words iff second + 9 < 94
+    for second, leaks in ((84, True), (85, False)):
+        text = test[:17] + [f"gap{n}" for n in range(second - 17)] + test[17:34]
+        assert (index.leaks([document(" ".join(text))])[0] is not None) is leaks
 
 
 def test_containment_can_be_set() -> None:

@@ -280,7 +280,8 @@ def test_empty_text_is_left_out_without_being_a_mistake(tmp_path: Path) -> None:
 
 
 def test_null_and_number_labels(tmp_path: Path) -> None:
-    rows: list[Any] = [{"text": "a", "label": label} for label in ("pos", 0, 1.5, True, None, [], float("nan"), "")]
+    labels: list[Any] = ["pos", 0, 1.5, True, None, [], float("nan"), ""]
+    rows = [{"text": "a", "label": label} for label in labels]
     reading = Reading()
     found = list(documents(source(write(tmp_path / "a.jsonl", jsonl(rows)), columns={"label": "label"}), "train", reading))
     assert [d.fields["label"] for d in found] == ["pos", 0, 1.5, "true"] and reading.skipped == 4

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -32,8 +33,8 @@ def test_templates(kind: str, template: str, trained: Callable[[str, str], Token
     assert vocab.special == tuple(range(len(vocab.special))) and vocab.end == LAYOUTS[template].last[0]
     assert (vocab.mask is None) == (template == "gpt2")
     assert 700 < vocab.size <= 1000
-    unknown = sum((e.ids == vocab.unk).sum() for e in tokenizer.encode(lines) if len(e)) if kind != "bpe" else 0
-    assert unknown < 20
+    ids = np.concatenate([encoded.ids for encoded in tokenizer.encode(lines)])
+    assert kind == "bpe" or 0 < np.mean(ids == vocab.unk) < 0.002, "an emoji is unknown, hardly anything else"
 
 
 TRAIN = """

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,15 @@ def prepare(
     """
     used = list(dict.fromkeys(name for stage in recipe.stages for name in stage.data))
     tests = [name for name in used if "test" in sources.splits(recipe.sources[name])]
-    index, mark = _leak_index(recipe, tests)
+    mark = _mark(recipe, tests)
+
+    @cache
+    def index() -> LeakIndex | None:
+        return LeakIndex(d for n in tests for d in sources.documents(recipe.sources[n], "test")) if tests else None
 
     def texts() -> Iterator[str]:
         for name in used:
-            for document in _clean(recipe.sources[name], "train", index, Reading(), []):
+            for document in _clean(recipe.sources[name], "train", index(), Reading(), []):
                 _heed(stop)
                 yield from document.texts.values()
 
@@ -63,18 +68,23 @@ def prepare(
     tokenizer = _tokenizer(recipe, folder / "tokenizer", tokenizer, texts, key)
     shards: Splits = {}
     facts: dict[tuple[str, str], dict[str, Any]] = {}
+    fresh: list[tuple[str, str]] = []
     for name in used:
         for split in sources.splits(recipe.sources[name]):
-            one, fact = _shards(recipe.sources[name], name, split, folder, tokenizer, index, mark, stop)
+            one, fact, new = _shards(recipe.sources[name], name, split, folder, tokenizer, index, mark, stop)
             shards[name, split], facts[name, split] = one, fact
+            fresh += [(name, split)] if new else []
+    for name, split in shards:
+        if split == "test":
+            for other in [o for o, of in shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
+                assert_apart(shards[name, split], shards[other, "train"])
     return Prepared(tokenizer, shards, facts)
 
 
-def _leak_index(recipe: Recipe, tests: list[str]) -> tuple[LeakIndex | None, str]:
-    if not tests:
-        return None, ""
-    mark = hashlib.sha256(json.dumps([sources.fingerprint(recipe.sources[n], "test") for n in tests]).encode()).hexdigest()[:16]
-    return LeakIndex(d for n in tests for d in sources.documents(recipe.sources[n], "test")), mark
+def _mark(recipe: Recipe, tests: list[str]) -> str:
+    """What identifies the test rows that training texts were freed of."""
+    state = [sources.fingerprint(recipe.sources[name], "test") for name in tests]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16] if tests else ""
 
 
 def _clean(source: Source, split: str, index: LeakIndex | None, reading: Reading, left_out: list[Leak]) -> Iterator[Document]:
@@ -110,21 +120,21 @@ def _shards(
     split: str,
     folder: Path,
     tokenizer: Tokenizer,
-    index: LeakIndex | None,
+    index: Callable[[], LeakIndex | None],
     mark: str,
     stop: Callable[[], bool],
-) -> tuple[Shards, dict[str, Any]]:
+) -> tuple[Shards, dict[str, Any], bool]:
     place = folder / "shards" / name / split
     facts_file = place.with_name(f"{split}.json")
     identity = f"{sources.fingerprint(source, split)[:16]}/{'' if split == 'test' else mark}"  # type: ignore[arg-type]
     if (place / "meta.json").exists() and facts_file.exists():
         shards = Shards.open(place)
         if shards.meta.get("source") == identity and shards.meta.get("tokenizer") == tokenizer.fingerprint:
-            return shards, json.loads(facts_file.read_text("utf-8"))
+            return shards, json.loads(facts_file.read_text("utf-8")), False
     reading, left_out = Reading(), list[Leak]()
 
     def documents() -> Iterator[Document]:
-        for document in _clean(source, split, index, reading, left_out):
+        for document in _clean(source, split, index(), reading, left_out):
             _heed(stop)
             yield document
 
@@ -144,7 +154,7 @@ def _shards(
         "%s/%s: %s documents, %s tokens%s", name, split, f"{len(shards):,}", f"{shards.tokens:,}",
         f"; {len(left_out):,} left out because they hold test rows" if left_out else "",
     )  # fmt: skip
-    return shards, fact
+    return shards, fact, True
 
 
 def assert_apart(test: Shards, train: Shards, *, gram: int = 8) -> int:

@@ -29,7 +29,7 @@ from ziggurat.evaluate.heldout import Predictions, first, held_out, predict
 from ziggurat.log import tensorboard
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
-from ziggurat.pipeline.prepare import Prepared, assert_apart, prepare as prepare_data
+from ziggurat.pipeline.prepare import Prepared, prepare as prepare_data
 from ziggurat.systems import SYSTEMS
 from ziggurat.systems.hub import export_checkpoint, from_hub
 from ziggurat.text.tokenizer import Tokenizer
@@ -112,12 +112,6 @@ def _begin(recipe: Recipe, folder: Path, stop: Callable[[], bool]) -> Run:
             brought = brought or tokenizer
     prepared = prepare_data(recipe, folder, brought, stop)
     (folder / "recipe.yaml").write_text(dump(recipe), "utf-8")
-    for (_name, split), shards in prepared.shards.items():
-        if split == "test":
-            for (other, of), train in prepared.shards.items():
-                if of == "train":
-                    assert_apart(shards, train)
-                    log.debug("no test text of %s stands in %s", shards.folder, other)
     return Run(recipe, folder, prepared, stop, imported, {})
 
 

@@ -64,7 +64,9 @@ def read_tensors(folder: Path, notes: list[str]) -> dict[str, Tensor]:
     return {name: t.float() if t.is_floating_point() else t for name, t in stored.items()}
 
 
-def publish(folder: Path, config: Mapping[str, Any], stored: dict[str, Tensor], tokenizer: Callable[[Path], object] | None) -> None:
+def publish(
+    folder: Path, config: Mapping[str, Any], stored: dict[str, Tensor], tokenizer: Callable[[Path], object] | None
+) -> None:
     """Write beside and rename, so that a folder is whole or as it was; `tokenizer` writes its files into a folder."""
     full = folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file()))
     check(not full, f"{folder} holds something that is not an export", "give a new or empty folder")

@@ -197,7 +197,9 @@ def _heads_found(system: System, config: Mapping[str, Any], stored: Mapping[str,
     if "classify" in heads and _regression(config):
         heads[heads.index("classify")] = "regress"
     taken = {hub for head in heads for hub in _hub_names(system, head)}
-    for head in [head for head in ("pooler", "lm", "nsp") if head in system.heads]:  # their names in the file say whose they are; a classifier's do not
+    for head in [
+        head for head in ("pooler", "lm", "nsp") if head in system.heads
+    ]:  # their names in the file say whose they are; a classifier's do not
         names = _hub_names(system, head)
         if head not in heads and not taken.intersection(names) and _any_stored(names, system.names.prefix, stored):
             heads.append(head)
@@ -221,7 +223,7 @@ def _heads_wanted(
         head = "regress" if head == "classify" and "classify" not in present and "regress" in present else head
         if head in present or not _hub_names(system, head):
             heads.append(head)
-        elif architecture != _base(system):
+        elif head != "pooler":
             raise UserError(f"{architecture} needs a head '{head}', which the model lacks", f"it has: {', '.join(network.heads)}")
     left = [head for head in network.heads if head not in heads]
     if left:
@@ -331,7 +333,9 @@ def _ids(
     if max(layout.segments) >= max(segments, 1):
         # Without a table transformers' GPT-2 would add the token embeddings of the segment numbers: silently something else.
         check(segments, "the tokenizer numbers segments, the model has none", "export with the tokenizer it was trained with")
-        notes.append("the tokenizer numbers the two texts of a pair, the model has one segment: transformers can run single texts only")
+        notes.append(
+            "the tokenizer numbers the two texts of a pair, the model has one segment: transformers can run single texts only"
+        )
     pad: int | None = vocab.pad
     if {"classify", "regress"} & set(heads) and network.model.pool.at == "last" and layout.last[-1:] == (vocab.pad,):
         # The Hub's class scores the last token that is not the pad; ours the last one, which here looks like a pad.

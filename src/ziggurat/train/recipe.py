@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ziggurat.config import Problem, Spec, complain, given
 from ziggurat.data.sources import Source, labelled, splits
@@ -99,8 +99,10 @@ class Recipe(Spec):
         yield from _model_problems(self)
         try:
             full = Recipe.model_validate(resolve(self).plain())
-        except ValueError as e:
-            yield Problem(("stages",), f"defaults and stages do not fit together: {e}")
+        except ValidationError as e:
+            for error in e.errors():
+                place = ".".join(map(str, error["loc"]))
+                yield Problem(error["loc"][:2], f"with the defaults filled in, {place}: {error['msg']}")
             return
         seen: dict[str, int] = {}
         for n, stage in enumerate(full.stages):
