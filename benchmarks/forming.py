@@ -21,7 +21,8 @@ import numpy as np
 from ziggurat.context import Context, Layout, Vocab
 from ziggurat.data.cut import windows
 from ziggurat.data.loader import Loader
-from ziggurat.data.shards import Shards, write_shards
+from ziggurat.data.shards import Shards
+from ziggurat.data.writing import write_shards
 from ziggurat.types import Batch, Document, Tokens
 
 VOCAB = Vocab(size=30000, pad=0, mask=4, unk=1, end=3, special=(0, 1, 2, 3, 4))

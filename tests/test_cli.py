@@ -74,10 +74,12 @@ def test_help_is_quick_and_light() -> None:
         "heavy = {'torch', 'numpy', 'pydantic', 'transformers'} & set(sys.modules); print('HEAVY', heavy)"
     )
     times = []
-    for _ in range(2):  # the first may have to read everything from the disk
+    for _ in range(3):  # the first may have to read everything from the disk, others may share the machine
         began = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
         times.append(time.perf_counter() - began)
+        if times[-1] < 1.0:
+            break
     assert done.returncode == 0 and "HEAVY set()" in done.stdout
     assert all(verb in done.stdout for verb in VERBS)
     assert min(times) < 1.0

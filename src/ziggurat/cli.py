@@ -70,13 +70,8 @@ def _root(
 def run_(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Prepare what is missing, then run or resume all stages of a recipe."""
     from ziggurat.pipeline.run import run
-    from ziggurat.train.loop import Stopped
 
-    try:
-        run(recipe, overrides or [])
-    except Stopped:
-        print("stopped and saved; the same command continues", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    _until_stopped(run, recipe, overrides)
 
 
 @app.command("prepare")
@@ -85,7 +80,17 @@ def prepare_(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Make the tokenizer and the shards of a recipe, nothing else."""
     from ziggurat.pipeline.run import prepare
 
-    prepare(recipe, overrides or [])
+    _until_stopped(prepare, recipe, overrides)
+
+
+def _until_stopped(function: Callable[..., Any], recipe: Path, overrides: list[str] | None) -> None:
+    from ziggurat.train.loop import Stopped
+
+    try:
+        function(recipe, overrides or [])
+    except Stopped:
+        print("stopped and saved; the same command continues", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command("evaluate")

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, Tag
 
 from ziggurat.errors import UserError
+from ziggurat.named import named
 
 Key = str | int
 PathTo = tuple[Key, ...]
@@ -90,6 +91,8 @@ class Shape:
         """The alternative that pydantic calls `label` (a tag, a class or a type); all of them if none is called so."""
         chosen = Shape()
         chosen.types = [(tag, t) for tag, t in self.types if label in _labels(tag, t)]
+        if not chosen.types and isinstance(found := named(label), type) and issubclass(found, BaseModel):
+            chosen.types = [(label, found)]
         return chosen if chosen.types else self
 
     def spec(self, value: Any) -> type[BaseModel] | None:

@@ -19,7 +19,8 @@ from ziggurat.data import order as order_module
 from ziggurat.data.cut import single, windows
 from ziggurat.data.loader import Loader, once
 from ziggurat.data.order import Order, permuted
-from ziggurat.data.shards import Shards, write_shards
+from ziggurat.data.shards import Shards
+from ziggurat.data.writing import write_shards
 from ziggurat.errors import UserError
 from ziggurat.types import DEAD, Batch, Document, Tokens, text_target
 

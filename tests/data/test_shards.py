@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from whitespace import Encoded, Whitespace
 
-from ziggurat.data import shards as module
-from ziggurat.data.shards import Shards, ShardWriter, write_shards
+from ziggurat.data import writing as module
+from ziggurat.data.shards import Shards
+from ziggurat.data.writing import ShardWriter, write_shards
 from ziggurat.errors import UserError
 from ziggurat.types import Document, Mark
 

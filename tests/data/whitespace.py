@@ -23,7 +23,7 @@ class Whitespace:
     """Words of more than 6 letters are two tokens; `~` is dropped, as tokenizers drop control characters."""
 
     fingerprint = "whitespace"
-    vocab = Vocab(size=1000, pad=0, mask=1, end=3, special=(0, 1, 2, 3))
+    vocab: Vocab = Vocab(size=1000, pad=0, mask=1, end=3, special=(0, 1, 2, 3))
     layout = Layout((2,), (3,), (3,), (0, 1))
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:

@@ -68,7 +68,7 @@ def documents(batch: Batch) -> list[Any]:
             seen = s.visibility.spelled(np.diff(s.bounds))
             columns = [s.content, s.position, s.segment, s.unit, *(getattr(seen, f) for f in SPELLED)]
             if hi > lo:
-                runs[name] = [c[lo:hi].tolist() for c in columns]
+                runs[name] = [c[lo:hi].tolist() for c in columns if c is not None]
         asked = []
         for name, t in sorted(batch.targets.items()):
             for i, value, weight in zip(t.index.tolist(), t.value.tolist(), t.weight.tolist()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def shake(module: torch.nn.Module, seed: int) -> None:
         for parameter in module.parameters():
             least = 0.2 if parameter.ndim > 1 else 0.05  # smaller matrices would give every document much the same scores
             scale = least + (0.3 - least) * torch.rand((), generator=generator)
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 def theirs(name: str, seed: int = 0, **more: Any) -> Any:
@@ -225,14 +226,14 @@ def reload(folder: Path, name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_class_of_transformers_goes_both_ways(name: str, tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+def test_every_class_of_transformers_goes_both_ways(name: str, tmp_path: Path) -> None:
     model = theirs(name, seed=sum(map(ord, name)))
     model.save_pretrained(tmp_path / "theirs")
     found = from_hub(tmp_path / "theirs")
     assert found.system == family(name)
     network = network_of(found.network, found.tensors)
     t = texts_for(network, model.config.pad_token_id)
-    record_property("max_abs_diff", there := assert_parity(network, model, t))
+    there = assert_parity(network, model, t)
 
     written = to_hub(
         found.network,
@@ -284,11 +285,11 @@ ENDING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("system", SYSTEMS)
+PAIRS = [(system, head) for system in SYSTEMS for head in HEADS if system != "gpt2" or head not in ("nsp", "sop")]
+
+
+@pytest.mark.parametrize(("system", "head"), PAIRS)
 def test_our_own_models_are_what_transformers_loads(system: str, head: str, tmp_path: Path) -> None:
-    if (system, head) in (("gpt2", "nsp"), ("gpt2", "sop")):
-        pytest.skip("a document objective of encoders")
     model = model_of(f"{system}/tiny", {"layers": 2, "width": 64, "heads": 4, "mlp": 96}, VOCAB)
     network = NetworkModel(spec.Network(model=model, heads=HEADS[head](model))).eval()
     network.initialise(torch.Generator().manual_seed(1))
@@ -324,22 +325,18 @@ def test_pads_on_the_left(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pad", [0, 1, 4, 11])
 def test_roberta_counts_positions_from_the_pad_id(pad: int, left: bool, tmp_path: Path) -> None:
     """A model built with RoBERTa's own offset, exported with a tokenizer whose pad id is another."""
-    from types import SimpleNamespace
-
     model = model_of("roberta/tiny", {"layers": 2, "width": 64, "heads": 4, "mlp": 96}, VOCAB)
     network = NetworkModel(spec.Network(model=model, heads={"lm": spec.VocabHead()})).eval()
     network.initialise(torch.Generator().manual_seed(1))
     shake(network, 1)
     vocab = SimpleNamespace(size=VOCAB, pad=pad, end=2)
-    layout = SimpleNamespace(first=(0,), last=(2,))
+    layout = SimpleNamespace(first=(0,), last=(2,), segments=(0, 0))
     tokenizer: Any = SimpleNamespace(vocab=vocab, layout=layout, save=lambda folder, model_max_length: None)
     to_hub(network.spec, network.state_dict(), tokenizer, "roberta", tmp_path)
     back = reload(tmp_path, "RobertaForMaskedLM")
     assert back.config.pad_token_id == pad and back.config.max_position_embeddings == 512 + pad + 1
-    rng = np.random.default_rng(0)
     t = texts_for(network, pad, left=left)
-    t.ids[t.mask.bool()] = t.stream.content.long()
-    ordinary = torch.tensor(rng.integers(12, VOCAB, len(t.stream.content)))  # none of them a pad
+    ordinary = torch.tensor(np.random.default_rng(0).integers(12, VOCAB, len(t.stream.content)))  # none of them a pad
     t.ids[t.mask.bool()] = ordinary
     t.stream.content.copy_(ordinary)
     assert_parity(network, back, t)

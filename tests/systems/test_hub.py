@@ -77,7 +77,7 @@ def test_shards_are_read(tmp_path: Path) -> None:
     ours = export(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     names = sorted(tensors)
-    index = {}
+    index: dict[str, str] = {}
     for n, part in enumerate((names[::2], names[1::2])):
         file = f"model-0000{n + 1}-of-00002.safetensors"
         save_file({k: tensors[k] for k in part}, tmp_path / file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ HUB = {
     "gpt2": ("GPT2Model", "GPT2LMHeadModel"),
 }
 # Published configurations by the Hub's own names, typed from the papers' released files.
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "bert/base": {},  # the class defaults
     "bert/large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
     "roberta/base": {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5},

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ziggurat.config import check_spec, dump, load, load_tree
+from ziggurat.config import check_spec, dump, load, load_tree, schema
 from ziggurat.errors import UserError
 from ziggurat.train.recipe import Recipe, resolve
 
@@ -209,3 +209,10 @@ def test_recipes_built_in_python(path: Path) -> None:
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_recipes_are_right(shipped: Path) -> None:
     load(shipped, model=Recipe).resolved()
+
+
+def test_the_schema_has_every_objective_and_source() -> None:
+    text = str(schema(Recipe))
+    for kind in ("mlm", "clm", "classify", "docstrings", "hub"):
+        assert f"'const': '{kind}'" in text
+    assert "Peak learning rate." in text

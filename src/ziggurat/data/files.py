@@ -51,7 +51,8 @@ def find(paths: str | Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for entry in [paths] if isinstance(paths, str) else paths:
-        path = Path(entry).expanduser()
+        path = Path(os.path.expandvars(entry)).expanduser()
+        check("$" not in str(path), f"{entry}: the environment variable in this path is not set", "set it, or write the path out")
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file() and format_of(p) and not _hidden(p.relative_to(path)))
             check(inside, f"{entry}: no file of a known format in this folder", f"known: {_known()}")

@@ -117,7 +117,7 @@ def predict(
             names = objective.label_names()
             answers, values = [names[i] for i in answers], [names[i] for i in values]
         if isinstance(objective, Tag):
-            owner = np.searchsorted(batch.streams["text"].bounds, batch.targets["tag"].index, side="right") - 1
+            owner = np.asarray(np.searchsorted(batch.streams["text"].bounds, batch.targets["tag"].index, side="right"))
             answers, values = _by_document(owner, answers), _by_document(owner, values)
         gold += values
         predicted += answers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -105,8 +105,9 @@ def _flex() -> Any:
     return torch.compile(flex_attention, dynamic=False)
 
 
+@lru_cache(1)
 def block_mask(plan: Plan) -> Any:
-    """The plan's rule as a FlexAttention block mask over [rows, length, length]."""
+    """The plan's rule as a FlexAttention block mask over [rows, length, length]; made once for all layers."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     mask, rule = plan.mask, plan.rule

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK = 512
 """Rows whose scores over the vocabulary exist at once."""
@@ -61,7 +62,8 @@ class _VocabCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
         hidden, table, *bias = ctx.saved_tensors
         return hidden.to(ctx.hidden_dtype) * grad, table * grad, bias[0] * grad if bias else None, None, None
 

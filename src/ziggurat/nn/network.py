@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ziggurat.nn import spec
+from ziggurat.nn.attention import AttentionLayer
 from ziggurat.nn.heads import VocabHeadLayer, build_head, summary
 from ziggurat.nn.loss import cross_entropy, squared_error, vocab_cross_entropy
 from ziggurat.nn.structures import SingleModel
@@ -65,7 +66,7 @@ class NetworkModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = rate
-            elif hasattr(module, "dropout"):
+            elif isinstance(module, AttentionLayer):
                 module.dropout = rate
 
     @torch.no_grad()

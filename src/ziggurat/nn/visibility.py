@@ -11,7 +11,7 @@ from torch import Tensor
 from ziggurat.types import Stream, Visibility
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """A stream's attention layout: T tokens seen as `rows` rows of `length`.
 
@@ -87,9 +87,8 @@ def plan(stream: Stream) -> Plan:
     visibility: Visibility = stream.visibility
     layout = dict(rows=rows, length=length, slots=slots, places=places, kind=visibility.kind, bounds=bounds.to(torch.int32))
     if visibility.kind == "custom":
-        assert visibility.clock is not None
         spelled = (visibility.clock, visibility.opens, visibility.closes, visibility.lane)
-        rule = (member, *(_lay(v, slots, rows, length) for v in spelled))
+        rule = (member, *(_lay(v, slots, rows, length) for v in spelled if v is not None))
         mask = allow(tuple(r[:, :, None] for r in rule), tuple(r[:, None, :] for r in rule)) & (member >= 0)[:, None, :]
         return Plan(mask=mask[:, None], causal=False, empty=~mask.any(-1)[:, None, :, None], rule=rule, **layout)
     causal = visibility.kind == "causal"

@@ -15,7 +15,7 @@ from ziggurat.context import Context
 from ziggurat.data.cut import windows
 from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
-from ziggurat.types import CAUSAL, Batch, Tokens, text_target
+from ziggurat.types import CAUSAL, DEAD, Batch, Tokens, text_target
 
 
 class Causal(Objective):
@@ -32,8 +32,8 @@ class Causal(Objective):
 
     def corrupt(self, batch: Batch, ctx: Context) -> Batch:
         stream = batch.streams["text"]
-        follows = np.ones(len(stream.content), bool)
         lengths = np.diff(stream.bounds)
+        follows = np.repeat(batch.keys != DEAD, lengths)
         follows[stream.bounds[1:][lengths > 0] - 1] = False
         at = np.flatnonzero(follows)
         return replace(batch, targets={**batch.targets, "clm": text_target(at, stream.content[at + 1])})

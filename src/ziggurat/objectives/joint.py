@@ -12,15 +12,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ziggurat.context import Context
-from ziggurat.nn import spec as parts
+from ziggurat.nn.spec import Head, Single
 from ziggurat.objectives.base import Objective
-from ziggurat.objectives.causal import Causal
 from ziggurat.objectives.masked import Masked
 from ziggurat.objectives.pairs import NextSentence, SentenceOrder
 from ziggurat.types import Batch, Tokens
 
-
-Part = Annotated[Masked | Causal | NextSentence | SentenceOrder, Field(discriminator="kind")]
+Part = Annotated[Masked | NextSentence | SentenceOrder, Field(discriminator="kind")]
+"""`clm` is none: after `mlm` it would have to predict the mask tokens, and it needs another visibility."""
 
 
 class Joint(Objective):
@@ -55,7 +54,7 @@ class Joint(Objective):
     def corrupt(self, batch: Batch, ctx: Context) -> Batch:
         return reduce(lambda b, part: part.corrupt(b, ctx), self.parts, batch)
 
-    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+    def heads(self, model: Single) -> Mapping[str, Head]:
         return {name: head for part in self.parts for name, head in part.heads(model).items()}
 
     def head_of(self, target: str) -> str:

@@ -113,8 +113,10 @@ class Tag(Labels):
         batch = single(tokens, ctx)
         marks = marks_in(tokens, batch, ctx)
         names = tokens.parts["text"].labels
-        used, inverse = np.unique(marks.label, return_inverse=True)
-        value = _index(self.labels, [names[i] for i in used])[inverse] if len(used) else marks.label
+        used, seen, inverse = np.unique(marks.label, return_index=True, return_inverse=True)
+        rows = tokens.fields.get("id", ())
+        where = [rows[d] for d in marks.document[seen]] if len(rows) else []
+        value = _index(self.labels, [names[i] for i in used], where)[inverse] if len(used) else marks.label
         return replace(batch, targets={"tag": text_target(marks.start, value)})
 
     def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:

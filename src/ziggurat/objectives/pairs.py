@@ -94,8 +94,9 @@ class NextSentence(Pairs):
     kind: Literal["nsp"] = "nsp"
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
+        filled = np.flatnonzero(np.diff(tokens.parts["text"].bounds))
         check(
-            len(tokens) > 1,
+            len(filled) > 1,
             "next sentence needs at least two documents to draw its negatives from",
             "split the corpus into documents, or use `sop` or plain `mlm`",
         )
@@ -109,11 +110,8 @@ class NextSentence(Pairs):
                 split = i + 1 + draws.below(stop - i - 1) if stop - i > 1 else stop
                 a = (int(mine[i]), int(mine[split]))
                 if split == stop or draws.uniform() < 0.5:
-                    other = draws.below(len(edges) - 1)
-                    theirs = edges[other + (other >= d)]
-                    if len(theirs) < 2:
-                        i = stop
-                        continue
+                    other = draws.below(len(filled) - 1)
+                    theirs = edges[filled[other + (filled[other] >= d)]]
                     start = draws.below(len(theirs) - 1)
                     until = gather(theirs, start, max(1, target - (a[1] - a[0])))
                     found.append(Drawn(a, (int(theirs[start]), int(theirs[until])), 1))

@@ -17,12 +17,13 @@ from ziggurat.context import GOLDEN
 from ziggurat.data import sources
 from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.reading import Reading
-from ziggurat.data.shards import Shards, write_shards
+from ziggurat.data.shards import Shards
 from ziggurat.data.sources import Source
+from ziggurat.data.writing import write_shards
 from ziggurat.errors import UserError
 from ziggurat.systems import SYSTEMS
 from ziggurat.text.tokenizer import Tokenizer
-from ziggurat.text.train import TokenizerSpec, train_tokenizer
+from ziggurat.text.train import train_tokenizer
 from ziggurat.train.loop import Stopped
 from ziggurat.train.recipe import Recipe
 from ziggurat.types import Document

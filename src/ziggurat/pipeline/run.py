@@ -8,9 +8,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,16 +20,15 @@ import torch
 
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import dump, load
-from ziggurat.data import sources
 from ziggurat.data.loader import once
 from ziggurat.data.shards import Shards
 from ziggurat.data.subset import Subset
 from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions, first, held_out, predict
-from ziggurat.log import tensorboard
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
-from ziggurat.pipeline.prepare import Prepared, prepare as prepare_data
+from ziggurat.pipeline.prepare import Prepared
+from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.systems import SYSTEMS
 from ziggurat.systems.hub import export_checkpoint, from_hub
 from ziggurat.text.tokenizer import Tokenizer

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from ziggurat.config import Spec, load_tree, spelled
+from ziggurat.context import Context
 from ziggurat.errors import UserError, check
 from ziggurat.nn.spec import Network, Single
 from ziggurat.objectives import OBJECTIVES
@@ -137,12 +138,33 @@ class Pieces(Protocol):
     def pieces(self, ids: Any) -> list[str]: ...
 
 
-def batch_of(recipe: str, overrides: Sequence[str] = (), stage: str = "") -> str:
-    """The first batch of a stage (default: the first one), drawn."""
-    from ziggurat.pipeline.run import first_batch
+def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
+    """The first batch of a stage (default: the first one), drawn. Tokenizer and shards are made if they are not there."""
+    from ziggurat.data.loader import Loader
+    from ziggurat.data.shards import Shards
+    from ziggurat.pipeline.run import load_recipe, prepare
+    from ziggurat.text.tokenizer import Tokenizer
 
-    batch, tokenizer = first_batch(recipe, overrides, stage)
-    return draw_batch(batch, tokenizer)
+    recipe = load_recipe(path, overrides)
+    stages = {s.title: s for s in recipe.stages}
+    check(not stage or stage in stages, f"the recipe has no stage '{stage}'; {nearest(stage, stages)}")
+    chosen = stages[stage] if stage else recipe.stages[0]
+    assert chosen.objective is not None  # resolved
+    folder = prepare(path, overrides)
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    visibility = SYSTEMS[recipe.system.partition("/")[0]].model.visibility
+    loader = Loader(
+        {name: Shards.open(folder / "shards" / name / "train") for name in chosen.data},
+        {name: share.weight for name, share in chosen.data.items()},
+        chosen.objective,
+        Context(tokenizer.vocab, tokenizer.layout, chosen.length, visibility, recipe.seed),
+        row=chosen.length,
+        tokens=None if chosen.batch.documents else chosen.batch.tokens,
+        documents=chosen.batch.documents,
+        seed=recipe.seed,
+        ahead=False,
+    )
+    return draw_batch(next(iter(loader)), tokenizer)
 
 
 def draw_batch(

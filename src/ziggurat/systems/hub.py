@@ -143,7 +143,7 @@ def to_hub(
     dtype = str(next(iter(stored.values())).dtype).removeprefix("torch.")
     config |= {"dtype": dtype, "torch_dtype": dtype}  # the second is what transformers 4 reads
     longest = network.model.embed.positions.length
-    publish(folder, config, stored, tokenizer and partial(tokenizer.save, model_max_length=longest))
+    publish(folder, config, stored, None if tokenizer is None else partial(tokenizer.save, model_max_length=longest))
     return Exported(folder, architecture, tuple(notes))
 
 

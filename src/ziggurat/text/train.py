@@ -35,7 +35,7 @@ PIECE = 4096
 SPECIAL: dict[str, tuple[str, ...]] = {
     "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
     "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
-    "gpt2": ("<|endoftext|>",),
+    "gpt2": ("<|endoftext|>", "<|pad|>"),
 }
 """Special tokens by template, in the order of the published vocabularies; they get the first ids."""
 ROLES: dict[str, dict[str, str]] = {
@@ -55,7 +55,8 @@ ROLES: dict[str, dict[str, str]] = {
         "cls_token": "<s>",
         "mask_token": "<mask>",
     },
-    "gpt2": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    # A pad of its own, unlike the published one: a classifier reads the last token that is no pad, and that is the end token.
+    "gpt2": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"},
 }
 
 

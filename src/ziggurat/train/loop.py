@@ -74,7 +74,7 @@ def precision_of(wanted: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", lambda: {})()
     native = known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16")
     return torch.bfloat16 if native else torch.float32
 
