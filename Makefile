@@ -44,7 +44,8 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) $(NEW_ENOUGH) 2>/dev/null || { \
 		echo "ziggurat needs Python 3.11 or newer, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
-	@test ! -x $(BIN)/python || $(BIN)/python $(NEW_ENOUGH) 2>/dev/null || rm -rf .venv
+	@test ! -x $(BIN)/python || $(BIN)/python $(NEW_ENOUGH) 2>/dev/null || { \
+		echo ".venv is of a Python older than 3.11: make clean, then the same again"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -14,13 +15,9 @@ from typer.testing import CliRunner
 
 from ziggurat import __version__
 from ziggurat.cli import app
-from ziggurat.errors import UserError
+from ziggurat.errors import Stopped, UserError
 
 VERBS = ("run", "prepare", "evaluate", "import", "export", "show", "list", "try")
-
-
-class Stopped(Exception):
-    pass
 
 
 class Exported:
@@ -49,10 +46,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     module(
         "ziggurat.pipeline.run",
-        run=lambda recipe, over: stand_in("run", {"stop": Stopped(), "int": KeyboardInterrupt()}.get(recipe.stem))(recipe, over),
+        run=lambda recipe, over: stand_in("run", {"stop": Stopped(signal.SIGTERM), "int": KeyboardInterrupt()}.get(recipe.stem))(
+            recipe, over
+        ),
         prepare=stand_in("prepare", UserError("no text", "check the path")),
     )
-    module("ziggurat.train.loop", Stopped=Stopped)
     module("ziggurat.pipeline.evaluate", evaluate_checkpoint=stand_in("evaluate", {"accuracy": 0.5, "rows": 3}))
     module(
         "ziggurat.systems.hub",
@@ -114,9 +112,9 @@ def test_mistakes_of_users_are_plain(calls: list[Any]) -> None:
 
 
 def test_interrupts_are_one_line(calls: list[Any]) -> None:
-    for recipe in ("int.yaml", "stop.yaml"):
+    for recipe, code in {"int.yaml": 130, "stop.yaml": 143}.items():
         result = invoke("run", recipe)
-        assert result.exit_code == 130
+        assert result.exit_code == code
         assert result.stderr.count("\n") == 1 and "continues" in result.stderr
 
 

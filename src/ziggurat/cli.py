@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ziggurat import __version__
-from ziggurat.errors import UserError
+from ziggurat.errors import Stopped, UserError
 
 app = typer.Typer(
     name="ziggurat",
@@ -33,7 +33,7 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkp
 
 
 def verb(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose user errors are printed plainly (exit code 2) and whose interrupt is one line (130)."""
+    """A command whose user errors are printed plainly (exit code 2) and whose end by a signal is one line (130, 143)."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -45,6 +45,9 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
         except UserError as e:
             print(f"error: {e}", file=sys.stderr)
             raise typer.Exit(2) from None
+        except Stopped as e:
+            print("stopped; the same command continues from here", file=sys.stderr)
+            raise typer.Exit(e.code) from None
         except KeyboardInterrupt:
             print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
@@ -71,7 +74,7 @@ def run_(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Prepare what is missing, then run or resume all stages of a recipe."""
     from ziggurat.pipeline.run import run
 
-    _until_stopped(run, recipe, overrides)
+    run(recipe, overrides or [])
 
 
 @app.command("prepare")
@@ -80,17 +83,7 @@ def prepare_(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Make the tokenizer and the shards of a recipe, nothing else."""
     from ziggurat.pipeline.run import prepare
 
-    _until_stopped(prepare, recipe, overrides)
-
-
-def _until_stopped(function: Callable[..., Any], recipe: Path, overrides: list[str] | None) -> None:
-    from ziggurat.train.loop import Stopped
-
-    try:
-        function(recipe, overrides or [])
-    except Stopped:
-        print("stopped and saved; the same command continues", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    prepare(recipe, overrides or [])
 
 
 @app.command("evaluate")

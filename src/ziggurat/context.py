@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -74,27 +75,37 @@ class Context:
 
         It depends on (seed, epoch, the document's key, the number, the purpose) and on nothing else.
         """
-        start = key_of(self.seed, self.epoch, zlib.crc32(purpose.encode()))
-        hashed = mix(mix(keys ^ start)[owner] ^ (index.astype(np.uint64) * GOLDEN))
+        hashed = mix(keys ^ _start(self.seed, self.epoch, purpose))[owner]
+        number = index.astype(np.uint64)
+        number *= GOLDEN
+        hashed ^= number
+        hashed = mix(hashed)
         hashed >>= np.uint64(11)
-        return hashed.astype(np.float64) * 2.0**-53
+        return hashed * 2.0**-53
 
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIXERS = ((np.uint64(27), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(31), np.uint64(0x94D049BB133111EB)))
 
 
+BLOCK = 16384
+"""Numbers mixed at once: they stay in the cache, and the system need not find a page for every temporary."""
+
+
 def mix(x: np.ndarray | np.uint64) -> np.ndarray:
     """SplitMix64's finaliser: uint64 -> uint64, every bit of the input moves half of the output's."""
     with np.errstate(over="ignore"):
-        x = np.atleast_1d(np.asarray(x, np.uint64)) + GOLDEN
-        part = x >> np.uint64(30)  # worked on in place: these arrays are as long as a block
-        for shift, factor in MIXERS:
-            x ^= part
-            x *= factor
-            np.right_shift(x, shift, out=part)
-        x ^= part
-        return x
+        mixed = np.atleast_1d(np.asarray(x, np.uint64)) + GOLDEN
+        room = np.empty(min(BLOCK, len(mixed)), np.uint64)
+        for start in range(0, len(mixed), BLOCK):
+            part = mixed[start : start + BLOCK]
+            shifted = np.right_shift(part, np.uint64(30), out=room[: len(part)])
+            for shift, factor in MIXERS:
+                part ^= shifted
+                part *= factor
+                np.right_shift(part, shift, out=shifted)
+            part ^= shifted
+        return mixed
 
 
 def key_of(*parts: int) -> np.uint64:
@@ -103,3 +114,8 @@ def key_of(*parts: int) -> np.uint64:
     for part in parts:
         key = mix(key ^ mix(np.uint64(part)))
     return key[0]
+
+
+@lru_cache(maxsize=256)
+def _start(seed: int, epoch: int, purpose: str) -> np.uint64:
+    return key_of(seed, epoch, zlib.crc32(purpose.encode()))

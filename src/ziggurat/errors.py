@@ -1,4 +1,4 @@
-"""The one error users see."""
+"""The one error users see, and the exception that ends a run after a signal."""
 
 
 class UserError(Exception):
@@ -15,6 +15,19 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  -> {self.hint}" if self.hint else self.message
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop, and everything is saved. Like `KeyboardInterrupt` it passes every `except Exception`."""
+
+    def __init__(self, signal: int = 2):
+        super().__init__(signal)
+        self.signal = signal
+
+    @property
+    def code(self) -> int:
+        """The exit code that shells expect: 130 after SIGINT, 143 after SIGTERM."""
+        return 128 + self.signal
 
 
 def check(condition: object, message: str, hint: str = "") -> None:

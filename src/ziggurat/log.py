@@ -8,11 +8,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ziggurat.atomic import write_text
 from ziggurat.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Sink = Callable[[int, Mapping[str, Any]], None]
 """Takes one step's numbers."""
 
@@ -66,9 +68,7 @@ class Metrics:
         self.path, self.sinks = Path(path), tuple(sinks)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(self.path) if line["step"] <= after] if after else []
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text("".join(map(_line, kept)), encoding="utf-8")
-        os.replace(fresh, self.path)
+        write_text(self.path, "".join(map(_line, kept)))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
@@ -185,6 +185,17 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def counted(what: str, items: Iterable[T], *, every: float = 30.0, clock: Callable[[], float] = time.monotonic) -> Iterator[T]:
+    """The same items; while they are drawn, a log line every `every` seconds says how many they were and how fast."""
+    began = said = clock()
+    for n, item in enumerate(items, 1):
+        yield item
+        now = clock()
+        if now - said >= every:
+            said = now
+            log.info("%s: %s documents so far, %s a second", what, f"{n:,}", f"{n / (now - began):,.0f}")
 
 
 def duration(seconds: float) -> str:

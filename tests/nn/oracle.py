@@ -206,16 +206,15 @@ def stream_of(cases: list[Case], *, row: int = 0, kind: str = "custom") -> tuple
         filled = (filled + len(case)) % row if row else 0
     if row and filled:
         laid.append(full(row - filled))
-    laid = [c for c in laid if len(c) or c in cases]
     bounds = np.cumsum([0, *map(len, laid)])
     total = int(bounds[-1])
     mask = np.zeros((total, total), bool)
     for case, start in zip(laid, bounds, strict=False):
         mask[start : start + len(case), start : start + len(case)] = case.mask
-    position = np.concatenate([np.arange(len(c)) for c in laid] or [[]])
+    position = np.concatenate([np.arange(len(c)) for c in laid] or [np.zeros(0, np.int64)])
     visibility = Visibility(kind)  # type: ignore[arg-type]
     if kind == "custom":
-        columns = (np.concatenate([getattr(c.rule, name) for c in laid] or [[]]) for name in SPELLED)
+        columns = (np.concatenate([getattr(c.rule, name) for c in laid] or [np.zeros(0, np.int64)]) for name in SPELLED)
         visibility = Visibility("custom", *(torch.from_numpy(c.astype(np.int32)) for c in columns))
     ints = torch.from_numpy(position.astype(np.int32))
     stream = Stream(torch.zeros_like(ints), torch.from_numpy(bounds), ints, torch.zeros_like(ints), visibility, None, row)
@@ -233,9 +232,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: np.ndarray, scale: float | 
             continue
         heads = []
         for h in range(q.shape[1]):
-            scores = [(q[i, h] * k[j, h]).sum() * scale for j in seen]
-            exp = [torch.exp(s - max(float(x) for x in scores)) for s in scores]
-            total = sum(exp[1:], exp[0])
-            heads.append(torch.stack([e / total * v[j, h] for e, j in zip(exp, seen, strict=True)]).sum(0))
+            scores = (k[seen, h] * q[i, h]).sum(-1) * scale
+            weights = torch.exp(scores - scores.max())
+            heads.append((weights / weights.sum()) @ v[seen, h])
         rows.append(torch.stack(heads))
     return torch.stack(rows) if rows else v

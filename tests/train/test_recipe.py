@@ -147,7 +147,9 @@ def test_origins(path: Path) -> None:
         (["stages.dapt.examples=5"], "counts labelled rows, and dapt reads plain text"),
         (["defaults.length=1000"], "command line (defaults.length=1000)  defaults.length: 1000 is longer than the 512 positions"),
         (["stages.dapt.batch.tokens=32"], "a micro-batch of 32 tokens cannot hold one example of length 64"),
-        (["stages.dapt.batch={}", "stages.dapt.batch.tokens=null"], "needs a limit: tokens, documents or both"),
+        (["stages.dapt.batch={}", "stages.dapt.batch.tokens=null"], "needs one limit: tokens or documents"),
+        (["stages.dapt.epochs=2"], "stages.dapt.epochs: 2 sources have epochs of their own"),
+        (["stages.dapt.batch.documents=8"], "stages.dapt.tokens: a budget in tokens needs batches limited by tokens"),
         (["stages.dapt.accumulate=0"], "stages.dapt.accumulate: must be at least 1 (got 0)"),
         (["worth.seeds=[1, 1]"], "each seed may stand once"),
         (

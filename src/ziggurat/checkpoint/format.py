@@ -98,7 +98,7 @@ def save(
     `tokenizer` is a folder to copy or a function that writes into a folder. Raises `UserError` when the disk is full
     or the folder cannot be written; earlier checkpoints stay as they are.
     """
-    final = stage / f"step-{step:08d}"
+    final = at(stage, step)
     temporary = stage / f"tmp-{final.name}-{os.getpid()}"
     files: dict[str, dict[str, Tensor]] = {}
     ties: dict[str, dict[str, str]] = {}
@@ -135,6 +135,11 @@ def save(
         ) from error
     prune(stage, keep, known=final)
     return final
+
+
+def at(stage: Path, step: int) -> Path:
+    """The folder of a stage's checkpoint at a step."""
+    return stage / f"step-{step:08d}"
 
 
 def load(folder: Path) -> Saved:

@@ -43,6 +43,13 @@ def format_of(path: Path) -> str | None:
     return Path(name).suffix if Path(name).suffix in FORMATS else None
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with `$NAME` and `~` replaced; raises `UserError` for a variable that is not set."""
+    written = Path(os.path.expandvars(path)).expanduser()
+    check("$" not in str(written), f"{path}: the environment variable in this path is not set", "set it, or write the path out")
+    return written
+
+
 def find(paths: str | Sequence[str]) -> list[Path]:
     """The files that paths, folders and globs name: in the order given, each entry's files sorted by name.
 
@@ -51,8 +58,7 @@ def find(paths: str | Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for entry in [paths] if isinstance(paths, str) else paths:
-        path = Path(os.path.expandvars(entry)).expanduser()
-        check("$" not in str(path), f"{entry}: the environment variable in this path is not set", "set it, or write the path out")
+        path = expanded(entry)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file() and format_of(p) and not _hidden(p.relative_to(path)))
             check(inside, f"{entry}: no file of a known format in this folder", f"known: {_known()}")

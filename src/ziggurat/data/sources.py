@@ -31,6 +31,10 @@ HELD_OUT = 0.01
 """The share of unlabelled text that is held out for the loss when nothing is said."""
 
 
+class EmptySplit(UserError):
+    """A share of a source in which no document fell."""
+
+
 class Files(Spec):
     """Text files: `.txt .jsonl .csv .tsv .parquet`, plain or with `.gz .xz .zst`, a folder or a pattern of them."""
 
@@ -76,11 +80,13 @@ class Hub(Spec):
     id: str
     """The dataset's name on the hub, or a folder."""
     config: str | None = None
+    """Which of the dataset's configurations, where it has several."""
     revision: str | None = None
     """A commit or tag; without it the newest version is read, and may be another one tomorrow."""
     streaming: bool = False
     """Read over the network while training data is written, without downloading the whole first."""
     columns: Columns = Columns()
+    """Which columns hold what."""
     train: str = "train"
     """The dataset's split to learn from."""
     valid: Fraction | str | None = None
@@ -90,7 +96,9 @@ class Hub(Spec):
     test_rows: int | None = Field(default=None, ge=1)
     """Score only this many test documents, chosen by a hash of their text."""
     limit: int | None = Field(default=None, ge=1)
+    """Read only the first documents of `train` (before a share is held out)."""
     bad_rows: int | None = Field(default=None, ge=0)
+    """How many unreadable rows may be left out of one split; left out: 100 or 0.1%, whichever is more."""
 
 
 class Docstrings(Spec):
@@ -102,8 +110,11 @@ class Docstrings(Spec):
     exclude: tuple[str, ...] = ()
     """Packages of the list that are left out."""
     valid: Fraction = HELD_OUT
+    """Share of the docstrings held out for the loss."""
     test: Fraction | None = None
+    """Share of the docstrings for a test split."""
     limit: int | None = Field(default=None, ge=1)
+    """Read only the first docstrings (before a share is held out)."""
 
 
 class DocstringBackticks(Spec):
@@ -111,7 +122,9 @@ class DocstringBackticks(Spec):
 
     kind: Literal["docstring_backticks"] = "docstring_backticks"
     package: str = "sympy"
+    """The package whose docstrings are read."""
     valid: Fraction | None = None
+    """Share of the training sentences held out for the loss; left out: none."""
     test_rows: int = Field(default=500, ge=1)
     """Sentences in the test split, chosen by a hash of their text; the rest is for training."""
     limit: int | None = Field(default=None, ge=1)
@@ -256,7 +269,7 @@ def _accounted(source: Source, split: Split, stream: Stream, reading: Reading) -
     if not reading.documents:
         if reading.rows > reading.skipped + reading.empty:
             least = reading.rows - reading.skipped - reading.empty
-            raise UserError(
+            raise EmptySplit(
                 f"{name}: none of the {least} documents fell into this split",
                 f"give a larger share or files of its own under `{split}:`",
             )

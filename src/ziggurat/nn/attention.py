@@ -52,9 +52,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, *, scale: float | None =
     elif kernel == "flex":
         out = _flex_attend(q, k, v, plan, scale)
     else:
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=plan.mask, is_causal=plan.causal, scale=scale, dropout_p=dropout
-        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask, is_causal=plan.causal, scale=scale, dropout_p=dropout)
     if plan.empty is not None:
         out = out.masked_fill(plan.empty, 0.0)
     return plan.gather(out.transpose(1, 2))
@@ -130,7 +128,7 @@ def _flex_attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> T
 
 
 class AttentionLayer(nn.Module):
-    """Multi-head self-attention over packed tokens: [T, width] -> [T, width]."""
+    """Multi-head self-attention over packed tokens: [T, width] -> [T, width], or [R, width] for the rows int64[R] in `read`."""
 
     def __init__(self, part: spec.Attention, width: int, heads: int):
         super().__init__()
@@ -138,7 +136,7 @@ class AttentionLayer(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=part.bias) for _ in range(4))
         self.dropout = 0.0
 
-    def forward(self, x: Tensor, plan: Plan) -> Tensor:
+    def forward(self, x: Tensor, plan: Plan, read: Tensor | None = None) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
         mixed = attend(q, k, v, plan, dropout=self.dropout if self.training else 0.0)
-        return self.out(mixed.flatten(1))
+        return self.out(mixed.flatten(1) if read is None else mixed.flatten(1)[read])

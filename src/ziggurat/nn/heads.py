@@ -79,4 +79,9 @@ def build_head(head: spec.Head, model: spec.Single) -> nn.Module:
 
 def summary(hidden: Tensor, bounds: Tensor, documents: Tensor, at: str) -> Tensor:
     """The summary token's vector of each chosen document: hidden [T, width], documents int64[K] -> [K, width]."""
-    return hidden[bounds[documents] if at == "first" else bounds[documents + 1] - 1]
+    return hidden[summary_row(bounds, documents, at)]
+
+
+def summary_row(bounds: Tensor, documents: Tensor, at: str) -> Tensor:
+    """int64[K]: the row of each chosen document's summary token."""
+    return bounds[documents] if at == "first" else bounds[documents + 1] - 1

@@ -40,7 +40,10 @@ class MlpLayer(nn.Module):
 
 
 class BlockLayer(nn.Module):
-    """One Transformer layer, norm before (GPT-2) or after (BERT) each residual part."""
+    """One Transformer layer, norm before (GPT-2) or after (BERT) each residual part: [T, width] -> [T, width].
+
+    With `read` (int64[R]) only these rows come out, [R, width], and nothing is computed for the others that these do not need.
+    """
 
     def __init__(self, part: spec.Block, width: int, heads: int, hidden: int):
         super().__init__()
@@ -51,11 +54,12 @@ class BlockLayer(nn.Module):
         self.pre = part.norm_at == "pre"
         self.drop = nn.Dropout(0.0)
 
-    def forward(self, x: Tensor, plan: Plan) -> Tensor:
+    def forward(self, x: Tensor, plan: Plan, read: Tensor | None = None) -> Tensor:
+        rows = x if read is None else x[read]
         if self.pre:
-            x = x + self.drop(self.attention(self.attention_norm(x), plan))
+            x = rows + self.drop(self.attention(self.attention_norm(x), plan, read))
             return x + self.drop(self.mlp(self.mlp_norm(x)))
-        x = self.attention_norm(x + self.drop(self.attention(x, plan)))
+        x = self.attention_norm(rows + self.drop(self.attention(x, plan, read)))
         return self.mlp_norm(x + self.drop(self.mlp(x)))
 
 

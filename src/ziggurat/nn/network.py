@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ziggurat.nn import spec
 from ziggurat.nn.attention import AttentionLayer
-from ziggurat.nn.heads import VocabHeadLayer, build_head, summary
+from ziggurat.nn.heads import VocabHeadLayer, build_head, summary, summary_row
 from ziggurat.nn.loss import cross_entropy, squared_error, vocab_cross_entropy
 from ziggurat.nn.structures import SingleModel
 from ziggurat.types import Loss, Stream, Target
@@ -26,8 +26,20 @@ class NetworkModel(nn.Module):
         self.model = SingleModel(part.model)
         self.heads = nn.ModuleDict({name: build_head(head, part.model) for name, head in part.heads.items()})
 
-    def forward(self, streams: Mapping[str, Stream], keep: Sequence[str] = ()) -> dict[str, Tensor]:
-        return self.model(streams, keep)
+    def forward(
+        self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        return self.model(streams, keep, read)
+
+    def read(self, streams: Mapping[str, Stream], targets: Iterable[Target]) -> dict[str, Tensor]:
+        """The rows of each stream, int64[R] ascending, that the heads of these targets look at."""
+        found: dict[str, list[Tensor]] = {}
+        for target in targets:
+            at = target.index if target.at == "token" else summary_row(
+                streams[target.stream].bounds, target.index, self.spec.model.pool.at
+            )
+            found.setdefault(target.stream, []).append(at)
+        return {stream: torch.unique(torch.cat(rows)) for stream, rows in found.items()}
 
     def rows(self, name: str, hidden: Mapping[str, Tensor], streams: Mapping[str, Stream], target: Target) -> Tensor:
         """[K, width]: what head `name` reads for each of the target's K predictions."""

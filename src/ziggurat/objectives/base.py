@@ -54,7 +54,7 @@ class Objective(Spec):
 
     def losses(self, network: NetworkModel, batch: Batch) -> Losses:
         """One forward pass; for each target its (total, count). Default: what each named head says."""
-        hidden = network(batch.streams)
+        hidden = network(batch.streams, read=network.read(batch.streams, batch.targets.values()))
         return {name: network.loss(self.head_of(name), hidden, batch.streams, target) for name, target in batch.targets.items()}
 
     def counts(self, batch: Batch) -> dict[str, float]:

@@ -27,6 +27,7 @@ class Joint(Objective):
 
     kind: Literal["joint"] = "joint"
     parts: tuple[Part, ...] = Field(min_length=2)
+    """The objectives, each as it would be written alone."""
     weights: dict[str, float] = {}
     """Weight of a part's mean loss, by its kind; default 1."""
 

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ziggurat.context import Context
 from ziggurat.data.cut import marks_in, pairs, single
@@ -45,6 +45,14 @@ def _index(labels: Sequence[Any], values: Sequence[Any], where: Sequence[str] = 
     return np.array([known[str(value)] for value in values], np.int64)
 
 
+def _number(value: Any) -> float:
+    """NaN for what is not a number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
 class Labels(Objective):
     """Base of the objectives with a closed list of labels."""
 
@@ -60,6 +68,12 @@ class Labels(Objective):
         if len({str(label) for label in labels}) < len(labels):
             raise ValueError("labels repeat")
         return labels
+
+    @model_validator(mode="after")
+    def _named(self) -> Labels:
+        if self.names and len(self.names) != len(self.labels):
+            raise ValueError(f"{len(self.names)} names for {len(self.labels)} labels")
+        return self
 
     def label_names(self) -> tuple[str, ...]:
         return self.names or tuple(str(label) for label in self.labels)
@@ -87,15 +101,18 @@ class Regress(Objective):
     kind: Literal["regress"] = "regress"
     labelled: ClassVar[bool] = True
     metric: Literal["pearson", "spearman", "mse"] = "pearson"
+    """The score reports quote."""
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         batch = _texts(tokens, ctx)
-        column = _column(tokens, "label")
-        try:
-            value = np.array([float(v) for v in column], np.float32)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the label column holds something that is not a number: {error}", "mend the data") from None
-        check(np.isfinite(value).all(), "the label column holds a number that is not finite", "mend the data")
+        column, rows = _column(tokens, "label"), tokens.fields.get("id", ())
+        with np.errstate(over="ignore"):
+            value = np.array([_number(v) for v in column], np.float64).astype(np.float32)
+        wrong = np.flatnonzero(~np.isfinite(value))
+        if len(wrong):
+            place = f" ({rows[wrong[0]]})" if len(rows) else ""
+            message = f"label {column[wrong[0]]!r}{place} is not a finite number"
+            raise UserError(message, f"{len(wrong)} such row(s) in this block: mend the data")
         return replace(batch, targets={"regress": text_target(np.arange(len(value)), value, at="document")})
 
     def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:

@@ -15,17 +15,20 @@ from pydantic import Field, model_validator
 
 from ziggurat.config import Spec
 from ziggurat.context import Context
+from ziggurat.data.runs import bounds_of, ranges
 from ziggurat.errors import check
 from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
-from ziggurat.types import Batch, text_target
+from ziggurat.types import Batch, Stream, text_target
 
 
 class Ramp(Spec):
     """A rate that moves in a straight line over the stage."""
 
     start: float = Field(gt=0, lt=1)
+    """The rate at the first step."""
     end: float = Field(gt=0, lt=1)
+    """The rate at the last step."""
 
     def at(self, progress: float) -> float:
         return self.start + (self.end - self.start) * min(max(progress, 0.0), 1.0)
@@ -86,23 +89,19 @@ class Masked(Objective):
         stream = batch.streams["text"]
         assert stream.unit is not None, "masked LM needs units"
         rate = self.rate.at(ctx.progress) if isinstance(self.rate, Ramp) else self.rate
-        lengths = np.diff(stream.bounds)
-        hidable = stream.unit >= 0
-        document = stream.document()
-        any_hidable = np.bincount(document[hidable], minlength=len(lengths)) > 0
-        budget = np.where(any_hidable, np.maximum(1, np.rint(rate * lengths)), 0).astype(np.int64)
+        budget = np.maximum(1, np.rint(rate * stream.lengths)).astype(np.int64)
         if self.unit == "token":
-            at, together = choose_tokens(batch, hidable, document, budget, ctx), None
+            at, together = choose_tokens(batch, stream.unit, budget, ctx), None
         else:
-            at, together = choose_phrases(batch, stream.unit, document, budget, self.lengths(), ctx)
-        owner = document[at]
+            at, together = choose_phrases(batch, stream.unit, budget, self.lengths(), ctx)
+        owner = np.repeat(np.arange(len(batch)), np.diff(np.searchsorted(at, stream.bounds)))
         inside = at - stream.bounds[owner]
         draw = ctx.uniform(batch.keys, owner, inside if self.unit != "span" or together is None else together, "mlm.replace")
         content = stream.content.copy()
         masks = draw < self.replace[0]
         if ctx.vocab.mask is not None:
             content[at[masks]] = ctx.vocab.mask
-        swaps = ~masks & (draw < self.replace[0] + self.replace[1])
+        swaps = np.flatnonzero(~masks & (draw < self.replace[0] + self.replace[1]))
         ordinary = ctx.vocab.ordinary()
         pick = ctx.uniform(batch.keys, owner[swaps], inside[swaps], "mlm.random")
         content[at[swaps]] = ordinary[(pick * len(ordinary)).astype(np.int64)]
@@ -114,75 +113,79 @@ class Masked(Objective):
         )
 
 
-def choose_tokens(batch: Batch, hidable: np.ndarray, document: np.ndarray, budget: np.ndarray, ctx: Context) -> np.ndarray:
-    """int64[K] ascending: exactly `budget` hidable tokens of each document (or all of them), without replacement."""
-    at = np.flatnonzero(hidable)
-    owner = document[at]
-    draw = ctx.uniform(batch.keys, owner, at - batch.streams["text"].bounds[owner], "mlm.choose")
-    counts = np.bincount(owner, minlength=len(budget))
-    # Only small draws can win; a document with too few of them is looked at whole.
-    likely = draw < (2 * budget / np.maximum(counts, 1) + 0.05)[owner]
-    short = np.bincount(owner[likely], minlength=len(budget)) < np.minimum(budget, counts)
-    if short.any():
-        likely |= short[owner]
-    at, owner, draw = at[likely], owner[likely], draw[likely]
-    order = np.argsort(owner + draw)
-    counts = np.bincount(owner, minlength=len(budget))
-    starts = np.cumsum(counts) - counts
-    chosen = order[(np.arange(len(at)) - starts[owner]) < budget[owner]]
-    return np.sort(at[chosen])
+def choose_tokens(batch: Batch, unit: np.ndarray, budget: np.ndarray, ctx: Context) -> np.ndarray:
+    """int64[K] ascending: exactly `budget` (int64[D]) hidable tokens of each document (or all of them): those of the smallest draws."""
+    bounds = batch.streams["text"].bounds
+    at = np.flatnonzero(unit >= 0)
+    counts = np.diff(np.searchsorted(at, bounds))
+    wanted = np.minimum(budget, counts)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    draw = ctx.uniform(batch.keys, owner, at - np.repeat(bounds[:-1], counts), "mlm.choose")
+    # Only small draws can win: 3 deviations more than needed. A document with too few of them is looked at whole.
+    likely = (wanted + 3 * np.sqrt(wanted) + 1) / np.maximum(counts, 1)
+    few = np.flatnonzero(draw < np.repeat(likely, counts))
+    found = np.bincount(owner[few], minlength=len(counts))
+    if (found < wanted).any():
+        few = np.flatnonzero(draw < np.repeat(np.where(found < wanted, 1.0, likely), counts))
+        found = np.bincount(owner[few], minlength=len(counts))
+    ranked = owner[few] + draw[few]  # by document, then by draw
+    largest = np.sort(ranked)[(np.cumsum(found) - found + wanted - 1)[counts > 0]]
+    return at[few[ranked <= np.repeat(largest, found[counts > 0])]]
 
 
 def choose_phrases(
-    batch: Batch, unit: np.ndarray, document: np.ndarray, budget: np.ndarray, lengths: np.ndarray, ctx: Context
+    batch: Batch, unit: np.ndarray, budget: np.ndarray, lengths: np.ndarray, ctx: Context
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whole words, n of them at a time with probability `lengths[n - 1]`, until a document's budget of tokens is spent.
 
-    Anchors are visited in random order. A phrase is shortened word by word until it fits what is left, and skipped when
-    not even one word fits or when it would touch a chosen word. Returns (tokens int64[K] ascending, the number of each
-    token's phrase within its document int64[K]).
+    Anchors are visited in increasing order of their draws. A phrase is shortened word by word until it fits what is left and
+    no special token stands in it; it is skipped when not even one word fits or when it would touch a chosen word. Returns
+    (tokens int64[K] ascending, the number of each token's phrase within its document int64[K]: how many anchors came before).
     """
-    starts_word = unit >= 0
-    starts_word[1:] &= (unit[1:] != unit[:-1]) | (document[1:] != document[:-1])
-    first = np.flatnonzero(starts_word)
-    if not len(first):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    owner = document[first]
-    word_of = np.cumsum(starts_word) - 1
-    size = np.bincount(word_of[unit >= 0], minlength=len(first))
-    number = unit[first]
-    order = np.argsort(owner + ctx.uniform(batch.keys, owner, number, "mlm.choose"))
-    most = len(lengths)
-    if most > 1:
-        draw = ctx.uniform(batch.keys, owner, number, "mlm.length")
-        wanted = np.minimum(np.searchsorted(np.cumsum(lengths), draw, side="right"), most - 1) + 1
-    else:
-        wanted = np.ones(len(first), np.int64)
-    counts = np.bincount(owner, minlength=len(budget))
-    begin = np.cumsum(counts) - counts
-    end = begin + counts
-    tokens_before = np.concatenate([[0], np.cumsum(size)])
-    taken = np.full(len(first), -1, np.int64)
-    left = budget.copy()
-    active = np.flatnonzero((left > 0) & (counts > 0))
-    step = 0
-    while len(active):
-        anchor = order[begin[active] + step]
-        stop = np.minimum(anchor + wanted[anchor], end[active])
-        for _ in range(most - 1):
-            cost = tokens_before[stop] - tokens_before[anchor]
-            torn = first[stop - 1] + size[stop - 1] - first[anchor] > cost  # special tokens stand in between
-            stop -= (stop > anchor + 1) & (torn | (cost > left[active]))
-        good = tokens_before[stop] - tokens_before[anchor] <= left[active]
-        for k in range(most):
-            at = np.minimum(anchor + k, stop - 1)
-            good &= taken[at] < 0
-        for k in range(most):
-            at = anchor + k
-            fill = good & (at < stop)
-            taken[at[fill]] = step
-        left[active[good]] -= (tokens_before[stop] - tokens_before[anchor])[good]
-        step += 1
-        active = active[(left[active] > 0) & (step < counts[active])]
-    hidden = np.flatnonzero((unit >= 0) & (taken[np.maximum(word_of, 0)] >= 0))
-    return hidden, taken[word_of[hidden]]
+    first, size, stretch, counts = find_words(batch.streams["text"], unit)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    draw = ctx.uniform(batch.keys, owner, unit[first], "mlm.choose")
+    reach = np.arange(len(lengths))
+    before = bounds_of(np.append(size, np.zeros(len(reach), np.int64)))
+    taken = np.full(len(first) + len(reach), -1, np.int32)  # the number of each word's phrase
+    left, step = np.where(counts > 0, budget, 0), np.zeros(len(counts), np.int64)
+    # Words of small draws are nearly always enough. Documents with budget left then visit their other words.
+    likely = draw < np.repeat(0.05 + 2 * budget / np.maximum(counts * (1 + lengths @ reach), 1), counts)
+    for rest in (False, True):
+        few = np.flatnonzero(~likely & (left > 0)[owner] if rest else likely)
+        order = few[np.argsort(owner[few] + draw[few])]
+        most = stretch[order] - order
+        if len(reach) > 1:
+            chance = ctx.uniform(batch.keys, owner[order], unit[first[order]], "mlm.length")
+            most = np.minimum(most, 1 + np.searchsorted(np.cumsum(lengths)[:-1], chance, side="right"))
+        visits = np.bincount(owner[few], minlength=len(counts))
+        begin = np.cumsum(visits) - visits
+        active = np.flatnonzero((left > 0) & (visits > 0))
+        for number in range(visits.max(initial=0)):
+            at = begin[active] + number
+            covered = order[at, None] + reach
+            cost = before[covered + 1] - before[covered[:, :1]]
+            fits = (reach < most[at, None]) & (cost <= left[active, None])
+            fits &= ~(fits & (taken[covered] >= 0)).any(1, keepdims=True)
+            taken[covered[fits]] = np.repeat(step[active] + number, fits.sum(1))
+            left[active] -= np.max(cost * fits, 1)
+            active = active[(left[active] > 0) & (visits[active] > number + 1)]
+        step += visits
+    chosen = np.flatnonzero(taken[: len(first)] >= 0)
+    return ranges(first[chosen], size[chosen]), np.repeat(taken[chosen], size[chosen])
+
+
+def find_words(stream: Stream, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For each of W words its first token, its number of tokens, and the end of the unbroken stretch of words it stands in (int64[W]
+    each; stretches end with the document and before special tokens); for each document its words, int64[D]."""
+    begins = np.ones(len(unit), bool)
+    begins[1:] = unit[1:] != unit[:-1]
+    begins[stream.bounds[:-1][stream.lengths > 0]] = True
+    runs = np.append(np.flatnonzero(begins), len(unit))
+    words = np.flatnonzero(unit[runs[:-1]] >= 0)
+    first = runs[words]
+    counts = np.diff(np.searchsorted(first, stream.bounds))
+    ends = np.diff(words, append=len(runs)) > 1  # a special token follows
+    ends[(np.cumsum(counts) - 1)[counts > 0]] = True
+    stretch = np.flatnonzero(ends) + 1
+    return first, runs[words + 1] - first, np.repeat(stretch, np.diff(stretch, prepend=0)), counts

@@ -6,23 +6,28 @@ import json
 import logging
 import os
 import platform
+import shlex
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ziggurat import __version__
+from ziggurat.atomic import write_json
 from ziggurat.config import dump
 from ziggurat.data import sources
 from ziggurat.data.subset import Subset
 from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import metric_of
+from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Labels, Regress, Tag
 from ziggurat.pipeline import worth
+from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
 from ziggurat.pipeline.table import terminal_table
 from ziggurat.train.stage import Stage
@@ -34,14 +39,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def account(run: Run, arms: Mapping[str, Mapping[int, Done]], recipe_path: str | Path) -> None:
-    """Write report.html and report.json into the run folder and print the table."""
+def account(run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequence[str]) -> None:
+    """Write report.html and report.json into the run folder and print the table. `arguments` are those of `ziggurat run`."""
     ledger = None
     if arms:
         stage = next(iter(next(iter(arms.values())).values())).stage
         assert stage.objective is not None
         ledger = _ledger(run, arms, stage, stage.objective)
-    facts = _facts(run, arms, ledger, recipe_path)
+    facts = _facts(run, arms, ledger, arguments)
     html, _ = write_report(run.folder, facts)
     from rich.console import Console
 
@@ -71,23 +76,30 @@ def _ledger(run: Run, arms: Mapping[str, Mapping[int, Done]], stage: Stage, obje
 
 
 def _loss(numbers: Mapping[str, float]) -> float:
-    """The language-model loss among a source's held-out numbers."""
-    return next((numbers[name] for name in ("mlm", "clm") if name in numbers), float("nan"))
+    """The language-model loss among a source's held-out numbers, or else the first loss."""
+    losses = [name for name in numbers if not name.endswith("_accuracy")]
+    return next((numbers[name] for name in ("mlm", "clm", *losses) if name in numbers), float("nan"))
 
 
 def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -> dict[str, float]:
     """Scores of the baselines, each the mean over the same draws of labelled rows that the model had."""
     from ziggurat.pipeline.run import draw
 
+    (name,) = stage.data
+    train, test_rows = (run.prepared.shards[name, split] for split in ("train", "test"))
     path = run.folder / "baselines.json"
-    settings = {"seeds": seeds, "examples": stage.examples, "objective": objective.model_dump(mode="json")}
+    settings = {
+        "seeds": seeds,
+        "examples": stage.examples,
+        "objective": objective.model_dump(mode="json"),
+        "rows": [content(train), content(test_rows)],
+    }
     if path.exists():
         kept = json.loads(path.read_text("utf-8"))
         if kept["settings"] == settings:
             return kept["scores"]
-    (name,) = stage.data
     source = run.recipe.sources[name]
-    train = run.prepared.shards[name, "train"]
+    log.info("baselines of %s on the same rows", name)
     test = list(sources.documents(source, "test"))
     by_id = {d.id: d for d in sources.documents(source, "train")}
     kind: Any = "regress" if isinstance(objective, Regress) else "tag" if isinstance(objective, Tag) else "classify"
@@ -101,7 +113,7 @@ def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -
         for baseline, score in baselines.baselines(kind, x, y, x_test, y_test, metric).items():
             sums[baseline].append(score)
     scores = {baseline: float(np.mean(values)) for baseline, values in sums.items()}
-    path.write_text(json.dumps({"settings": settings, "scores": scores}), "utf-8")
+    write_json(path, {"settings": settings, "scores": scores})
     return scores
 
 
@@ -120,58 +132,85 @@ def _examples(documents: list[Document], objective: Objective) -> tuple[list[Any
 
 
 def _facts(
-    run: Run, arms: Mapping[str, Mapping[int, Done]], ledger: worth.Ledger | None, recipe_path: str | Path
+    run: Run, arms: Mapping[str, Mapping[int, Done]], ledger: worth.Ledger | None, arguments: Sequence[str]
 ) -> dict[str, Any]:
-    recipe = run.recipe
-    entries = []
-    for title, done in run.done.items():
-        o = done.outcome
-        heldout = {source: {"loss": _loss(n), **n} for source, n in o.held_out.items()}
-        entries.append(
-            {
-                "name": title,
-                "stage": done.stage.stage,
-                "data": ", ".join(done.stage.data),
-                "steps": o.steps,
-                "tokens": o.tokens,
-                "seconds": o.seconds,
-                "tokens_per_second": o.tokens_per_second,
-                "curve": o.curve,
-                "heldout": heldout,
-            }
-        )
-    some = next(iter(run.done.values()))
-    prepared = run.prepared
-
-    def count(name: str, split: str) -> int:
-        return len(prepared.shards[name, split]) if (name, split) in prepared.shards else 0
-
-    data = [
-        {
-            "source": name,
-            "documents": len(shards),
-            "tokens": shards.tokens,
-            "heldout": count(name, "valid"),
-            "test": count(name, "test"),
-            "leaks": prepared.facts[name, split].get("leaks", 0),
-        }
-        for (name, split), shards in prepared.shards.items()
-        if split == "train"
-    ]
+    """What `report` describes, from the run's folder and memory."""
+    recipe, prepared = run.recipe, run.prepared
+    some = next(iter(run.done.values())).outcome
+    vocab = prepared.tokenizer.vocab.size
     return {
         "name": recipe.name,
         "system": recipe.system,
-        "parameters": some.outcome.parameters,
+        "parameters": some.parameters,
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "task": _task(run, arms),
         "machine": {
-            "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+            "processor": f"{platform.machine()}, {os.cpu_count()} cores"
+            + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
             "threads": str(torch.get_num_threads()),
-            "precision": some.outcome.precision,
+            "precision": some.precision,
         },
+        "tokenizer": f"{prepared.tokenizer.kind}, {vocab:,} entries, {prepared.tokenizer.fingerprint[:12]}",
         "metric": ledger.metric if ledger else "",
-        "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy")} | {"python": platform.python_version()},
-        "stages": entries,
+        "versions": {"ziggurat": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "tokenizers", "numpy")},
+        "stages": [_stage(title, done) for title, done in run.done.items()],
         "worth": ledger,
-        "sources": data,
+        "sources": [_source(run, name) for name, split in prepared.shards if split == "train"],
         "config": dump(recipe),
-        "commands": [f"ziggurat run {recipe_path}"],
+        "commands": [shlex.join(["ziggurat", "run", *arguments])],
+    }
+
+
+def _task(run: Run, arms: Mapping[str, Mapping[int, Done]]) -> str:
+    """What was fine-tuned and tested, in a few words."""
+    if not arms:
+        return ""
+    done = next(iter(next(iter(arms.values())).values()))
+    assert done.stage.objective is not None and done.predictions is not None
+    (name,) = done.stage.data
+    rows = done.stage.examples or len(run.prepared.shards[name, "train"])
+    return f"{done.stage.objective.kind} {name}: {rows:,} labelled rows, {len(done.predictions.gold):,} test rows"
+
+
+def _stage(title: str, done: Done) -> dict[str, Any]:
+    o = done.outcome
+    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for line in read_metrics(done.folder / "metrics.jsonl"):
+        by_source: dict[str, dict[str, float]] = defaultdict(dict)
+        for key, value in line.items():
+            if key.startswith("heldout/") and value is not None:
+                _, source, name = key.split("/", 2)
+                by_source[source][name] = value
+        for source, numbers in by_source.items():
+            curves[source].append((line["step"], _loss(numbers)))
+    return {
+        "name": title,
+        "stage": done.stage.stage,
+        "data": ", ".join(done.stage.data),
+        "steps": o.steps,
+        "skipped": o.skipped,
+        "tokens": o.tokens,
+        "seconds": o.seconds,
+        "evaluation_seconds": o.evaluation_seconds,
+        "tokens_per_second": o.tokens_per_second,
+        "curve": o.curve,
+        "heldout": {source: {"loss": _loss(n), **n} for source, n in o.held_out.items()},
+        "heldout_curve": dict(curves),
+    }
+
+
+def _source(run: Run, name: str) -> dict[str, Any]:
+    shards = run.prepared.shards
+
+    def count(split: str) -> int:
+        return len(shards[name, split]) if (name, split) in shards else 0
+
+    return {
+        "source": name,
+        "documents": count("train"),
+        "tokens": shards[name, "train"].tokens,
+        "heldout": count("valid"),
+        "test": count("test"),
+        "leaks": run.prepared.facts[name, "train"].get("leaks", 0),
     }

@@ -7,24 +7,25 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ziggurat.atomic import write_json
 from ziggurat.context import GOLDEN
 from ziggurat.data import sources
+from ziggurat.data.files import expanded
 from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.reading import Reading
 from ziggurat.data.shards import Shards
 from ziggurat.data.sources import Source
 from ziggurat.data.writing import write_shards
 from ziggurat.errors import UserError
+from ziggurat.log import counted
 from ziggurat.systems import SYSTEMS
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import train_tokenizer
-from ziggurat.train.loop import Stopped
 from ziggurat.train.recipe import Recipe
 from ziggurat.types import Document
 
@@ -43,119 +44,141 @@ class Prepared:
     """What was read, left out as unreadable, and left out as a near duplicate of a test document."""
 
 
-def prepare(
-    recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, stop: Callable[[], bool] = lambda: False
-) -> Prepared:
+def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) -> Prepared:
     """Tokenizer and shards of all sources that the stages name, in `folder`; what is there and still true is kept.
 
     `tokenizer` comes with the weights to start from and is used unless the recipe brings its own. Every training text,
     the task's own rows too, is freed of documents that hold a test document or a near duplicate of one.
     """
-    used = list(dict.fromkeys(name for stage in recipe.stages for name in stage.data))
-    tests = [name for name in used if "test" in sources.splits(recipe.sources[name])]
-    mark = _mark(recipe, tests)
-
-    @cache
-    def index() -> LeakIndex | None:
-        return LeakIndex(d for n in tests for d in sources.documents(recipe.sources[n], "test")) if tests else None
+    tests = _Tests(recipe)
 
     def texts() -> Iterator[str]:
-        for name in used:
-            for document in _clean(recipe.sources[name], "train", index(), Reading(), []):
-                _heed(stop)
+        for name in used(recipe):
+            for document in tests.clean(recipe.sources[name], "train", Reading(), []):
                 yield from document.texts.values()
 
-    key = _key(recipe, used, mark)
-    tokenizer = _tokenizer(recipe, folder / "tokenizer", tokenizer, texts, key)
-    shards: Splits = {}
-    facts: dict[tuple[str, str], dict[str, Any]] = {}
+    tokenizer = _tokenizer(recipe, folder, tokenizer, texts, tests.mark)
+    found = Prepared(tokenizer, {}, {})
     fresh: list[tuple[str, str]] = []
-    for name in used:
+    for name in used(recipe):
         for split in sources.splits(recipe.sources[name]):
-            one, fact, new = _shards(recipe.sources[name], name, split, folder, tokenizer, index, mark, stop)
-            shards[name, split], facts[name, split] = one, fact
-            fresh += [(name, split)] if new else []
-    for name, split in shards:
-        if split == "test":
-            for other in [o for o, of in shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
-                assert_apart(shards[name, split], shards[other, "train"])
-    return Prepared(tokenizer, shards, facts)
+            fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
+    for (name, kind), test in found.shards.items():
+        if kind == "test":
+            for other in [o for o, of in found.shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
+                assert_apart(test, found.shards[other, "train"])
+    return found
 
 
-def _mark(recipe: Recipe, tests: list[str]) -> str:
-    """What identifies the test rows that training texts were freed of."""
-    state = [sources.fingerprint(recipe.sources[name], "test") for name in tests]
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16] if tests else ""
+def prepare_held_out(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Prepared:
+    """Only the texts that nothing is trained on, for another tokenizer than the recipe's perhaps."""
+    tests, found = _Tests(recipe), Prepared(tokenizer, {}, {})
+    for name in used(recipe):
+        for split in sources.splits(recipe.sources[name]):
+            if split != "train":
+                _shards(recipe, name, split, folder, tests, found)
+    return found
 
 
-def _clean(source: Source, split: str, index: LeakIndex | None, reading: Reading, left_out: list[Leak]) -> Iterator[Document]:
-    documents = sources.documents(source, split, reading)  # type: ignore[arg-type]
-    return documents if index is None or split == "test" else index.clean(documents, left_out)
+def used(recipe: Recipe) -> list[str]:
+    """The sources that stages name."""
+    return list(dict.fromkeys(name for stage in recipe.stages for name in stage.data))
 
 
-def _tokenizer(
-    recipe: Recipe, folder: Path, brought: Tokenizer | None, texts: Callable[[], Iterator[str]], key: str
-) -> Tokenizer:
-    spec = recipe.tokenizer
-    if spec is None:
+def content(shards: Shards) -> str:
+    """What identifies the tokens, labels and order of documents in shards, wherever they came from."""
+    state = [shards.meta["files"], shards.meta["mark_labels"]]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _Tests:
+    """The test documents of a recipe, which no other text may hold."""
+
+    def __init__(self, recipe: Recipe):
+        self.sources = [s for n in used(recipe) if "test" in sources.splits(s := recipe.sources[n])]
+        state = [sources.fingerprint(source, "test") for source in self.sources]
+        self.mark = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16] if state else ""
+        """Identifies them."""
+        self._index: LeakIndex | None = None
+
+    def clean(self, source: Source, split: str, reading: Reading, left_out: list[Leak]) -> Iterator[Document]:
+        """The documents of a split; those that hold a test document go to `left_out`."""
+        documents = sources.documents(source, split, reading)  # type: ignore[arg-type]
+        if split == "test" or not self.sources:
+            return documents
+        if self._index is None:
+            self._index = LeakIndex(d for source in self.sources for d in sources.documents(source, "test"))
+        return self._index.clean(documents, left_out)
+
+
+def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Callable[[], Iterator[str]], mark: str) -> Tokenizer:
+    spec, folder = recipe.tokenizer, run / "tokenizer"
+    made = folder / "made.json"
+    if spec is None or spec.path is not None:
+        if spec is not None and spec.path is not None:
+            brought = Tokenizer.load(
+                expanded(spec.path), segmenter=spec.segmenter if "segmenter" in spec.model_fields_set else None
+            )
         if brought is None:
             raise UserError("there is no tokenizer: the checkpoint to start from has none", "give the recipe a `tokenizer`")
+        made.unlink(missing_ok=True)
+        brought.save(folder)
         return brought
-    if spec.path is not None:
-        return Tokenizer.load(spec.path, segmenter=spec.segmenter if "segmenter" in spec.model_fields_set else None)
-    made = folder / "made.json"
-    identity = json.dumps([spec.model_dump(mode="json"), key], sort_keys=True)
-    if made.exists() and made.read_text("utf-8") == identity:
+    state = [[name, sources.fingerprint(recipe.sources[name], "train")] for name in used(recipe)]
+    text = hashlib.sha256(json.dumps([state, mark]).encode()).hexdigest()[:16]
+    identity = {"spec": spec.model_dump(mode="json"), "system": recipe.system.partition("/")[0], "text": text}
+    before = json.loads(made.read_text("utf-8")) if made.exists() else {}
+    if before == identity:
+        return Tokenizer.load(folder, segmenter=spec.segmenter)
+    if before and {**before, "text": text} == identity and any(run.glob("*/step-*")):
+        log.info("the tokenizer stays as it is: stages were trained with it before the recipe's sources changed")
         return Tokenizer.load(folder, segmenter=spec.segmenter)
     template: Any = SYSTEMS[recipe.system.partition("/")[0]].template
     log.info("training a %s tokenizer of %s tokens", spec.kind, f"{spec.vocab:,}")
-    tokenizer = train_tokenizer(spec, texts(), template=template)
+    tokenizer = train_tokenizer(spec, counted("reading text for the tokenizer", texts()), template=template)
+    made.unlink(missing_ok=True)
     tokenizer.save(folder)
-    made.write_text(identity, "utf-8")
+    write_json(made, identity)
     return tokenizer
 
 
-def _shards(
-    source: Source,
-    name: str,
-    split: str,
-    folder: Path,
-    tokenizer: Tokenizer,
-    index: Callable[[], LeakIndex | None],
-    mark: str,
-    stop: Callable[[], bool],
-) -> tuple[Shards, dict[str, Any], bool]:
+def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, found: Prepared) -> bool:
+    """Put the shards of a split and the facts about them into `found`; whether they had to be made."""
+    source, tokenizer = recipe.sources[name], found.tokenizer
     place = folder / "shards" / name / split
-    facts_file = place.with_name(f"{split}.json")
-    identity = f"{sources.fingerprint(source, split)[:16]}/{'' if split == 'test' else mark}"  # type: ignore[arg-type]
-    if (place / "meta.json").exists() and facts_file.exists():
+    facts = place.with_name(f"{split}.json")
+    identity = f"{sources.fingerprint(source, split)[:16]}/{'' if split == 'test' else tests.mark}"  # type: ignore[arg-type]
+    if (place / "meta.json").exists() and facts.exists():
         shards = Shards.open(place)
         if shards.meta.get("source") == identity and shards.meta.get("tokenizer") == tokenizer.fingerprint:
-            return shards, json.loads(facts_file.read_text("utf-8")), False
+            found.shards[name, split], found.facts[name, split] = shards, json.loads(facts.read_text("utf-8"))
+            return False
     reading, left_out = Reading(), list[Leak]()
-
-    def documents() -> Iterator[Document]:
-        for document in _clean(source, split, index(), reading, left_out):
-            _heed(stop)
-            yield document
-
-    shards = write_shards(place, documents(), tokenizer, source=identity)
-    read = {k: v for k, v in asdict(reading).items() if isinstance(v, int)}
-    fact = {
+    documents = counted(f"tokenizing {name}/{split}", tests.clean(source, split, reading, left_out))
+    facts.unlink(missing_ok=True)  # they are about the old shards
+    try:
+        shards = write_shards(place, documents, tokenizer, source=identity)
+    except sources.EmptySplit:
+        if split != "valid" or "valid" in source.model_fields_set:
+            raise
+        log.warning("%s: too few documents to hold some out; no loss is measured on it", name)
+        return False
+    found.shards[name, split] = shards
+    found.facts[name, split] = {
         "source": name,
         "split": split,
-        **read,
+        **{k: v for k, v in asdict(reading).items() if isinstance(v, int)},
         "kept": len(shards),
         "tokens": shards.tokens,
         "leaks": len(left_out),
         "leak_examples": [asdict(leak) for leak in left_out[:5]],
     }
-    facts_file.write_text(json.dumps(fact, ensure_ascii=False), "utf-8")
+    write_json(facts, found.facts[name, split])
     log.info(
         "%s/%s: %s documents, %s tokens%s", name, split, f"{len(shards):,}", f"{shards.tokens:,}",
         f"; {len(left_out):,} left out because they hold test rows" if left_out else "",
     )  # fmt: skip
-    return shards, fact, True
+    return True
 
 
 def assert_apart(test: Shards, train: Shards, *, gram: int = 8) -> int:
@@ -185,13 +208,3 @@ def _rolled(ids: np.ndarray, n: int) -> np.ndarray:
         for j in range(n):
             total = total * GOLDEN + ids[j : j + len(total)].astype(np.uint64)
     return total
-
-
-def _key(recipe: Recipe, used: list[str], mark: str) -> str:
-    state = [[name, sources.fingerprint(recipe.sources[name], "train")] for name in used]
-    return hashlib.sha256(json.dumps([state, mark]).encode()).hexdigest()[:16]
-
-
-def _heed(stop: Callable[[], bool]) -> None:
-    if stop():
-        raise Stopped

@@ -25,13 +25,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ziggurat.atomic import write_text
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
 from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
 from ziggurat.pipeline.worth import Ledger, jsonable, shown
@@ -48,9 +48,7 @@ def write_report(folder: Path | str, facts: Mapping[str, Any]) -> tuple[Path, Pa
         "report.json": json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False, default=str),
     }
     for name, text in pages.items():
-        draft = folder / f"{name}.part"
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, folder / name)
+        write_text(folder / name, text)
     return folder / "report.html", folder / "report.json"
 
 

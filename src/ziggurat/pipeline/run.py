@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
+from ziggurat import __version__
+from ziggurat.atomic import write_json, write_text
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import dump, load
-from ziggurat.data.loader import once
+from ziggurat.context import Context
 from ziggurat.data.shards import Shards
 from ziggurat.data.subset import Subset
 from ziggurat.errors import UserError, check
-from ziggurat.evaluate.heldout import Predictions, first, held_out, predict
-from ziggurat.nn.network import NetworkModel
-from ziggurat.objectives.base import Objective
-from ziggurat.pipeline.prepare import Prepared
+from ziggurat.evaluate.heldout import Predictions
+from ziggurat.log import Sink, tensorboard
+from ziggurat.pipeline.opened import Opened, called, open_checkpoint
+from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
+from ziggurat.pipeline.scoring import Scorer
+from ziggurat.pipeline.session import Signals, session
 from ziggurat.systems import SYSTEMS
-from ziggurat.systems.hub import export_checkpoint, from_hub
+from ziggurat.systems.hub import export_checkpoint
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import job as jobs
+from ziggurat.train import settings
 from ziggurat.train.job import Job, Outcome, Start
+from ziggurat.train.loop import precision_of
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
 
 log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
+BLOCK = 1024
+"""Rows looked at together."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,11 @@ class Done:
     predictions: Predictions | None = None
     """On the task's test rows, of a fine-tuning."""
 
+    @property
+    def checkpoint(self) -> Path:
+        """The last one."""
+        return checkpoints.at(self.folder, self.outcome.steps)
+
 
 @dataclass
 class Run:
@@ -61,14 +72,14 @@ class Run:
     """Resolved."""
     folder: Path
     prepared: Prepared
-    stop: Callable[[], bool]
-    imported: dict[str, Start]
+    signals: Signals
+    imported: dict[str, Opened]
+    """Checkpoints that stages start from, by what `init` says."""
     done: dict[str, Done]
 
-    @property
-    def text_objective(self) -> Objective | None:
-        """The objective that held-out losses are measured with, the same after every stage."""
-        return next((s.objective for s in self.recipe.stages if s.stage != "finetune"), None)
+    @cached_property
+    def scorer(self) -> Scorer:
+        return Scorer(self.recipe, self.prepared.shards, self.prepared.tokenizer)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -80,8 +91,8 @@ def prepare(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Make the tokenizer and shards of a recipe, nothing else; returns the run folder."""
     recipe = load_recipe(path, overrides)
     folder = RUNS / recipe.name
-    with _locked(folder), _signals() as stop:
-        _begin(recipe, folder, stop)
+    with session(folder) as signals:
+        _begin(recipe, folder, signals)
     return folder
 
 
@@ -91,58 +102,87 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
     recipe = load_recipe(path, overrides)
     folder = RUNS / recipe.name
-    with _locked(folder), _signals() as stop:
-        run = _begin(recipe, folder, stop)
+    with session(folder) as signals:
+        run = _begin(recipe, folder, signals)
         for stage in recipe.stages:
             seed = recipe.worth.seeds[0] if recipe.worth and stage.stage == "finetune" else recipe.seed
             run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
         arms = _arms(run)
-        account(run, arms, path)
+        account(run, arms, [str(path), *overrides])
     return folder
 
 
-def _begin(recipe: Recipe, folder: Path, stop: Callable[[], bool]) -> Run:
-    imported: dict[str, Start] = {}
-    brought: Tokenizer | None = None
+def _begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "tokenizers"))
+    log.info("ziggurat %s, python %s, %s; recipe %s in %s", __version__, platform.python_version(), versions, recipe.name, folder)
+    if recipe.tensorboard and find_spec("tensorboard") is None:
+        raise UserError("the recipe asks for TensorBoard, which is not installed", "pip install 'ziggurat[tensorboard]'")
     titles = {s.title for s in recipe.stages}
+    inits = dict.fromkeys(s.init for s in recipe.stages if s.init not in titles | {"scratch"})
+    imported = {init: open_checkpoint(init) for init in inits}
+    for init, opened in imported.items():
+        _fits(recipe, init, opened)
+    tokenizer = next((o.tokenizer for o in imported.values() if o.tokenizer), None)
+    prepared = prepare_data(recipe, folder, tokenizer)
+    for init, opened in imported.items():
+        _reads_alike(init, opened, prepared.tokenizer)
     for stage in recipe.stages:
-        if stage.init not in titles | {"scratch"} and stage.init not in imported:
-            imported[stage.init], tokenizer = _import(Path(stage.init))
-            brought = brought or tokenizer
-    prepared = prepare_data(recipe, folder, brought, stop)
-    (folder / "recipe.yaml").write_text(dump(recipe), "utf-8")
-    return Run(recipe, folder, prepared, stop, imported, {})
+        if stage.stage == "finetune" and not jobs.done(folder / stage.title):
+            _answerable(stage, prepared)
+    write_text(folder / "recipe.yaml", dump(recipe))
+    return Run(recipe, folder, prepared, signals, imported, {})
 
 
-def _import(folder: Path) -> tuple[Start, Tokenizer | None]:
-    """The weights (and the tokenizer, if there is one) of a checkpoint of ours or a Hugging Face folder."""
-    check(folder.exists(), f"init: there is no folder {folder}", "name an earlier stage, `scratch`, or the folder of a checkpoint")
-    if (folder / "config.json").exists() and not (folder / "MANIFEST.json").exists():
-        found = from_hub(folder)
-        for note in found.notes:
-            log.info("%s: %s", folder, note)
-        entry = {"stage": "import", "name": folder.name, "system": found.system}
-        start = Start(found.network.model, found.network.heads, found.tensors, (entry,))
-        return start, Tokenizer.load(found.tokenizer) if found.tokenizer else None
-    saved = checkpoints.load(folder)
-    tokenizer = Tokenizer.load(saved.tokenizer) if saved.tokenizer else None
-    return _start(saved), tokenizer
+def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
+    """Raise `UserError` unless a checkpoint is of the recipe's system, and of its size where it gives one."""
+    name = recipe.system.partition("/")[0]
+    check(
+        opened.system in ("", name),
+        f"init: {init} is a {opened.system} model, and the recipe's system is {recipe.system}",
+        f"write `system: {opened.system}`",
+    )
+    wanted, found = recipe.single(), opened.network.model
+    if wanted is None:
+        return
+    dials = ("layers", "width", "heads", "mlp")
+    other = [f"{k} {getattr(found, k)}, not {getattr(wanted, k)}" for k in dials if getattr(found, k) != getattr(wanted, k)]
+    check(
+        not other,
+        f"init: the checkpoint {init} is of another shape than the recipe's {recipe.system}: {', '.join(other)}",
+        f"write `system: {name}` without a size (and no `model`): the shape is then the checkpoint's",
+    )
 
 
-def _start(saved: checkpoints.Saved) -> Start:
-    return Start(saved.card.network.model, saved.card.network.heads, saved.tensors, saved.card.lineage)
+def _reads_alike(init: str, opened: Opened, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` unless a checkpoint was trained on the ids that this tokenizer gives."""
+    check(
+        opened.tokenizer is None or opened.tokenizer.fingerprint == tokenizer.fingerprint,
+        f"init: the checkpoint {init} was trained with another tokenizer than this run's",
+        "leave `tokenizer` out of the recipe: the checkpoint brings its own",
+    )
+
+
+def _answerable(stage: Stage, prepared: Prepared) -> None:
+    """Raise `UserError` now, not after hours of training, if a row of the task has a label that the stage does not know."""
+    assert stage.objective is not None
+    ctx = Context(prepared.tokenizer.vocab, prepared.tokenizer.layout, stage.length)
+    for (name, _), shards in prepared.shards.items():
+        for start in range(0, len(shards), BLOCK) if name in stage.data else ():
+            stage.objective.form(shards.read(np.arange(start, min(start + BLOCK, len(shards)))), ctx)
 
 
 def start_of(run: Run, init: str) -> Start:
-    """The weights that `init` names: `scratch`, an earlier stage, or an imported folder."""
+    """What `init` names: `scratch`, an earlier stage, or an imported folder."""
     if init in run.imported:
-        return run.imported[init]
+        opened = run.imported[init]
+        return Start(opened.network.model, opened.network.heads, opened.lineage, lambda: opened.tensors)
     if init in run.done:
-        return _start(checkpoints.load(run.done[init].folder))
-    if run.imported and not run.recipe.system.partition("/")[2]:
-        # without a size the shape is the imported checkpoint's
-        return Start(next(iter(run.imported.values())).model)
+        last = run.done[init].checkpoint
+        card = checkpoints.card(last)
+        return Start(card.network.model, card.network.heads, card.lineage, lambda: checkpoints.load(last).tensors)
     name, _, size = run.recipe.system.partition("/")
+    if run.imported and not size:
+        return Start(next(iter(run.imported.values())).network.model)  # without a size the shape is the checkpoint's
     system, vocab = SYSTEMS[name], run.prepared.tokenizer.vocab
     model = system.single(size, {k: v for k, v in run.recipe.model if v is not None}, vocab.size)
     if system.pad_counts:
@@ -154,13 +194,13 @@ def start_of(run: Run, init: str) -> Start:
 def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
     """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
     shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.data}
+    data = {name: content(one) for name, one in shards.items()}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
-    parent = run.done[init].folder if init in run.done else None
-    facts = {
-        "parent": jobs.fingerprint(parent) if parent else init,
-        "data": {name: one.meta["source"] for name, one in shards.items()},
-    }
+
+    def sinks(after: int) -> list[Sink]:
+        return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
+
     job = Job(
         stage.model_copy(update={"init": init}),
         start_of(run, init),
@@ -168,19 +208,27 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
         run.prepared.tokenizer,
         run.recipe.system.partition("/")[0],
         seed,
-        facts,
-        held_out=lambda network, objective, dtype: _held_out(run, network, objective, dtype, stage),
-        stop=run.stop,
-        title=title or stage.title,
+        facts={"parent": _parent(run, init), "data": data},
+        held_out=lambda network, objective, dtype: run.scorer.losses(network, objective, stage, dtype),
+        held=run.signals.held,
+        title=title,
+        sinks=sinks,
     )
     outcome = jobs.run_stage(folder, job)
-    predictions = _predictions(run, stage, folder, job) if stage.stage == "finetune" else None
-    if not (folder / "DONE").exists():
+    predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
+    if not jobs.done(folder):
         exported = export_checkpoint(folder, folder / "hf")
         for note in exported.notes:
             log.debug("%s: %s", folder, note)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)
+
+
+def _parent(run: Run, init: str) -> str:
+    """What identifies the weights a stage starts from."""
+    if init in run.done:
+        return settings.fingerprint(run.done[init].folder)
+    return run.imported[init].fingerprint if init in run.imported else init
 
 
 def draw(shards: Shards, examples: int, seed: int) -> Subset:
@@ -194,52 +242,20 @@ def draw(shards: Shards, examples: int, seed: int) -> Subset:
     return Subset(shards, np.sort(chosen))
 
 
-def _held_out(
-    run: Run, network: NetworkModel, own: Objective, dtype: torch.dtype, stage: Stage
-) -> dict[str, dict[str, float]]:
-    """Losses on text that no stage sees: the valid split of plain sources, the test texts of the task."""
-    if stage.stage == "finetune":
-        return {}
-    objective = run.text_objective or own
-    if any(name not in network.heads for name in objective.heads(network.spec.model)):
-        objective = own
-    found = {}
-    for name in dict.fromkeys(n for s in run.recipe.stages for n in s.data):
-        split = "valid" if (name, "valid") in run.prepared.shards else "test"
-        if (name, split) in run.prepared.shards:
-            batches = _once(run, run.prepared.shards[name, split], objective, stage, network)
-            found[name] = held_out(network, objective, first(batches, stage.evaluate.tokens), dtype)
-    return found
-
-
-def _once(run: Run, shards: Shards, objective: Objective, stage: Stage, network: NetworkModel) -> Iterator[Any]:
-    from ziggurat.context import Context
-
-    tokenizer = run.prepared.tokenizer
-    ctx = Context(tokenizer.vocab, tokenizer.layout, stage.length, network.spec.model.visibility, run.recipe.seed)
-    return once(shards, objective, ctx, row=stage.length, tokens=max(2048, stage.length))
-
-
-def _predictions(run: Run, stage: Stage, folder: Path, job: Job) -> Predictions:
-    """The test predictions of a fine-tuned checkpoint, kept beside it."""
-    path = folder / "predictions.json"
-    if path.exists():
-        return Predictions(**json.loads(path.read_text("utf-8")))
-    objective = stage.objective
+def _predictions(run: Run, stage: Stage, folder: Path, outcome: Outcome) -> Predictions:
+    """The test predictions of a fine-tuned checkpoint, kept beside it with what identifies the test rows."""
+    path, objective = folder / "predictions.json", stage.objective
     assert objective is not None
-    saved = checkpoints.load(folder)
-    network = NetworkModel(saved.card.network)
-    network.load_state_dict(saved.tensors)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
-    from ziggurat.train.loop import precision_of
-
     (name,) = stage.data
-    batches = _once(run, run.prepared.shards[name, "test"], objective, stage, network)
-    found = predict(network, objective, batches, precision_of(stage.precision, device))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"gold": found.gold, "predicted": found.predicted}, ensure_ascii=False), "utf-8")
-    temporary.replace(path)
+    rows = content(run.prepared.shards[name, "test"])
+    if path.exists():
+        kept = json.loads(path.read_text("utf-8"))
+        if kept.pop("rows", rows) == rows:
+            return Predictions(**kept)
+    network = open_checkpoint(checkpoints.at(folder, outcome.steps)).build()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = run.scorer.answers(network.to(device), objective, stage, precision_of(stage.precision, device))
+    write_json(path, {"rows": rows, **asdict(found)})
     return found
 
 
@@ -261,12 +277,8 @@ def _arms(run: Run) -> dict[str, dict[int, Done]]:
                 arms[name][seed] = run.done[last.title]
                 continue
             folder = run.folder / "worth" / name.lstrip("+") / f"seed-{seed}"
-            arms[name][seed] = _one(run, replaced(last, init), folder, seed, init, f"{last.title} from {name}, seed {seed}")
+            arms[name][seed] = _one(run, last, folder, seed, init, f"{last.title} from {name}, seed {seed}")
     return arms
-
-
-def replaced(stage: Stage, init: str) -> Stage:
-    return stage.model_copy(update={"init": init})
 
 
 def _prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
@@ -276,38 +288,5 @@ def _prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
     while init in by_title:
         chain.append((f"+{init}", init))
         init = by_title[init].init
-    return [("scratch" if init == "scratch" else Path(init).name, init), *chain[::-1]]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process a run folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is running in {folder}", "wait for it, or give this recipe another `name`") from None
-        yield
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask the run to save and stop; a second one ends it at once."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            os._exit(128 + number)
-        asked.set()
-        log.warning("stopping after this step; the same command goes on from here (again to stop at once)")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    first = init if init == "scratch" else called(init)
+    return [(f"imported {first}" if first in by_title else first, init), *chain[::-1]]

@@ -1,16 +1,17 @@
 """One stage as a folder: from a start to a checkpoint, resumed where it stopped.
 
-<stage>/  stage.json  metrics.jsonl  step-00000400/  hf/  outcome.json  DONE
+<stage>/  stage.json  budget.json  metrics.jsonl  step-00000400/  hf/  outcome.json  DONE
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
+import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ziggurat.atomic import write_json, write_text
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import spelled
 from ziggurat.context import Context
 from ziggurat.data.loader import Loader
 from ziggurat.data.shards import Shards
-from ziggurat.errors import UserError, check
-from ziggurat.log import Metrics, ProgressBar, Sink
+from ziggurat.errors import check
+from ziggurat.log import Metrics, ProgressBar, Sink, read_metrics
 from ziggurat.nn import spec as parts
+from ziggurat.nn.attention import pick
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
 from ziggurat.text.tokenizer import Tokenizer
-from ziggurat.train import loop, schedule
+from ziggurat.train import loop, schedule, settings
 from ziggurat.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from ziggurat.train.stage import Stage
 
@@ -43,12 +46,13 @@ PROBE_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Start:
-    """The weights a stage begins with; without tensors, from scratch."""
+    """What a stage begins with."""
 
     model: parts.Single
     heads: Mapping[str, parts.Head] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     lineage: tuple[Mapping[str, Any], ...] = ()
+    load: Callable[[], Mapping[str, Tensor]] = dict
+    """Its weights by parameter name, read when they are needed; none from scratch."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Outcome:
     parameters: int
     precision: str
     skipped: int = 0
+    evaluation_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -83,10 +88,12 @@ class Job:
     facts: Mapping[str, Any]
     """What else decides the result (hashes of the data, the parent stage): a change of any is an error on resume."""
     held_out: Callable[[NetworkModel, Objective, torch.dtype], dict[str, dict[str, float]]]
-    stop: Callable[[], bool] = lambda: False
+    held: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False)
+    """Around the training loop: gives the question whether a signal asks to stop."""
     title: str = ""
-    """What the progress bar says; default: the stage's title."""
-    sinks: tuple[Sink, ...] = ()
+    """What the console calls it when it is not one of the recipe's stages."""
+    sinks: Callable[[int], Sequence[Sink]] = lambda after: ()
+    """Further takers of the metrics, given the step that training continues from."""
 
 
 def context(job: Job) -> Context:
@@ -111,9 +118,10 @@ def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list
     generator = torch.Generator().manual_seed(_number("weights", job.seed))
     own = network.state_dict()
     kept = {name for name, head in wanted.items() if job.start.heads.get(name) == head}
-    carried = {n: t for n, t in job.start.tensors.items() if n.startswith("model.") or n.split(".")[1] in kept}
+    tensors = job.start.load()
+    carried = {n: t for n, t in tensors.items() if n.startswith("model.") or n.split(".")[1] in kept}
     new = [name for name in own if name not in carried]
-    dropped = [name for name in job.start.tensors if name not in carried]
+    dropped = [name for name in tensors if name not in carried]
     if carried:
         body = {n: tuple(t.shape) for n, t in own.items() if n not in new or n.startswith("model.")}
         checkpoints.match(body, {n: tuple(t.shape) for n, t in carried.items()}, "the checkpoint to start from")
@@ -126,24 +134,43 @@ def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list
 def run_stage(folder: Path, job: Job) -> Outcome:
     """Run the stage, or go on with it, or find it done.
 
-    Raises `UserError` when the folder holds a stage of other settings, `loop.Stopped` when a signal came in.
+    Raises `UserError` when the folder holds a stage of other settings, `Stopped` when a signal came in.
     """
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
-    _same_as_before(folder, job)
-    if (folder / "DONE").exists():
-        return Outcome(**json.loads((folder / "outcome.json").read_text("utf-8")))
+    settings.keep(
+        folder,
+        {
+            "stage": {k: v for k, v in spelled(stage).items() if k not in ("save", "log_every")},
+            "model": spelled(job.start.model),
+            "system": job.system,
+            "tokenizer": job.tokenizer.fingerprint,
+            "seed": job.seed,
+            **job.facts,
+        },
+    )
+    if done(folder):
+        outcome = Outcome(**json.loads((folder / "outcome.json").read_text("utf-8")))
+        problems = checkpoints.verify(checkpoints.at(folder, outcome.steps))
+        if not problems:
+            return outcome
+        log.warning("%s: its last steps are trained again, for the last checkpoint is damaged: %s", stage.title, problems[0])
+        (folder / "DONE").unlink()
     ctx = context(job)
     objective.needs(ctx)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = loop.precision_of(stage.precision, device)
     network, new, dropped = build(job, objective)
-    if job.start.tensors:
-        log.info("%s: fresh weights for %s; dropped %s", stage.title, _heads(new), _heads(dropped))
+    carried = len(new) < len(network.state_dict())
+    title = job.title or stage.title
+    say = log.debug if job.title else log.info
+    if carried and (new or dropped):
+        say("%s: fresh weights for %s; dropped %s", title, _heads(new), _heads(dropped))
     network.to(device)
     steps = _steps(folder, job, objective, network, ctx, dtype)
-    found = checkpoints.latest(folder) if folder.exists() else None
+    found = checkpoints.latest(folder)
     saved = checkpoints.load(found) if found else None
+    here = {"threads": torch.get_num_threads(), "precision": _name(dtype), "device": device.type}
     with _loader(job, objective, ctx, steps, saved.state["loader"] if saved else None) as loader:
         optimizer = build_optimizer(network, stage.optim)
         torch.manual_seed(_number("dropout", job.seed))
@@ -152,10 +179,12 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             network.load_state_dict(saved.tensors)
             if saved.optimizer:
                 load_optimizer_tensors(optimizer, network, saved.optimizer)
-            torch.set_rng_state(saved.rng["torch"])
+            _set_random_state(saved.rng)
             progress = loop.Progress(**saved.state["progress"])
-            _warn_of_threads(saved.state["threads"])
-            log.info("%s: going on from step %d of %d", stage.title, progress.step, steps)
+            _warn_of_changes(title, saved.state.get("machine", here), here)
+            log.info("%s: going on from step %d of %d", title, progress.step, steps)
+        else:
+            say("%s: %s", title, _opening(job, network, ctx, steps, dtype))
         card = checkpoints.Card(
             network.spec,
             system=job.system,
@@ -171,12 +200,16 @@ def run_stage(folder: Path, job: Job) -> Outcome:
                 progress.step,
                 replace(card, lineage=(*job.start.lineage, _entry(job, progress))),
                 network.state_dict(),
-                state={"progress": asdict(progress), "loader": loader.state(), "threads": torch.get_num_threads()},
+                state={"progress": asdict(progress), "loader": loader.state(), "machine": here},
                 optimizer=None if last else optimizer_tensors(optimizer, network),
-                rng={"torch": torch.get_rng_state()},
+                rng=_random_state(),
                 tokenizer=job.tokenizer.save,
                 keep=stage.save.keep,
             )
+
+        def evaluate(network: NetworkModel) -> dict[str, float]:
+            numbers = job.held_out(network, objective, dtype)
+            return {f"heldout/{source}/{name}": value for source, some in numbers.items() for name, value in some.items()}
 
         plan = loop.Plan(
             steps=steps,
@@ -187,49 +220,68 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             evaluate_every=stage.evaluate.every or 0,
             save_every=stage.save.every or 0,
         )
-        parameters = sum(p.numel() for p in network.parameters())
         with (
-            Metrics(folder / "metrics.jsonl", after=progress.step, sinks=job.sinks) as metrics,
-            ProgressBar(job.title or stage.title, steps, start=progress.step) as bar,
+            Metrics(folder / "metrics.jsonl", after=progress.step, sinks=job.sinks(progress.step)) as metrics,
+            ProgressBar(title, steps, start=progress.step) as bar,
         ):
-
-            def evaluate(network: NetworkModel) -> dict[str, float]:
-                found = job.held_out(network, objective, dtype)
-                return {f"heldout/{source}/{name}": value for source, numbers in found.items() for name, value in numbers.items()}
-
-            loop.train(
-                network,
-                objective,
-                iter(loader),
-                optimizer,
-                plan,
-                progress,
-                dtype=dtype,
-                write=metrics.write,
-                evaluate=evaluate,
-                save=save,
-                show=lambda p, numbers: bar.show(p.step, numbers),
-                stop=job.stop,
-            )
+            with job.held() as stop:
+                loop.train(
+                    network,
+                    objective,
+                    iter(loader),
+                    optimizer,
+                    plan,
+                    progress,
+                    dtype=dtype,
+                    write=metrics.write,
+                    evaluate=evaluate,
+                    save=save,
+                    show=lambda p, numbers: bar.show(p.step, numbers),
+                    stop=stop,
+                )
+            began = time.perf_counter()
             held_out = job.held_out(network, objective, dtype)
-            metrics.write(steps, {f"heldout/{s}/{n}": v for s, numbers in held_out.items() for n, v in numbers.items()})
+            progress.evaluating += time.perf_counter() - began
+            numbers = {f"heldout/{s}/{n}": v for s, some in held_out.items() for n, v in some.items()}
+            lines = read_metrics(folder / "metrics.jsonl")
+            if numbers and not (lines and numbers.keys() <= lines[-1].keys()):  # a run that was killed just now has it
+                metrics.write(steps, numbers)
     outcome = Outcome(
         progress.step,
         progress.tokens,
         progress.seconds,
         progress.curve,
         held_out,
-        parameters,
-        str(dtype).removeprefix("torch."),
+        sum(p.numel() for p in network.parameters()),
+        _name(dtype),
         progress.skipped,
+        progress.evaluating,
     )
-    (folder / "outcome.json").write_text(json.dumps(asdict(outcome)), "utf-8")
+    write_json(folder / "outcome.json", asdict(outcome))
     return outcome
 
 
 def finish(folder: Path) -> None:
     """Mark a stage as done: nothing of it is computed again."""
-    (folder / "DONE").touch()
+    write_text(folder / "DONE", "")
+
+
+def done(folder: Path) -> bool:
+    """Whether a stage is done."""
+    return (folder / "DONE").exists()
+
+
+def _opening(job: Job, network: NetworkModel, ctx: Context, steps: int, dtype: torch.dtype) -> str:
+    """What is about to be trained, how much at a time and in which way, in one line."""
+    stage = job.stage
+    device = next(network.parameters()).device.type
+    batch = f"{stage.batch.documents} documents" if stage.batch.documents else f"{stage.batch.tokens:,} tokens"
+    kernel = pick(ctx.visibility, device=device, dtype=dtype, length=ctx.length, dropout=stage.dropout, masked=True)
+    return (
+        f"{steps:,} steps of {f'{stage.accumulate} x ' if stage.accumulate > 1 else ''}{batch}, "
+        f"{network.parameter_count():,} parameters, {_name(dtype)}, {kernel} attention, "
+        f"{device} ({torch.get_num_threads()} threads)"
+    )
 
 
 def _loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Mapping[str, int] | None) -> Loader:
@@ -256,11 +308,7 @@ def _steps(folder: Path, job: Job, objective: Objective, network: NetworkModel, 
     if unit == "steps":
         return int(amount)
     if unit == "tokens":
-        check(
-            stage.batch.tokens and not stage.batch.documents,
-            f"stage {stage.title}: a budget in tokens needs batches limited by tokens",
-            "set batch: {tokens: ...}, or give the budget in steps or epochs",
-        )
+        assert stage.batch.tokens is not None  # resolved
         return max(1, math.ceil(amount / (stage.batch.tokens * stage.accumulate)))
     written = folder / "budget.json"
     if written.exists():
@@ -271,59 +319,13 @@ def _steps(folder: Path, job: Job, objective: Objective, network: NetworkModel, 
         facts: dict[str, Any] = {"steps": steps, "epochs": amount}
     else:
         with _loader(job, objective, ctx, 1, None) as loader:
-            each = loop.measure(
-                network, objective, iter(loader), stage.accumulate, dtype, steps=PROBE, limit=amount * PROBE_SHARE
-            )
+            spare, limit = build_optimizer(network, stage.optim), amount * PROBE_SHARE
+            each = loop.measure(network, objective, iter(loader), stage.accumulate, spare, dtype, steps=PROBE, limit=limit)
         steps = max(1, int(amount / each))
         facts = {"steps": steps, "seconds": amount, "seconds_per_step": each}
         log.info("%s: %.0f s are %d steps at %.3f s a step", stage.title, amount, steps, each)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = written.with_suffix(".tmp")
-    temporary.write_text(json.dumps(facts), "utf-8")
-    temporary.replace(written)
+    write_json(written, facts)
     return steps
-
-
-def _same_as_before(folder: Path, job: Job) -> None:
-    """What decides a stage's result is written down; a folder with another one is not gone on with."""
-    now = {
-        "stage": {k: v for k, v in spelled(job.stage).items() if k not in ("save", "log_every")},
-        "model": spelled(job.start.model),
-        "system": job.system,
-        "tokenizer": job.tokenizer.fingerprint,
-        "seed": job.seed,
-        **job.facts,
-    }
-    text = json.dumps(now, indent=1, ensure_ascii=False, sort_keys=True)
-    path = folder / "stage.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-        return
-    before = _flat(json.loads(path.read_text("utf-8")))
-    after = _flat(json.loads(text))
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if changed:
-        shown = "\n".join(
-            f"  {key}: was {before.get(key, 'absent')!s:.80}, is {after.get(key, 'absent')!s:.80}" for key in changed[:8]
-        )
-        raise UserError(
-            f"{folder} was begun with other settings:\n{shown}",
-            "give the recipe another `name`, delete this folder to begin it again, or take the change back",
-        )
-
-
-def _flat(value: Any, place: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {k: v for key, one in value.items() for k, v in _flat(one, f"{place}.{key}" if place else key).items()}
-    return {place: value}
-
-
-def fingerprint(folder: Path) -> str:
-    """What identifies a finished stage to the stages after it: the hash of its settings, its ancestors' included."""
-    return hashlib.sha256((folder / "stage.json").read_bytes()).hexdigest()[:16]
 
 
 def _entry(job: Job, progress: loop.Progress) -> dict[str, Any]:
@@ -348,9 +350,27 @@ def _heads(names: list[str]) -> str:
     return ", ".join(dict.fromkeys(".".join(n.split(".")[:2]) for n in names)) or "nothing"
 
 
-def _warn_of_threads(before: int) -> None:
-    now = torch.get_num_threads()
-    if now != before:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _random_state() -> dict[str, Tensor]:
+    """States of the generators that dropout draws from."""
+    states = {"torch": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _set_random_state(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _warn_of_changes(title: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changes = [f"{before.get(key)} -> {now[key]} ({key})" for key in now if before.get(key) != now[key]]
+    if changes:
         log.warning(
-            "the run was saved with %d threads and goes on with %d: results agree to rounding, not bit for bit", before, now
+            "%s goes on in another way than it was saved: %s; results agree to rounding, not bit for bit",
+            title,
+            ", ".join(changes),
         )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from ziggurat.errors import UserError
+from ziggurat.errors import Stopped, UserError
 from ziggurat.evaluate.heldout import autocast, to_device
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
+from ziggurat.train.memory import keep_freed_memory
 from ziggurat.train.optim import clip
 from ziggurat.types import Batch
 
@@ -22,14 +24,6 @@ log = logging.getLogger(__name__)
 
 SKIPS = 10
 """Steps in a row with a loss or gradient that is no number before a stage gives up."""
-
-
-class Batches(Protocol):
-    """An endless, resumable stream of packed micro-batches."""
-
-    def __next__(self) -> Batch: ...
-
-    def state(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -55,15 +49,13 @@ class Progress:
     """Tokens the model has read, padding left out."""
     seconds: float = 0.0
     """Training time, evaluation and saving left out."""
+    evaluating: float = 0.0
+    """Seconds of evaluation."""
     skipped: int = 0
     curve: list[list[float]] = field(default_factory=list)
     """[step, mean training loss since the last entry]"""
     since: list[dict[str, float]] = field(default_factory=list)
     """The losses of the steps since the last log line, so that a resumed run logs the same means."""
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; everything is saved."""
 
 
 def precision_of(wanted: str, device: torch.device) -> torch.dtype:
@@ -105,7 +97,7 @@ def backward(
 def train(
     network: NetworkModel,
     objective: Objective,
-    batches: Batches,
+    batches: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     progress: Progress,
@@ -119,13 +111,14 @@ def train(
 ) -> Progress:
     """Train from `progress.step` to `plan.steps`. Each line below is one thing that happens in a step.
 
-    `write` takes a step's numbers, `evaluate` scores on held-out text, `save` writes a checkpoint, `show` moves the
+    `batches` is endless. `write` takes a step's numbers, `evaluate` scores on held-out text, `save` writes a checkpoint, `show` moves the
     progress bar, `stop` says whether a signal came in. Raises `Stopped` after saving when it did, and `UserError` after
     SKIPS steps in a row without a finite loss: such steps are skipped and change nothing.
     """
     device = next(network.parameters()).device
     parameters = [p for p in network.parameters() if p.requires_grad]
     bad = 0
+    keep_freed_memory()
     network.train()
     window = (time.perf_counter(), progress.tokens)
     while progress.step < plan.steps:
@@ -157,7 +150,7 @@ def train(
         since = progress.since
         if since and (progress.step % plan.log_every == 0 or last):
             now = time.perf_counter()
-            numbers = {name: sum(m[name] for m in since if name in m) / len(since) for name in since[-1]}
+            numbers = {name: _mean([m[name] for m in since if name in m]) for name in {n: 0 for m in since for n in m}}
             speed = (progress.tokens - window[1]) / max(now - window[0], 1e-9)
             numbers |= {"lr": rate, "grad_norm": norm, "tokens": progress.tokens, "tokens_per_second": speed}
             progress.curve.append([progress.step, numbers["loss"]])
@@ -165,7 +158,9 @@ def train(
             show(progress, numbers)
             progress.since, window = [], (now, progress.tokens)
         if plan.evaluate_every and progress.step % plan.evaluate_every == 0 and not last:
+            began = time.perf_counter()
             write(progress.step, evaluate(network))
+            progress.evaluating += time.perf_counter() - began
             network.train()
             window = (time.perf_counter(), progress.tokens)
         stopping = stop()
@@ -182,18 +177,28 @@ def measure(
     objective: Objective,
     batches: Iterator[Batch],
     accumulate: int,
+    optimizer: torch.optim.Optimizer,
     dtype: torch.dtype,
     *,
     steps: int,
     limit: float,
 ) -> float:
-    """Seconds a step on this machine: the median of up to `steps` steps or `limit` seconds, without an update."""
+    """Seconds a step on this machine: the median of up to `steps` steps or `limit` seconds, the first left out if there are
+    more. The weights stay as they are: `optimizer`, which is used up, steps with a rate of 0."""
     device = next(network.parameters()).device
     network.train()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     times: list[float] = []
     while len(times) < steps and sum(times) < limit:
         began = time.perf_counter()
         backward(network, objective, [next(batches) for _ in range(accumulate)], device, dtype)
+        if math.isfinite(float(clip(network.parameters(), 1.0))):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - began)
-    network.zero_grad(set_to_none=True)
-    return sorted(times)[len(times) // 2]
+    return statistics.median(times[1:] or times)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

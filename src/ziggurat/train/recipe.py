@@ -20,7 +20,7 @@ from ziggurat.tree import Node, PathTo, Shape, merge, nearest, tree
 __all__ = ["BatchLimits", "Dials", "Evaluate", "Optim", "Recipe", "Save", "Schedule", "Stage", "StageFields", "Worth", "resolve"]
 
 TEXT_STAGES = ("pretrain", "dapt", "tapt")
-RESERVED = ("tokenizer", "shards", "worth")
+RESERVED = ("tokenizer", "shards", "worth", "evaluate", "scratch", "previous")
 
 
 class Worth(Spec):
@@ -204,6 +204,13 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
     later = [s.title for s in recipe.stages if s.title not in before]
     if stage.init in later:
         yield "init", f"'{stage.init}' is not an earlier stage"
+    if stage.epochs is not None and len(stage.data) > 1:
+        yield "epochs", f"{len(stage.data)} sources have epochs of their own; give the budget in steps, tokens or time"
+    if stage.tokens is not None and stage.batch.tokens is None:
+        yield (
+            "tokens",
+            "a budget in tokens needs batches limited by tokens; give it in steps or epochs, or set batch: {tokens: ...}",
+        )
     supervised = stage.objective is not None and stage.objective.labelled
     if stage.stage == "finetune":
         yield from _task_problems(recipe, stage, supervised)

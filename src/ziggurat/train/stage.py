@@ -22,7 +22,7 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class BatchLimits(Spec):
-    """When a micro-batch is full: at whichever limit is reached first."""
+    """When a micro-batch is full: one of the two limits."""
 
     rivals: ClassVar[tuple[tuple[str, ...], ...]] = (("tokens", "documents"),)
 
@@ -33,8 +33,8 @@ class BatchLimits(Spec):
 
     @model_validator(mode="after")
     def _one(self) -> BatchLimits:
-        if self.tokens is None and self.documents is None:
-            raise ValueError("needs a limit: tokens, documents or both")
+        if (self.tokens is None) == (self.documents is None):
+            raise ValueError("needs one limit: tokens or documents")
         return self
 
 
@@ -88,7 +88,7 @@ class Share(Spec):
     """One source of a stage's mixture."""
 
     weight: float = Field(1.0, gt=0)
-    """Its share of the documents, relative to the other sources'."""
+    """Its share of the tokens of text, relative to the other sources'."""
 
 
 def _mixture(value: Any) -> Any:
@@ -137,11 +137,15 @@ class StageFields(Spec):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of activations zeroed. Default: 0 in pretrain, dapt and tapt; 0.1 in finetune."""
     optim: Optim = Optim()
+    """The optimiser, AdamW."""
     schedule: Schedule = Schedule()
+    """The learning rate over the stage."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of matrix products; auto = bf16 where the hardware has it."""
     evaluate: Evaluate = Evaluate()
+    """Losses on held-out text while the stage trains."""
     save: Save = Save()
+    """Checkpoints while the stage trains."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of metrics."""
 

@@ -1,0 +1,207 @@
+"""A checkpoint, opened for use: fill masks, continue a text, or answer what it was fine-tuned for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ziggurat.context import Context
+from ziggurat.data import cut
+from ziggurat.data.rows import join_words
+from ziggurat.data.runs import bounds_of
+from ziggurat.errors import UserError, check
+from ziggurat.evaluate.heldout import to_device
+from ziggurat.nn.spec import ClassHead, TokenHead
+from ziggurat.pipeline.opened import Opened, open_checkpoint
+from ziggurat.text.tokenizer import Encoded, Tokenizer
+from ziggurat.types import CAUSAL, Batch, Part, Stream, Target, Tokens, text_target
+
+AT_ONCE = 32
+"""Texts in one forward pass."""
+HAN = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = re.compile(f"[{HAN}]|[^\\s{HAN}]+")
+MASKS = re.compile(r"\[MASK\]|<mask>")
+"""How people write a mask, whatever the tokenizer calls it."""
+
+Text = str | tuple[str, str]
+"""A text, or a pair of texts."""
+
+
+class Guess(NamedTuple):
+    """One candidate."""
+
+    text: str
+    probability: float
+
+
+class Model:
+    """A network and its tokenizer. All texts are cut to the model's longest input."""
+
+    def __init__(self, opened: Opened):
+        check(
+            opened.tokenizer is not None,
+            f"{opened.folder} has no tokenizer: texts cannot be given to it",
+            "put the tokenizer.json it was trained with into the folder",
+        )
+        assert opened.tokenizer is not None
+        self.folder = opened.folder
+        self.network = opened.build()
+        self.tokenizer: Tokenizer = opened.tokenizer
+        self.labels = opened.labels
+        kinds = [opened.lineage[-1].get("objective", {}).get("kind")] if opened.lineage else []
+        self.causal = opened.network.model.visibility == "causal" or kinds == ["clm"]
+        """Reads from left to right."""
+        model = opened.network.model
+        layout = self.tokenizer.layout
+        self.context = Context(self.tokenizer.vocab, layout, model.embed.positions.length, model.visibility)
+
+    @property
+    def task(self) -> str:
+        """`classify`, `regress` or `tag`; empty for a language model."""
+        return next((head for head in ("classify", "regress", "tag") if head in self.network.heads), "")
+
+    def fill(self, text: str, top: int = 5) -> list[list[Guess]]:
+        """For each mask in the text (`[MASK]` or `<mask>`) the `top` most probable tokens.
+
+        Raises:
+            UserError: there is no mask in the text, or the model cannot fill one.
+        """
+        vocab = self.tokenizer.vocab
+        fills = "lm" in self.network.heads and vocab.mask is not None and not self.causal
+        check(fills, f"{self.folder} is no masked language model: it cannot fill masks", "use a checkpoint of a masked-LM stage")
+        mask = self.tokenizer.roles["mask_token"]
+        batch = cut.single(self._tokens([MASKS.sub(lambda _: mask, text)]), self.context)
+        at = np.flatnonzero(batch.streams["text"].content == vocab.mask)
+        check(
+            len(at), "there is no mask to fill in the text (or it stands too far behind)", f"write {mask} where a word is missing"
+        )
+        found = self._scores(batch, "lm", text_target(at, np.zeros(len(at), np.int64))).softmax(-1).topk(min(top, vocab.size))
+        return [
+            [Guess(self.tokenizer.decode([i], special=True), float(p)) for i, p in zip(ids, values)]
+            for ids, values in zip(found.indices.tolist(), found.values.tolist())
+        ]
+
+    def go_on(self, text: str, tokens: int = 40, *, temperature: float = 0.0, seed: int = 0) -> str:
+        """The text and its continuation by up to `tokens` tokens: the most probable ones, or drawn at a `temperature` above 0.
+
+        Raises:
+            UserError: the model does not read from left to right.
+        """
+        reads = "lm" in self.network.heads and self.causal
+        check(reads, f"{self.folder} is no causal language model: it cannot continue a text", "use a checkpoint of a `clm` stage")
+        vocab, longest = self.tokenizer.vocab, self.context.length
+        ids = [*self.context.layout.first, *self.tokenizer.encode([text])[0].ids.tolist()]
+        ids = ids or [vocab.end if vocab.end is not None else vocab.pad]
+        before = len(ids)
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(tokens):
+            window = np.array(ids[-longest:], np.int32)
+            n = len(window)
+            stream = Stream(window, np.array([0, n]), np.arange(n, dtype=np.int32), np.zeros(n, np.int32), CAUSAL)
+            batch = Batch({"text": stream}, {}, np.zeros(1, np.uint64))
+            scores = self._scores(batch, "lm", text_target(np.array([n - 1]), np.array([0])))[0]
+            scores[[i for i in vocab.special if i != vocab.end]] = -torch.inf
+            if temperature > 0:
+                chosen = int(torch.multinomial((scores / temperature).softmax(-1), 1, generator=generator))
+            else:
+                chosen = int(scores.argmax())
+            if chosen == vocab.end:
+                break
+            ids.append(chosen)
+        made = self.tokenizer.decode(ids)  # whole, for a piece of a word says less than the word
+        said = self.tokenizer.decode(ids[:before])
+        return text + made.removeprefix(said) if made.startswith(said) else made
+
+    def predict(self, texts: Sequence[Text | Sequence[str]]) -> list[Any]:
+        """The answers of a fine-tuned model, one a text: a label, a number, or for tagging a list of (word, label).
+
+        A pair of texts is a tuple. What is to be tagged may be a list of words; of a text the words are found at spaces,
+        and each Han character is one.
+
+        Raises:
+            UserError: the model was not fine-tuned.
+        """
+        if isinstance(texts, str):
+            raise UserError("predict takes a list of texts, not one text", "write predict([text])")
+        if self.task == "tag":
+            return [self._tag(text) for text in texts]
+        answers = self.probabilities(texts)  # type: ignore[arg-type]
+        return [max(a, key=a.__getitem__) if isinstance(a, dict) else a for a in answers]
+
+    def probabilities(self, texts: Sequence[Text]) -> list[Any]:
+        """Of a classifier {label: probability} for each text, of a regression the number."""
+        check(
+            self.task in ("classify", "regress"),
+            f"{self.folder} has no head that answers about a whole text; its heads: {', '.join(self.network.heads) or 'none'}",
+            "use the checkpoint of a finetune stage (classify or regress)",
+        )
+        answers: list[Any] = []
+        for start in range(0, len(texts), AT_ONCE):
+            part = texts[start : start + AT_ONCE]
+            tokens = self._tokens(part)
+            batch = (cut.pairs if "pair" in tokens.parts else cut.single)(tokens, self.context)
+            target = Target(
+                "text", np.arange(len(part)), np.zeros(len(part), np.int64), np.ones(len(part), np.float32), "document"
+            )
+            scores = self._scores(batch, self.task, target)
+            if self.task == "regress":
+                answers += scores[:, 0].tolist()
+            else:
+                answers += [dict(zip(self._names(), row)) for row in scores.softmax(-1).tolist()]
+        return answers
+
+    def _tag(self, text: Any) -> list[tuple[str, str]]:
+        if isinstance(text, str):
+            spans = [m.span() for m in WORD.finditer(text)]
+        else:
+            words = list(text)
+            text, starts = join_words(words)
+            spans = [(start, start + len(word)) for start, word in zip(starts, words)]
+        (encoded,) = self.tokenizer.encode([text])
+        batch = cut.single(self._part_tokens({"text": [encoded]}), self.context)
+        first = np.searchsorted(encoded.offsets[:, 1], [start for start, _ in spans], "right")
+        room = len(batch.streams["text"].content) - len(self.context.layout.first) - len(self.context.layout.last)
+        kept = [(text[a:b], int(t)) for (a, b), t in zip(spans, first) if t < room]
+        at = np.array([t for _, t in kept], np.int64) + len(self.context.layout.first)
+        if not len(at):
+            return []
+        best = self._scores(batch, "tag", text_target(at, np.zeros(len(at), np.int64))).argmax(-1).tolist()
+        return [(word, self._names()[i]) for (word, _), i in zip(kept, best)]
+
+    def _names(self) -> list[str]:
+        head = self.network.spec.heads[self.task]
+        assert isinstance(head, (ClassHead, TokenHead))
+        return list(self.labels) if len(self.labels) == head.outputs else [str(n) for n in range(head.outputs)]
+
+    def _tokens(self, texts: Sequence[Text]) -> Tokens:
+        paired = [isinstance(text, (tuple, list)) for text in texts]
+        check(all(paired) or not any(paired), "some of the texts are pairs and some are not", "give either pairs or single texts")
+        if not any(paired):
+            return self._part_tokens({"text": self.tokenizer.encode([str(text) for text in texts])})
+        return self._part_tokens({n: self.tokenizer.encode([t[i] for t in texts]) for i, n in enumerate(("text", "pair"))})
+
+    def _part_tokens(self, encoded: dict[str, list[Encoded]]) -> Tokens:
+        count = len(next(iter(encoded.values())))
+        none = np.zeros((0, 3), np.int64), np.zeros(count + 1, np.int64)
+        parts = {}
+        for name, texts in encoded.items():
+            ids, words, sentences = (np.concatenate([getattr(e, what) for e in texts]) for what in ("ids", "words", "sentences"))
+            parts[name] = Part(ids, bounds_of(np.array([len(e) for e in texts])), words, sentences, *none)
+        return Tokens(parts, np.arange(count, dtype=np.uint64))
+
+    @torch.no_grad()
+    def _scores(self, batch: Batch, head: str, target: Target) -> torch.Tensor:
+        """float32[K, outputs] of a head."""
+        asked = to_device(Batch(batch.streams, {"asked": target}, batch.keys), next(self.network.parameters()).device)
+        hidden = self.network(asked.streams)
+        return self.network.logits(head, hidden, asked.streams, asked.targets["asked"]).float().cpu()
+
+
+def load(folder: Path | str) -> Model:
+    """Open a checkpoint, a stage's folder, or a Hugging Face folder; raises `UserError` if it is none."""
+    return Model(open_checkpoint(folder))

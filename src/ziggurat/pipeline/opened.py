@@ -1,0 +1,85 @@
+"""A checkpoint from outside the run, opened: ours, or a folder in Hugging Face format."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ziggurat.checkpoint import format as checkpoints
+from ziggurat.data.files import expanded
+from ziggurat.errors import check
+from ziggurat.nn import spec as parts
+from ziggurat.nn.network import NetworkModel
+from ziggurat.systems.hub import from_hub
+from ziggurat.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Weights and what is known about them."""
+
+    folder: Path
+    network: parts.Network
+    tensors: Mapping[str, Tensor]
+    tokenizer: Tokenizer | None
+    system: str
+    labels: tuple[str, ...]
+    """Names of the task head's classes; empty if it has none or they are not known."""
+    lineage: tuple[Mapping[str, Any], ...]
+    """One entry an ancestor stage, oldest first."""
+
+    def build(self) -> NetworkModel:
+        """The network with these weights, ready to be asked."""
+        network = NetworkModel(self.network)
+        network.load_state_dict(dict(self.tensors))
+        return network.eval()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights: equal for the same checkpoint wherever it lies."""
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            digest.update(name.encode())
+            digest.update(self.tensors[name].detach().contiguous().view(-1).numpy().data)
+        return digest.hexdigest()[:16]
+
+
+def open_checkpoint(folder: Path | str) -> Opened:
+    """Read a checkpoint, the newest good one of a stage's folder, or a Hugging Face folder.
+
+    Raises:
+        UserError: none of these, damaged, or of a kind that is not computed alike.
+    """
+    folder = expanded(folder)
+    check(
+        folder.is_dir(), f"there is no folder {folder}", "give the folder of a checkpoint, of a stage, or in Hugging Face format"
+    )
+    if (folder / "config.json").exists() and not (folder / checkpoints.MANIFEST).exists():
+        found = from_hub(folder)
+        for note in found.notes:
+            log.info("%s: %s", folder, note)
+        tokenizer = Tokenizer.load(found.tokenizer) if found.tokenizer else None
+        lineage = ({"stage": "import", "name": called(str(folder)), "system": found.system},)
+        return Opened(folder, found.network, found.tensors, tokenizer, found.system, found.labels, lineage)
+    saved = checkpoints.load(folder)
+    card = saved.card
+    tokenizer = Tokenizer.load(saved.tokenizer) if saved.tokenizer else None
+    labels = tuple(card.more.get("labels", ()))
+    return Opened(saved.folder, card.network, saved.tensors, tokenizer, card.system, labels, card.lineage)
+
+
+def called(folder: str) -> str:
+    """What tables call a checkpoint that a recipe starts from: its folder, or the one above a bare `hf` or `step-...`."""
+    path = Path(folder).absolute()
+    while path.parent != path.parent.parent and (path.name == "hf" or path.name.startswith("step-")):
+        path = path.parent
+    return path.name

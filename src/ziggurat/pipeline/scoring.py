@@ -1,0 +1,62 @@
+"""What a network says about the held-out text and the test rows of a recipe's sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ziggurat.context import Context
+from ziggurat.data.loader import once
+from ziggurat.data.shards import Shards
+from ziggurat.evaluate.heldout import Predictions, first, held_out, predict
+from ziggurat.nn.network import NetworkModel
+from ziggurat.objectives.base import Objective
+from ziggurat.text.tokenizer import Tokenizer
+from ziggurat.train.recipe import Recipe
+from ziggurat.train.stage import Stage
+from ziggurat.types import Batch
+
+TOKENS = 2048
+"""Tokens of one batch, or one row if that is longer."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The texts that nothing is trained on, as one tokenizer cuts them."""
+
+    recipe: Recipe
+    shards: dict[tuple[str, str], Shards]
+    """By (source, split)."""
+    tokenizer: Tokenizer
+
+    @property
+    def objective(self) -> Objective | None:
+        """What held-out losses are measured with: the same after every stage, so that they can be compared."""
+        return next((s.objective for s in self.recipe.stages if s.stage != "finetune"), None)
+
+    def losses(self, network: NetworkModel, own: Objective, stage: Stage, dtype: torch.dtype) -> dict[str, dict[str, float]]:
+        """Source -> its numbers. After a text stage: language-model losses on the valid split of every source, on the test
+        texts where there is none. After a fine-tuning: the task's own loss on its valid split, if it has one."""
+        supervised = stage.stage == "finetune"
+        objective = own if supervised else self.objective or own
+        if any(name not in network.heads for name in objective.heads(network.spec.model)):
+            objective = own
+        found = {}
+        for name in stage.data if supervised else dict.fromkeys(n for s in self.recipe.stages for n in s.data):
+            split = "valid" if (name, "valid") in self.shards or supervised else "test"
+            if (name, split) in self.shards:
+                batches = self._batches(name, split, objective, stage.length, network)
+                found[name] = held_out(network, objective, first(batches, stage.evaluate.tokens), dtype)
+        return found
+
+    def answers(self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype) -> Predictions:
+        """The network's answers on the task's test rows."""
+        (name,) = stage.data
+        return predict(network, objective, self._batches(name, "test", objective, stage.length, network), dtype)
+
+    def _batches(self, name: str, split: str, objective: Objective, length: int, network: NetworkModel) -> Iterator[Batch]:
+        visibility = network.spec.model.visibility
+        ctx = Context(self.tokenizer.vocab, self.tokenizer.layout, length, visibility, self.recipe.seed)
+        return once(self.shards[name, split], objective, ctx, row=length, tokens=max(TOKENS, length))

@@ -1,0 +1,49 @@
+"""What decides a stage's result, written down when it begins: a folder that was begun with something else is not gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ziggurat.atomic import write_json
+from ziggurat.errors import UserError
+
+FILE = "stage.json"
+SHOWN = 8
+
+
+def keep(folder: Path, now: Mapping[str, Any]) -> None:
+    """Write `now` (plain data) into a stage's folder, made if missing; raise `UserError` with the fields that changed when
+    something was trained there with other settings."""
+    path = folder / FILE
+    before = _flat(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+    after = _flat(json.loads(json.dumps(now)))
+    if before == after:
+        return
+    if not any(folder.glob("step-*")):  # nothing is lost; what was measured for other settings goes
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "budget.json").unlink(missing_ok=True)
+        write_json(path, now)
+        return
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    lines = [f"  {key}: was {before.get(key, 'absent')!s:.80}, is {after.get(key, 'absent')!s:.80}" for key in changed[:SHOWN]]
+    lines += [f"  and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
+    raise UserError(
+        "\n".join([f"{folder} was begun with other settings:", *lines]),
+        "take the change back, give the recipe another `name`, or delete this folder to begin the stage again",
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """What identifies a stage to those after it: the hash of its settings, its ancestors' included."""
+    content = json.loads((folder / FILE).read_text("utf-8"))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _flat(value: Any, place: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, one in value.items() for k, v in _flat(one, f"{place}.{key}" if place else key).items()}
+    return {place: value}

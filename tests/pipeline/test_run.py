@@ -1,0 +1,184 @@
+"""Whole runs in miniature: recipes of other shapes than the usual four stages, starts from checkpoints, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from ziggurat.checkpoint import format as checkpoints
+from ziggurat.errors import UserError
+from ziggurat.pipeline.opened import called, open_checkpoint
+from ziggurat.pipeline.run import load_recipe, prepare, run
+from ziggurat.train import settings
+
+HEAD = """\
+name: other
+system: {system}
+tokenizer: {tokenizer}
+sources:
+  general: {{path: general.txt, txt: line, valid: 0.1}}
+  domain: {{path: domain.txt, txt: line, valid: 0.1}}
+  task: {{path: train.jsonl, test: test.jsonl, columns: {{text: sentence, label: label}}}}
+defaults: {{length: 32, precision: fp32, steps: 2}}
+stages:
+"""
+OWN = "{kind: wordpiece, vocab: 400, lowercase: true}"
+TUNE = "  - {stage: finetune, data: task, objective: {kind: classify, labels: [neg, pos]}, epochs: 1}\n"
+
+
+def recipe(stages: str, system: str = "roberta/tiny", tokenizer: str = OWN, more: str = "") -> Path:
+    dials = "model: {layers: 1, width: 32, heads: 2, mlp: 64}\n" if "/" in system else ""
+    Path("other.yaml").write_text(HEAD.format(system=system, tokenizer=tokenizer) + stages + dials + more, "utf-8")
+    return Path("other.yaml")
+
+
+def report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
+    return found
+
+
+def test_the_report_of_four_stages(finished: Path) -> None:
+    facts = report(finished / "runs/small")
+    assert [s["name"] for s in facts["stages"]] == ["pretrain", "dapt", "tapt", "finetune"]
+    assert [p["name"] for p in facts["worth"]["prefixes"]] == ["scratch", "+pretrain", "+dapt", "+tapt"]
+    assert set(facts["worth"]["baselines"]) == {"majority", "TF-IDF + logistic regression"}
+    assert facts["task"] == "classify task: 40 labelled rows, 20 test rows"
+    assert facts["commands"] == ["ziggurat run small.yaml"] and "wordpiece" in facts["tokenizer"] and facts["date"]
+    pretrain = facts["stages"][0]
+    assert [step for step, _ in pretrain["heldout_curve"]["domain"]] == [5, 9]
+    assert pretrain["heldout_curve"]["domain"][-1][1] == pretrain["heldout"]["domain"]["loss"]
+    assert pretrain["evaluation_seconds"] > 0 and pretrain["tokens_per_second"] > 0
+    by_name = {row["source"]: row for row in facts["sources"]}
+    assert by_name["general"]["documents"] + by_name["general"]["heldout"] == 120 and by_name["task"]["test"] == 20
+    assert load_recipe(finished / "runs/small/recipe.yaml").resolved() == load_recipe(finished / "small.yaml")
+
+
+def test_every_stage_is_exported_with_its_weights(finished: Path) -> None:
+    for stage in ("pretrain", "dapt", "tapt", "finetune"):
+        folder = finished / "runs/small" / stage
+        ours, theirs = open_checkpoint(folder), open_checkpoint(folder / "hf")
+        assert ours.tokenizer is not None and theirs.tokenizer is not None
+        assert ours.tokenizer.fingerprint == theirs.tokenizer.fingerprint
+        assert all((theirs.tensors[name] == tensor).all() for name, tensor in ours.tensors.items())
+    assert open_checkpoint(finished / "runs/small/finetune/hf").labels == ("neg", "pos")
+
+
+def test_the_order_of_ancestors(finished: Path) -> None:
+    lineage = open_checkpoint(finished / "runs/small/worth/dapt/seed-1").lineage
+    assert [entry["name"] for entry in lineage] == ["pretrain", "dapt", "finetune"]
+    assert [entry["seed"] for entry in lineage] == [0, 0, 1]
+
+
+def test_running_again_does_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(finished)
+    before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*") if p.is_file() and "tokenizer" not in p.parts}
+    run("small.yaml")
+    after = {p: p.stat().st_mtime_ns for p in before}
+    changed = {p.name for p in before if before[p] != after[p]}
+    assert changed <= {"report.html", "report.json", "recipe.yaml", "lock"}
+    assert "+tapt" in capsys.readouterr().out
+
+
+def test_text_alone(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No fine-tuning: nothing is worth anything, and the losses are told."""
+    folder = run(recipe("  - {stage: pretrain, data: {general: 3, domain: 1}}\n  - {stage: dapt, data: domain}\n"))
+    facts = report(folder)
+    assert facts["worth"] is None and set(facts["stages"][1]["heldout"]) == {"general", "domain"}
+    assert "dapt" in capsys.readouterr().out
+
+
+def test_fine_tuning_alone(world: Path) -> None:
+    folder = run(recipe(TUNE, more="worth: {seeds: [3]}\n"))
+    facts = report(folder)
+    assert [p["name"] for p in facts["worth"]["prefixes"]] == ["scratch"]
+    assert open_checkpoint(folder / "finetune").lineage[-1]["seed"] == 3
+    assert not (folder / "worth").exists()
+
+
+def test_drawn_rows_are_the_seeds(world: Path) -> None:
+    folder = run(recipe(TUNE.replace("epochs", "examples: 8, epochs"), more="worth: {seeds: [0, 1]}\n"))
+    assert open_checkpoint(folder / "finetune").lineage[-1]["data"]["task"]["documents"] == 8
+    with pytest.raises(UserError, match="has 40 rows, fewer than `examples: 41`"):
+        run(recipe(TUNE.replace("epochs", "examples: 41, epochs"), more="worth: false\n"), ["name=more"])
+
+
+@pytest.mark.parametrize("kind", ["ours", "hf"])
+def test_starting_from_a_checkpoint(finished: Path, world: Path, kind: str) -> None:
+    """Without a size and a tokenizer, which the checkpoint brings; the first prefix is called after its folder."""
+    start = finished / "runs/small/pretrain" / ("hf" if kind == "hf" else "")
+    stages = f"  - {{stage: dapt, data: domain, init: {start}}}\n{TUNE}"
+    folder = run(recipe(stages, "roberta", "null", "worth: {seeds: [0]}\n"))
+    facts = report(folder)
+    assert [p["name"] for p in facts["worth"]["prefixes"]] == ["pretrain", "+dapt"]
+    lineage = [entry["name"] for entry in open_checkpoint(folder / "dapt").lineage]
+    assert lineage == ["pretrain", "dapt"]
+    body = "model.embed.token.weight"
+    before = open_checkpoint(start).tensors[body]
+    after = load_file(checkpoints.at(folder / "dapt", 2) / "model.safetensors")[body]
+    assert before.shape == after.shape and 0 < float((before - after).abs().max()) < 0.01
+    assert (folder / "tokenizer/tokenizer.json").exists()  # what `show --batch` reads
+
+
+def test_a_later_stage_from_a_checkpoint(finished: Path, world: Path) -> None:
+    """The tokenizer must be the checkpoint's all along; an earlier stage may be from scratch and of its own."""
+    start = finished / "runs/small/pretrain"
+    tokenizer = f"{{path: {finished / 'runs/small/tokenizer'}}}"
+    stages = f"  - {{stage: pretrain, data: general}}\n  - {{stage: dapt, data: domain, init: {start}}}\n{TUNE}"
+    folder = run(recipe(stages, tokenizer=tokenizer, more="worth: {seeds: [0]}\n"))
+    assert [p["name"] for p in report(folder)["worth"]["prefixes"]] == ["imported pretrain", "+dapt"]
+    assert (folder / "worth/imported pretrain/seed-0/DONE").exists()
+
+
+def test_a_task_that_comes_later(world: Path) -> None:
+    """Its test rows are kept out of the text from then on: that is no matter where they were not in it, and told where they were."""
+    first = "  - {stage: pretrain, data: general}\n"
+    folder = run(recipe(first))
+    before = (checkpoints.at(folder / "pretrain", 2) / "model.safetensors").stat().st_mtime_ns
+    run(recipe(first + TUNE, more="worth: false\n"))
+    assert (checkpoints.at(folder / "pretrain", 2) / "model.safetensors").stat().st_mtime_ns == before
+    rows = Path("general.txt").read_text("utf-8").splitlines()[:5]
+    Path("test.jsonl").write_text("".join(json.dumps({"sentence": r, "label": "pos"}) + "\n" for r in rows), "utf-8")
+    with pytest.raises(UserError, match=r"pretrain was begun with other settings:\n  data.general: was"):
+        run(recipe(first + TUNE, more="worth: false\n"))
+
+
+def test_test_rows_are_in_no_other_text(world: Path) -> None:
+    rows = [json.loads(line)["sentence"] for line in Path("test.jsonl").read_text("utf-8").splitlines()]
+    with open("domain.txt", "a", encoding="utf-8") as file:
+        file.write("\n".join(rows[:3]) + "\n")
+    folder = prepare(recipe("  - {stage: dapt, data: domain}\n" + TUNE))
+    facts = [json.loads(p.read_text("utf-8")) for p in (folder / "shards/domain").glob("*.json")]
+    assert sum(f["leaks"] for f in facts) == 3 and sum(f["kept"] for f in facts) == 60
+
+
+def test_another_system_has_another_template(world: Path) -> None:
+    prepare(recipe("  - {stage: pretrain, data: general}\n"))
+    folder = prepare(recipe("  - {stage: pretrain, data: general}\n", system="bert/tiny"))
+    assert "[MASK]" in (folder / "tokenizer/tokenizer.json").read_text("utf-8")
+
+
+def test_tensorboard(world: Path) -> None:
+    folder = run(recipe("  - {stage: pretrain, data: general}\n", more="tensorboard: true\n"))
+    assert list((folder / "pretrain/tensorboard").glob("events.*"))
+
+
+def test_settings_are_compared_by_field(tmp_path: Path) -> None:
+    settings.keep(tmp_path, {"stage": {"lr": 1.0, "data": {"a": 1}}})
+    (tmp_path / "budget.json").write_text("{}", "utf-8")
+    settings.keep(tmp_path, {"stage": {"lr": 2.0, "data": {"a": 1}}})  # nothing was trained yet
+    assert not (tmp_path / "budget.json").exists()
+    (tmp_path / "step-00000001").mkdir()
+    mark = settings.fingerprint(tmp_path)
+    settings.keep(tmp_path, {"stage": {"data": {"a": 1}, "lr": 2.0}})
+    assert settings.fingerprint(tmp_path) == mark
+    with pytest.raises(UserError, match=r"stage.lr: was 2.0, is 3.0\n  stage.data.b: was absent, is 1"):
+        settings.keep(tmp_path, {"stage": {"lr": 3.0, "data": {"a": 1, "b": 1}}})
+
+
+def test_what_a_folder_is_called() -> None:
+    assert called("models/minilm") == "minilm"
+    assert called("runs/a/pretrain/hf/") == called("runs/a/pretrain/step-00000400") == "pretrain"
