@@ -37,7 +37,7 @@ def read(path: Path | list[str], split: Any = "train", reading: Any = None, **mo
 def write(path: Path, data: bytes) -> Path:
     match path.suffix:
         case ".gz":
-            data = gzip.compress(data)
+            data = gzip.compress(data, mtime=0)
         case ".xz":
             data = lzma.compress(data)
         case ".zst":
@@ -322,7 +322,7 @@ def test_a_line_of_ten_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("name", "data", "words"),
     [
         ("a.txt", bytes(range(256)) * 20, "binary file"),
-        ("a.jsonl", gzip.compress(b"x"), "gzip data without the ending .gz"),
+        ("a.jsonl", gzip.compress(b"x", mtime=0), "gzip data without the ending .gz"),
         ("a.txt", "text".encode("utf-16"), "UTF-16"),
         ("a.txt", "plain text in utf-16 without a mark".encode("utf-16-le"), "UTF-16"),
         ("a.txt", b"caf\xe9 \xe0 la cr\xe8me\n" * 10, "not UTF-8.*encoding: latin-1"),

@@ -35,10 +35,10 @@ class NetworkModel(nn.Module):
         """The rows of each stream, int64[R] ascending, that the heads of these targets look at."""
         found: dict[str, list[Tensor]] = {}
         for target in targets:
-            at = target.index if target.at == "token" else summary_row(
-                streams[target.stream].bounds, target.index, self.spec.model.pool.at
-            )
-            found.setdefault(target.stream, []).append(at)
+            rows = target.index
+            if target.at == "document":
+                rows = summary_row(streams[target.stream].bounds, rows, self.spec.model.pool.at)
+            found.setdefault(target.stream, []).append(rows)
         return {stream: torch.unique(torch.cat(rows)) for stream, rows in found.items()}
 
     def rows(self, name: str, hidden: Mapping[str, Tensor], streams: Mapping[str, Stream], target: Target) -> Tensor:
