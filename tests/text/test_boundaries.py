@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ziggurat.errors import UserError
@@ -166,6 +166,8 @@ def test_nothing_and_blanks() -> None:
     assert several.sentences.tolist() == [True, False, True]
 
 
+@example(['。"', ""])
+@example(["a", "…中1a"])
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.sampled_from("ab. 中。”\"\n'1é!(…A"), max_size=30), min_size=1, max_size=4))
 def test_a_batch_is_its_texts_one_by_one(texts: list[str]) -> None:

@@ -201,7 +201,7 @@ def sentence_starts(text: str) -> np.ndarray:
             quotes += text.count('"', counted, begin)
             counted = begin
             closing = match.group().find('"')
-            if closing > 0 and quotes % 2 == 0 and not (end < len(text) and text[end].isspace()):
+            if closing > 0 and quotes % 2 == 0 and end < len(text) and not text[end].isspace():
                 end = begin + closing  # a straight quote that opens: 他走了。"为什么？"
             if not _ends_sentence(text, begin, end, line):
                 continue
@@ -224,7 +224,7 @@ def _ends_sentence(text: str, begin: int, end: int, line: int) -> bool:
     ends = marks.rstrip(CLOSERS)
     if any(mark in CHINESE_ENDS for mark in ends):
         return True
-    before = text[begin - 1] if begin else ""
+    before = text[begin - 1] if begin else "\n"
     chinese = _is_chinese(before) or (not before.isspace() and _is_chinese(text[end]))
     if "…" in ends and chinese:
         return True
