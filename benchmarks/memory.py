@@ -1,6 +1,6 @@
 """Peak memory of `ziggurat prepare` on generated text of two sizes: it must not grow with the corpus.
 
-    python benchmarks/memory.py --small 40 --large 400        (megabytes; exits 1 when the difference is over --limit)
+python benchmarks/memory.py --small 40 --large 400        (megabytes; exits 1 when the difference is over --limit)
 """
 
 from __future__ import annotations

@@ -388,7 +388,7 @@ class Classes:
 
 def fake_datasets(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> None:
     class Table(list):
-        features = {"body": object(), "y": Classes()}  # noqa: RUF012
+        features = {"body": object(), "y": Classes()}
 
     def load_dataset(name: str, config: str | None, **more: Any) -> Table:
         calls.append((name, config, more))
