@@ -130,7 +130,7 @@ def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Call
     before = json.loads(made.read_text("utf-8")) if made.exists() else {}
     if before == identity:
         return Tokenizer.load(folder, segmenter=spec.segmenter)
-    if before and {**before, "text": text} == identity and any(run.glob("*/step-*")):
+    if isinstance(before, dict) and {**before, "text": text} == identity and any(run.glob("*/step-*")):
         log.info("the tokenizer stays as it is: stages were trained with it before the recipe's sources changed")
         return Tokenizer.load(folder, segmenter=spec.segmenter)
     template: Any = SYSTEMS[recipe.system.partition("/")[0]].template
