@@ -127,6 +127,19 @@ def test_a_start_that_does_not_fit(copied: Path) -> None:
         Shards.open("runs/small/shards/general/train", fingerprint="0" * 64)
 
 
+def test_a_flipped_bit_in_the_shards_is_not_trained_on(world: Path) -> None:
+    accepted("prepare", "text.yaml")
+    ids = Path("runs/text/shards/general/train/text.ids.bin")
+    damaged = bytearray(ids.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    ids.write_bytes(damaged)
+    message = refused("run", "text.yaml")
+    assert f"{ids} is damaged" in message and "delete the folder and run prepare again" in message
+    assert not list(Path("runs/text").glob("*/step-*"))
+    shutil.rmtree("runs/text/shards/general/train")
+    accepted("run", "text.yaml")
+
+
 def test_a_damaged_folder_to_start_from(copied: Path) -> None:
     start = ["text.yaml", "stages.pretrain.init=hf"]
     shutil.copytree("runs/small/tapt/hf", "hf")

@@ -151,6 +151,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
     if (place / "meta.json").exists() and facts.exists():
         shards = Shards.open(place)
         if shards.meta.get("source") == identity and shards.meta.get("tokenizer") == tokenizer.fingerprint:
+            shards.verify()  # what was written once is read for every stage: a flipped bit must not be trained on
             found.shards[name, split], found.facts[name, split] = shards, json.loads(facts.read_text("utf-8"))
             return False
     reading, left_out = Reading(), list[Leak]()
