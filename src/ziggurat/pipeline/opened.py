@@ -79,7 +79,7 @@ def open_checkpoint(folder: Path | str) -> Opened:
 
 def called(folder: str) -> str:
     """What tables call a checkpoint that a recipe starts from: its folder, or the one above a bare `hf` or `step-...`."""
-    path = Path(folder).absolute()
+    path = expanded(folder).absolute()
     while path.parent != path.parent.parent and (path.name == "hf" or path.name.startswith("step-")):
         path = path.parent
     return path.name
