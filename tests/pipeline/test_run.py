@@ -123,9 +123,11 @@ def test_starting_from_a_checkpoint(finished: Path, world: Path, kind: str) -> N
     assert (folder / "tokenizer/tokenizer.json").exists()  # what `show --batch` reads
 
 
-def test_a_later_stage_from_a_checkpoint(finished: Path, world: Path) -> None:
-    """The tokenizer must be the checkpoint's all along; an earlier stage may be from scratch and of its own."""
-    start = finished / "runs/small/pretrain"
+def test_a_later_stage_from_a_checkpoint(finished: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer must be the checkpoint's all along; an earlier stage may be from scratch and of its own. Folders of the
+    run are called by the checkpoint's, not by the variable that names it."""
+    monkeypatch.setenv("START", str(finished / "runs/small/pretrain"))
+    start = "$START"
     tokenizer = f"{{path: {finished / 'runs/small/tokenizer'}}}"
     stages = f"  - {{stage: pretrain, data: general}}\n  - {{stage: dapt, data: domain, init: {start}}}\n{TUNE}"
     folder = run(recipe(stages, tokenizer=tokenizer, more="worth: {seeds: [0]}\n"))
