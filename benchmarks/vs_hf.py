@@ -189,7 +189,9 @@ def race(args: argparse.Namespace, folder: str) -> tuple[dict[str, list[tuple[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--bf16-steps", type=int, default=3, help="steps in bf16, which takes minutes without hardware for it")
+    parser.add_argument(
+        "--bf16-steps", type=int, default=3, help="steps in bf16, which takes minutes without hardware for it; 0 leaves it out"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -203,6 +205,7 @@ def main() -> None:
         to_hub(net.spec, net.state_dict(), None, "bert", f"{folder}/hf", dropout=0.0, ids={"pad_token_id": 0})
         taken, configured = race(args, f"{folder}/hf")
     print(f"BERT {LAYERS}x{WIDTH}, vocabulary {VOCAB:,}, {ROWS} rows of {LENGTH} tokens a step, {args.threads} thread(s)")
+    taken = {name: steps for name, steps in taken.items() if steps}
     skip = {name: min(2, len(steps) - 1) for name, steps in taken.items()}
     best = {name: min(s for s, _ in steps[skip[name] :]) for name, steps in taken.items()}
     for name, steps in taken.items():

@@ -117,6 +117,8 @@ def default(field: FieldInfo) -> str:
     if isinstance(found, BaseModel):
         found = given(found)
         return f"`{flow(found)}`" if found else "its defaults"
+    if isinstance(found, tuple):
+        found = [given(item) if isinstance(item, BaseModel) else item for item in found]
     return f"`{flow(found.value if isinstance(found, Enum) else found)}`"
 
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -66,6 +66,10 @@ class Context:
     epoch: int = 0
     progress: float = 0.0
     """How much of the stage is done, 0 to 1, as of this block: for rates with a schedule."""
+    start: int = 0
+    """The token a decoder begins with (T5: the pad, BART: the end token)."""
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """What objectives read from files of their own, by name (`Objective.tables`)."""
 
     def at_epoch(self, epoch: int) -> Context:
         return replace(self, epoch=epoch)

@@ -150,12 +150,13 @@ class Target:
 
     stream: str
     index: Array
-    """int64[K]: rows of that stream (at = "token") or documents (at = "document")"""
+    """int64[K]: rows of that stream, or documents (at = "document")"""
     value: Array
     """int64[K] classes or float32[K] numbers"""
     weight: Array
     """float32[K]"""
-    at: Literal["token", "document"] = "token"
+    at: Literal["token", "document", "around"] = "token"
+    """`around`: `index` lists whole runs of rows, and each is answered from the two rows around its run (span boundaries)."""
     group: Array | None = None
     """int64[K]: rows that compete with each other (choices, contrast), numbered from 0 within the batch"""
 
@@ -204,7 +205,9 @@ def _map(value: Any, convert: Callable[[Array], Array]) -> Any:
     return replace(value, **changed)
 
 
-def text_target(index: Array, value: Array, *, at: Literal["token", "document"] = "token", stream: str = "text") -> Target:
+def text_target(
+    index: Array, value: Array, *, at: Literal["token", "document", "around"] = "token", stream: str = "text"
+) -> Target:
     """A target of weight 1 on the stream `text`."""
     index, value = np.asarray(index, np.int64), np.asarray(value)
     value = value.astype(np.float32 if value.dtype.kind == "f" else np.int64)

@@ -18,12 +18,15 @@ from ziggurat.systems import SYSTEMS, model_of
 from ziggurat.types import Batch, Part, Tokens
 
 CPU = torch.device("cpu")
-VOCAB = Vocab(50, 0, 4, 1, 3, (0, 1, 2, 3, 4))
+SENTINELS = {f"<extra_id_{n}>": 50 + n for n in range(9)}
+VOCAB = Vocab(60, 0, 4, 1, 3, (0, 1, 2, 3, 4, *range(50, 60)), {**SENTINELS, "[ATTN]": 59})
 LAYOUTS = {
     "bert": Layout((2,), (3,), (3,), (0, 1)),
     "roberta": Layout((2,), (3, 3), (3,), (0, 0)),
     "gpt2": Layout((), (3,), (3,), (0, 0)),
+    "encoder_decoder": Layout((2,), (3,), (3,), (0, 0)),
 }
+"""`encoder_decoder` is no named system but a tiny model of that structure."""
 LENGTH, ROW = 18, 24
 EXAMPLES: dict[str, dict[str, Any]] = {
     "mlm": {"kind": "mlm"},
@@ -41,6 +44,53 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "classify-pair": {"kind": "classify", "labels": ["a", "b", "c"]},
     "regress": {"kind": "regress"},
     "tag": {"kind": "tag", "labels": ["O", "B", "I"]},
+    "mac": {"kind": "mac", "rate": 0.3},
+    "joint-mac": {"kind": "joint", "parts": [{"kind": "mac"}, {"kind": "sop"}]},
+    "sbo": {"kind": "sbo"},
+    "joint-span": {"kind": "joint", "parts": [{"kind": "mlm", "unit": "span", "rate": 0.3}, {"kind": "sbo", "size": 6}]},
+    "word-order": {"kind": "word_order", "rate": 0.3},
+    "sentence-structure": {"kind": "sentence_structure", "short": 0.5},
+    "joint-struct": {
+        "kind": "joint",
+        "parts": [{"kind": "mlm"}, {"kind": "word_order", "rate": 0.3}, {"kind": "sentence_structure"}],
+    },
+    "prefix_lm": {"kind": "prefix_lm"},
+    "prefix_lm-share": {"kind": "prefix_lm", "share": [0.3, 0.6]},
+    "plm": {"kind": "plm"},
+    "plm-word": {"kind": "plm", "unit": "word", "rate": 0.3, "alpha": 2, "reuse": 6},
+    "plm-windows": {"kind": "plm", "pairs": False, "reverse": 0, "perm_size": 5},
+    "unilm": {"kind": "unilm", "codes": [0, 0, 0, 0, 0, 0]},
+    "unilm-masks": {"kind": "unilm", "codes": [0, 0, 0, 0, 0, 0], "modes": [0, 0.5, 0.25, 0.25], "replace": [1, 0, 0]},
+    "pmlm": {"kind": "pmlm", "rate": 0.3},
+    "pmlm-masks": {"kind": "pmlm", "rate": 0.3, "replace": [1, 0, 0]},
+    "pmlm-par": {"kind": "pmlm", "ae": False, "rate": 0.3},
+    "pmlm-ar": {"kind": "pmlm", "ae": False, "blocks": 0},
+    "pmlm-ae": {"kind": "pmlm", "par": False},
+    "ernie_gen": {"kind": "ernie_gen"},
+    "ernie_gen-noise": {"kind": "ernie_gen", "noise": 0.5, "weight": 1, "fragments": [{"share": 1, "shortest": 1, "longest": 4}]},
+    "ernie_gen-pair": {"kind": "ernie_gen", "target": "pair", "noise": 0.5},
+    "future-lm": {"kind": "future_lm"},
+    "mixture": {"kind": "mixture", "parts": [{"kind": "mlm"}, {"kind": "prefix_lm"}, {"kind": "clm"}], "weights": [2, 1, 1]},
+    "mixture-queries": {"kind": "mixture", "parts": [{"kind": "plm"}, {"kind": "mlm", "unit": "word"}], "until": [0, 1]},
+    "mass": {"kind": "mass"},
+    "mass-blocks": {"kind": "mass", "ratio": 0.3, "block": 6, "starts": [0, 0, 1], "cross": "all"},
+    "mlm-mass": {"kind": "mlm_mass", "fragment": {"ratio": 0.3}},
+    "mlm-mass-word": {"kind": "mlm_mass", "masked": {"unit": "word", "rate": 0.2}, "weights": {"mlm": 0.5}},
+    "future": {"kind": "future", "block": 8, "ratio": 0.3},
+    "future-three": {"kind": "future", "ngram": 3, "weights": [1, 0.5, 0.25], "block": 0},
+    "t5": {"kind": "span_corruption", "mean": 1.5},
+    "t5-roll": {"kind": "span_corruption", "rate": 0.4, "roll": True, "closing": True},
+    "t5-iid": {"kind": "span_corruption", "noise": "iid", "rate": 0.3},
+    "t5-drop": {"kind": "span_corruption", "variant": "drop_tokens", "rate": 0.3},
+    "t5-mass": {"kind": "span_corruption", "variant": "mass_style"},
+    "t5-bert": {"kind": "span_corruption", "variant": "bert_style"},
+    "t5-deshuffling": {"kind": "span_corruption", "variant": "deshuffling"},
+    "t5-prefix": {"kind": "span_corruption", "variant": "prefix_lm"},
+    "bart": {"kind": "denoise"},
+    "bart-command": {"kind": "denoise", "mean": 3.5, "random": 0.1},
+    "bart-mask": {"kind": "denoise", "infill": 0, "permute": 0, "mask": 0.3},
+    "bart-delete": {"kind": "denoise", "infill": 0, "permute": 0, "delete": 0.3},
+    "bart-rotate": {"kind": "denoise", "infill": 0, "rotate": 1.0},
 }
 every_objective = pytest.mark.parametrize("name", EXAMPLES)
 every_system = pytest.mark.parametrize("system", SYSTEMS)
@@ -50,8 +100,27 @@ def objective_of(name: str) -> Objective:
     return TypeAdapter(AnyObjective).validate_python(EXAMPLES[name])
 
 
+def homes(name: str) -> list[str]:
+    """The systems on whose structure an objective makes sense."""
+    structures = objective_of(name).structures
+    single = list(SYSTEMS) if "single" in structures else []
+    return single + (["encoder_decoder"] if "encoder_decoder" in structures else [])
+
+
+def home(name: str) -> str:
+    return homes(name)[0]
+
+
+every_case = pytest.mark.parametrize(("name", "system"), [(name, system) for name in EXAMPLES for system in homes(name)])
+
+
+def rows_of(name: str, system: str, times: int = 1) -> dict[str, int]:
+    """Room for the longest example of each stream, and a little more."""
+    return {stream: times * max(ROW, n + 3) for stream, n in objective_of(name).rows(context(system)).items()}
+
+
 def context(system: str = "bert", **other: Any) -> Context:
-    visibility = SYSTEMS[system].model.visibility
+    visibility = SYSTEMS[system].model.visibility if system in SYSTEMS else "full"
     return Context(VOCAB, LAYOUTS[system], LENGTH, **{"visibility": visibility, "seed": 7, "progress": 0.5, **other})
 
 
@@ -73,18 +142,20 @@ def part_of(rng: np.random.Generator, sizes: np.ndarray) -> Part:
 def corpus(name: str, n: int = 12, seed: int = 0) -> Tokens:
     rng = np.random.default_rng(seed)
     parts = {"text": part_of(rng, rng.integers(4, 40, n))}
-    if name == "classify-pair":
+    if name.endswith("-pair"):
         parts["pair"] = part_of(rng, rng.integers(1, 20, n))
     label: list[Any] = rng.normal(size=n).tolist() if name == "regress" else [str(x) for x in rng.choice(list("abc"), n)]
     keys = mix(np.arange(n, dtype=np.uint64) + np.uint64(seed << 20))
     return Tokens(parts, keys, {"label": label, "id": [f"rows:{i}" for i in range(n)]})
 
 
-def formed(name: str, system: str = "bert", seed: int = 0, n: int = 12) -> Batch:
+def formed(name: str, system: str = "", seed: int = 0, n: int = 12) -> Batch:
+    system = system or home(name)
     return objective_of(name).form(corpus(name, n, seed), context(system))
 
 
-def made(name: str, system: str = "bert", seed: int = 0, n: int = 12) -> Batch:
+def made(name: str, system: str = "", seed: int = 0, n: int = 12) -> Batch:
+    system = system or home(name)
     return objective_of(name).corrupt(formed(name, system, seed, n), context(system))
 
 
@@ -92,7 +163,14 @@ def network_of(
     system: str, objective: Objective | None = None, layers: int = 2, seed: int = 0, shaken: bool = True
 ) -> NetworkModel:
     """A tiny double-precision network with every parameter moved, so that nothing is zero or one by chance."""
-    body = model_of(f"{system}/tiny", {"layers": layers, "width": 16, "heads": 2, "mlp": 24}, VOCAB.size)
+    dials = {"layers": layers, "width": 16, "heads": 2, "mlp": 24}
+    body: spec.Model
+    if system == "encoder_decoder":
+        body = spec.EncoderDecoder(vocab=VOCAB.size, decoder_layers=layers, **dials)
+    else:
+        body = model_of(f"{system}/tiny", dials, VOCAB.size)
+    if objective and objective.extra:
+        body = body.model_copy(update={"embed": body.embed.model_copy(update={"extra": objective.extra})})
     network = NetworkModel(spec.Network(model=body, heads=dict(objective.heads(body)) if objective else {})).double()
     g = torch.Generator().manual_seed(seed)
     network.initialise(g)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from examples import CPU, ROW, VOCAB, context, every_objective, every_system, made, network_of, objective_of, part_of, torched
+from examples import CPU, VOCAB, context, every_case, every_system, made, network_of, objective_of, part_of, rows_of, torched
 from pydantic import TypeAdapter
 
 from ziggurat.context import mix
@@ -32,8 +32,7 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
     return take(batch, np.arange(cut)), take(batch, np.arange(cut, len(batch)))
 
 
-@every_objective
-@every_system
+@every_case
 def test_losses_of_a_joined_batch_are_the_sums_of_its_parts(name: str, system: str) -> None:
     objective = objective_of(name)
     network = network_of(system, objective)
@@ -43,7 +42,11 @@ def test_losses_of_a_joined_batch_are_the_sums_of_its_parts(name: str, system: s
     for piece in a, b:
         for key, loss in numbers(objective, network, piece).items():
             sums[key] = sums.get(key, np.zeros(2)) + loss
-    layouts = {"joined": join(a, b), "packed": pack(whole, ROW, VOCAB.pad), "wide": pack(whole, 5 * ROW, VOCAB.pad)}
+    layouts = {
+        "joined": join(a, b),
+        "packed": pack(whole, rows_of(name, system), VOCAB.pad),
+        "wide": pack(whole, rows_of(name, system, 5), VOCAB.pad),
+    }
     layouts["backwards"] = take(whole, np.arange(len(whole))[::-1])
     for how, batch in layouts.items():
         found = numbers(objective, network, batch)
@@ -60,14 +63,13 @@ def gradient(network: NetworkModel, objective: Objective, micro: Sequence[Batch]
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]), means
 
 
-@every_objective
-@every_system
+@every_case
 def test_accumulation_is_the_big_batch(name: str, system: str) -> None:
     """Two micro-batches of uneven counts give the gradient of both at once; a mean of their means would not."""
     objective = objective_of(name)
     network = network_of(system, objective)
     whole = made(name, system)
-    a, b = (pack(half, ROW, VOCAB.pad) for half in halves(whole))
+    a, b = (pack(half, rows_of(name, system), VOCAB.pad) for half in halves(whole))
     assert objective.counts(a) != objective.counts(b)
     together, means = gradient(network, objective, [whole])
     network.zero_grad()

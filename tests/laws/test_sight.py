@@ -7,7 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from examples import ROW, VOCAB, context, corpus, every_objective, every_system, formed, made, network_of, objective_of, torched
+from examples import (
+    EXAMPLES,
+    VOCAB,
+    context,
+    corpus,
+    every_case,
+    every_system,
+    formed,
+    made,
+    network_of,
+    objective_of,
+    rows_of,
+    torched,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batch import documents, same
@@ -16,31 +29,42 @@ from ziggurat.data.pack import pack
 from ziggurat.nn.visibility import plan
 from ziggurat.types import FOREVER, NEVER, Batch, Stream, Visibility
 
+IN_PLACE = [
+    name
+    for name in EXAMPLES
+    if name.startswith(("mlm", "clm", "nsp", "sop", "joint-bert", "joint-order", "mac", "sbo", "joint-span"))
+    and name[4:8] != "mass"
+]
+"""Objectives that hide tokens where they stand; the others have this law in tests of their own, where rows are told by position."""
 
-@every_objective
-@every_system
+
+@every_case
 def test_no_sight_across_documents(name: str, system: str) -> None:
     """All tokens of one document are replaced: its own vectors move, all others stay the same to the last bit."""
-    network, batch = network_of(system), pack(made(name, system), ROW, VOCAB.pad)
-    stream = torched(batch).streams["text"]
-    before = network({"text": stream})["text"]
-    owner = torch.from_numpy(batch.streams["text"].document())
+    network, batch = network_of(system, objective_of(name)), pack(made(name, system), rows_of(name, system), VOCAB.pad)
+    streams = torched(batch).streams
+    before = network(streams)
+    owners = {s: torch.from_numpy(stream.document()) for s, stream in batch.streams.items()}
     for d in range(0, len(batch), 3):
-        mine = owner == d
-        content = torch.where(mine, (stream.content + 7) % VOCAB.size, stream.content)
-        after = network({"text": replace(stream, content=content)})["text"]
-        moved = (after != before).any(1)
-        assert moved[mine].all() and not moved[~mine].any()
+        other = {}
+        for s, stream in streams.items():
+            swapped = torch.where((owners[s] == d) & (stream.content >= 0), (stream.content + 7) % VOCAB.size, stream.content)
+            other[s] = replace(stream, content=swapped)
+        after = network(other)
+        for s, owner in owners.items():
+            mine, word = owner == d, streams[s].content >= 0
+            moved = (after[s] != before[s]).any(1)
+            assert moved[mine & word].all() and not moved[~mine].any()
 
 
 def sight(stream: Stream) -> np.ndarray:
     """bool[T, T] as the kernels read it."""
     layout = plan(stream)
     total = len(stream.content)
-    at = np.arange(total) if layout.places is None else layout.places.numpy()
-    row, column = at // layout.length, at % layout.length
+    at = np.arange(total) if layout.query.places is None else layout.query.places.numpy()
+    row, column = at // layout.query.length, at % layout.query.length
     if layout.mask is None:
-        mask = torch.ones(layout.rows, 1, layout.length, layout.length, dtype=torch.bool)
+        mask = torch.ones(layout.query.rows, 1, layout.query.length, layout.query.length, dtype=torch.bool)
         mask = mask.tril() if layout.causal else mask
     else:
         mask = layout.mask
@@ -58,7 +82,7 @@ def closure(seen: np.ndarray) -> np.ndarray:
         reach = further
 
 
-@every_objective
+@pytest.mark.parametrize("name", IN_PLACE)
 @every_system
 def test_no_answer_is_reachable(name: str, system: str) -> None:
     """For each question, the rows whose content changes with its answer are found by changing the answer in the source and
@@ -80,8 +104,8 @@ def test_no_answer_is_reachable(name: str, system: str) -> None:
             changed = replace(source, streams={"text": replace(source.streams["text"], content=content)})
             again = objective.corrupt(changed, ctx)
             telling = np.flatnonzero(again.streams["text"].content != stream.content)
-            if kind == "mlm" and name != "mlm-masks" and stream.content[row] == value:
-                assert telling.tolist() == [row]
+            if kind in ("mlm", "mac", "sbo") and name != "mlm-masks" and stream.content[row] == value:
+                assert telling.tolist() in ([row], [])  # at random it may come out the same
                 continue
             assert not reach[row, telling].any(), (kind, row, telling)
 

@@ -20,17 +20,17 @@ def seen(stream: Stream) -> np.ndarray:
     """bool[T, T] as the kernels will read the plan; also checks what the plan says of places, pads and blind queries."""
     layout = plan(stream)
     total = len(stream.content)
-    place = torch.arange(total) if layout.places is None else layout.places
-    assert layout.gather(layout.spread(torch.arange(total))).tolist() == list(range(total))
+    place = torch.arange(total) if layout.query.places is None else layout.query.places
+    assert layout.query.gather(layout.query.spread(torch.arange(total))).tolist() == list(range(total))
     mask = layout.mask
     if mask is None:
-        square = torch.ones(layout.length, layout.length, dtype=torch.bool)
-        mask = (square.tril() if layout.causal else square).expand(layout.rows, 1, -1, -1)
-    assert mask.shape == (layout.rows, 1, layout.length, layout.length)
+        square = torch.ones(layout.query.length, layout.query.length, dtype=torch.bool)
+        mask = (square.tril() if layout.causal else square).expand(layout.query.rows, 1, -1, -1)
+    assert mask.shape == (layout.query.rows, 1, layout.query.length, layout.query.length)
     found = np.zeros((total, total), bool)
     if not total:
         return found
-    row, column = (place // layout.length).numpy(), (place % layout.length).numpy()
+    row, column = (place // layout.query.length).numpy(), (place % layout.query.length).numpy()
     for q in range(total):
         same = np.flatnonzero(row == row[q])
         keys = mask[row[q], 0, column[q]].numpy()
@@ -90,7 +90,7 @@ def test_full_and_causal_in_any_layout(lengths: list[int], row: int, kind: str) 
 def test_rows_of_one_document_need_no_mask(kind: str) -> None:
     for lengths, row in ([8, 8, 8], 8), ([8, 8, 8], 0), ([5], 0):
         layout: Plan = plan(stream_of([full(n) for n in lengths], row=row, kind=kind)[0])
-        assert layout.mask is None and layout.slots is None and layout.causal == (kind == "causal")
+        assert layout.mask is None and layout.query.slots is None and layout.causal == (kind == "causal")
     for lengths, row in ([8, 5, 3], 8), ([4, 3], 0), ([8, 0, 5, 3], 8), ([8, 8, 0], 0):
         assert plan(stream_of([full(n) for n in lengths], row=row, kind=kind)[0]).mask is not None
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ziggurat.context import Context, key_of, mix
 from ziggurat.data.order import Corpus, Cursor, Draw, Order, Place
-from ziggurat.data.pack import fit, lay, lengths_of, split
+from ziggurat.data.pack import Rows, fit, lay, lengths_of, split
 from ziggurat.errors import UserError, check
 from ziggurat.types import Batch, Tokens, join_all
 
@@ -46,8 +46,8 @@ class Loader:
     shards, weights  the sources and their shares of the tokens of text (`order.Order`)
     objective        anything with `form` and `corrupt`
     ctx              vocabulary, layout, length; its seed, epoch and progress are set here, the seed from `seed`
-    row              tokens of a row, at least `ctx.length`
-    tokens           limit of a micro-batch: `tokens // row` rows. Or:
+    row              tokens of a row, one number for all streams or one for each; at least the objective's longest example
+    tokens           limit of a micro-batch: as many rows, over all streams, as it holds. Or:
     documents        examples of a micro-batch (fewer at the end of a block), packed by themselves
     lanes            independent sequences: micro-batch m comes from lane m mod lanes, and lane l has blocks l, l + lanes, ...
     total_tokens     tokens of text in the whole stage, for `ctx.progress`; None leaves it at `ctx.progress`
@@ -62,7 +62,7 @@ class Loader:
         objective: Maker,
         ctx: Context,
         *,
-        row: int,
+        row: Rows,
         tokens: int | None = None,
         documents: int | None = None,
         seed: int = 0,
@@ -118,7 +118,7 @@ class Loader:
         check(one, "epochs of a mixture are not defined: each source has its own", "give the length in steps or tokens")
         place, total = self.order.start(), 0
         formed, whole = self._examples(place, corrupt=False), self._examples(place)
-        same = len(formed) == len(whole) and all(
+        same = formed.streams.keys() == whole.streams.keys() and all(
             np.array_equal(s.bounds, whole.streams[name].bounds) for name, s in formed.streams.items()
         )
         while place.cursors[0].epoch < epochs:
@@ -209,7 +209,7 @@ class Loader:
 
 
 def once(
-    shards: Corpus, objective: Maker, ctx: Context, *, row: int, tokens: int | None = None, documents: int | None = None
+    shards: Corpus, objective: Maker, ctx: Context, *, row: Rows, tokens: int | None = None, documents: int | None = None
 ) -> Iterator[Batch]:
     """Every document once, in order and unshuffled, as of epoch 0: the same masks every time. For evaluation.
 
@@ -228,17 +228,21 @@ def once(
     check(some, *_fruitless((str(shards.folder),), ctx))
 
 
-def _limits(ctx: Context, row: int, tokens: int | None, documents: int | None) -> tuple[int, int | None]:
+def _limits(ctx: Context, row: Rows, tokens: int | None, documents: int | None) -> tuple[int, int | None]:
     check(
         (tokens is None) != (documents is None), "a micro-batch needs one limit: tokens or documents", "give exactly one of them"
     )
-    check(row >= ctx.length, f"rows of {row} tokens cannot hold examples of {ctx.length}", f"set row to at least {ctx.length}")
+    short = isinstance(row, int) and row < ctx.length
+    check(not short, f"rows of {row} tokens cannot hold examples of {ctx.length}", f"set row to at least {ctx.length}")
     if tokens is None:
         assert documents is not None
         check(documents > 0, f"a micro-batch of {documents} documents is empty", "set it to at least 1")
         return 0, documents
-    check(tokens >= row, f"a micro-batch of {tokens} tokens does not hold one row of {row}", f"set tokens to at least {row}")
-    return tokens // row, None
+    whole = row if isinstance(row, int) else sum(row.values())
+    check(
+        tokens >= whole, f"a micro-batch of {tokens} tokens does not hold one row of {whole}", f"set tokens to at least {whole}"
+    )
+    return tokens // whole, None
 
 
 def _fruitless(names: tuple[str, ...], ctx: Context) -> tuple[str, str]:

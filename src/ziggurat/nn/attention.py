@@ -36,17 +36,21 @@ def pick(kind: str, *, device: str, dtype: torch.dtype, length: int, dropout: fl
     return "flex"
 
 
+def kernel_of(plan: Plan, device: torch.device, dtype: torch.dtype, dropout: float) -> Kernel:
+    masked = plan.mask is not None
+    return pick(plan.kind, device=device.type, dtype=dtype, length=plan.key.length, dropout=dropout, masked=masked)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, *, scale: float | None = None, dropout: float = 0.0) -> Tensor:
-    """Attention of T packed tokens: q, k, v [T, heads, dim] -> [T, heads, dim].
+    """Attention over packed tokens: q [Q, heads, dim], k, v [T, heads, dim] -> [Q, heads, dim].
 
     A query that sees no key returns 0. `scale` defaults to 1 / sqrt(dim); `dropout` applies to the weights.
     """
-    masked = plan.mask is not None
-    kernel = pick(plan.kind, device=q.device.type, dtype=q.dtype, length=plan.length, dropout=dropout, masked=masked)
+    kernel = kernel_of(plan, q.device, q.dtype, dropout)
     scale = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
     if kernel == "varlen":
         return _varlen_attend(q, k, v, plan, scale)
-    q, k, v = (plan.spread(x).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (side.spread(x).transpose(1, 2) for side, x in ((plan.query, q), (plan.key, k), (plan.key, v)))
     if kernel == "plain":
         out = plain(q, k, v, plan, scale, dropout)
     elif kernel == "flex":
@@ -55,23 +59,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, *, scale: float | None =
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask, is_causal=plan.causal, scale=scale, dropout_p=dropout)
     if plan.empty is not None:
         out = out.masked_fill(plan.empty, 0.0)
-    return plan.gather(out.transpose(1, 2))
+    return plan.query.gather(out.transpose(1, 2))
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: float) -> Tensor:
-    """softmax(q k' / sqrt(dim)) v by matmuls: q, k, v [rows, heads, length, dim] -> the same shape."""
-    scores = torch.matmul(q * scale, k.transpose(-1, -2))
+    """softmax(q k' / sqrt(dim)) v by matmuls: q [rows, heads, queries, dim], k, v [rows, heads, keys, dim] -> as q."""
+    rows, heads = q.shape[:2]
+    q, k, v = (x.reshape(rows * heads, *x.shape[2:]) for x in (q, k, v))
+    # one pass makes the product and scales it; the first argument is not read
+    scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=scale).view(rows, heads, q.shape[1], k.shape[1])
     lowest = torch.finfo(scores.dtype).min
     if plan.mask is not None:
         # Adding beats masked_fill: its gradient costs nothing.
         scores = scores + torch.zeros_like(plan.mask, dtype=scores.dtype).masked_fill_(~plan.mask, lowest)
     elif plan.causal:
-        triangle = torch.full((plan.length, plan.length), lowest, dtype=scores.dtype, device=scores.device).triu_(1)
+        triangle = torch.full(scores.shape[2:], lowest, dtype=scores.dtype, device=scores.device).triu_(1)
         scores = scores + triangle
     weights = torch.softmax(scores, -1, dtype=scores.dtype)
     if dropout:
         weights = F.dropout(weights, dropout)
-    return torch.matmul(weights, v)
+    return torch.bmm(weights.flatten(0, 1), v).view(rows, heads, q.shape[1], v.shape[2])
 
 
 @cache
@@ -93,7 +100,9 @@ def _varlen_attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) ->
         how["scale"] = scale
     else:
         q = q * (scale * math.sqrt(q.shape[-1]))
-    return kernel(q.contiguous(), k.contiguous(), v.contiguous(), plan.bounds, plan.bounds, plan.length, plan.length, **how)
+    return kernel(
+        q.contiguous(), k.contiguous(), v.contiguous(), plan.bounds, plan.bounds, plan.query.length, plan.key.length, **how
+    )
 
 
 @cache
@@ -120,7 +129,7 @@ def block_mask(plan: Plan) -> Any:
         def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return allow(tuple(r[b, i] for r in rule), tuple(r[b, j] for r in rule)) & (rule[0][b, j] >= 0)
 
-    return create_block_mask(visible, plan.rows, None, plan.length, plan.length, device=mask.device.type)
+    return create_block_mask(visible, plan.query.rows, None, plan.query.length, plan.key.length, device=mask.device.type)
 
 
 def _flex_attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
@@ -128,7 +137,10 @@ def _flex_attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> T
 
 
 class AttentionLayer(nn.Module):
-    """Multi-head self-attention over packed tokens: [T, width] -> [T, width], or [R, width] for the rows int64[R] in `read`."""
+    """Multi-head attention over packed tokens: [T, width] -> [T, width], or [R, width] for the rows int64[R] in `read`.
+
+    It reads itself, or with `source` [S, width] another stack's vectors (cross attention).
+    """
 
     def __init__(self, part: spec.Attention, width: int, heads: int):
         super().__init__()
@@ -136,7 +148,11 @@ class AttentionLayer(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=part.bias) for _ in range(4))
         self.dropout = 0.0
 
-    def forward(self, x: Tensor, plan: Plan, read: Tensor | None = None) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
-        mixed = attend(q, k, v, plan, dropout=self.dropout if self.training else 0.0)
-        return self.out(mixed.flatten(1) if read is None else mixed.flatten(1)[read])
+    def forward(self, x: Tensor, plan: Plan, read: Tensor | None = None, source: Tensor | None = None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        seen = x if source is None else source
+        k, v = (layer(seen).unflatten(-1, (self.heads, -1)) for layer in (self.k, self.v))
+        if read is not None and kernel_of(plan, k.device, k.dtype, dropout) in ("plain", "sdpa"):
+            x, plan, read = x[read], plan.only(read), None
+        mixed = attend(self.q(x).unflatten(-1, (self.heads, -1)), k, v, plan, dropout=dropout).flatten(1)
+        return self.out(mixed if read is None else mixed[read])

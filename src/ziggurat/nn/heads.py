@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from ziggurat.nn import spec
+from ziggurat.nn.boundary import BoundaryHeadLayer
 from ziggurat.nn.layers import ACTIVATIONS, norm_layer
 
 
 class VocabHeadLayer(nn.Module):
     """[K, width] -> [K, width] before the tied projection, and the bias behind it."""
 
-    def __init__(self, model: spec.Single):
+    def __init__(self, model: spec.Model):
         super().__init__()
         project = model.project
         self.activation = ACTIVATIONS[project.activation]
@@ -29,7 +30,7 @@ class VocabHeadLayer(nn.Module):
 class PoolerHeadLayer(nn.Module):
     """BERT's pooler: [D, width] summary vectors -> [D, width]."""
 
-    def __init__(self, model: spec.Single):
+    def __init__(self, model: spec.Model):
         super().__init__()
         self.dense = nn.Linear(model.width, model.width)
 
@@ -40,7 +41,7 @@ class PoolerHeadLayer(nn.Module):
 class ClassHeadLayer(nn.Module):
     """[K, width] summary vectors (already pooled when `by: pooler`) -> [K, outputs]."""
 
-    def __init__(self, head: spec.ClassHead, model: spec.Single):
+    def __init__(self, head: spec.ClassHead, model: spec.Model):
         super().__init__()
         self.dense = nn.Linear(model.width, model.width) if head.by == "dense" else None
         self.out = nn.Linear(model.width, head.outputs, bias=head.bias)
@@ -56,7 +57,7 @@ class ClassHeadLayer(nn.Module):
 class TokenHeadLayer(nn.Module):
     """[K, width] -> [K, outputs]."""
 
-    def __init__(self, head: spec.TokenHead, model: spec.Single):
+    def __init__(self, head: spec.TokenHead, model: spec.Model):
         super().__init__()
         self.out = nn.Linear(model.width, head.outputs)
         self.drop = nn.Dropout(0.0)
@@ -65,7 +66,7 @@ class TokenHeadLayer(nn.Module):
         return self.out(self.drop(hidden))
 
 
-def build_head(head: spec.Head, model: spec.Single) -> nn.Module:
+def build_head(head: spec.Head, model: spec.Model) -> nn.Module:
     match head:
         case spec.VocabHead():
             return VocabHeadLayer(model)
@@ -75,6 +76,8 @@ def build_head(head: spec.Head, model: spec.Single) -> nn.Module:
             return ClassHeadLayer(head, model)
         case spec.TokenHead():
             return TokenHeadLayer(head, model)
+        case spec.BoundaryHead():
+            return BoundaryHeadLayer(head, model)
 
 
 def summary(hidden: Tensor, bounds: Tensor, documents: Tensor, at: str) -> Tensor:

@@ -34,7 +34,7 @@ class _VocabCrossEntropy(torch.autograd.Function):
             b = bias.detach().to(dtype) if len(bias) else None
             total = torch.zeros((), dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
             grad_hidden = torch.empty_like(h) if needs else None
-            grad_table = torch.zeros_like(table) if needs else None
+            grad_table: Tensor | None = None
             grad_bias = torch.zeros_like(bias) if needs and b is not None else None
             for start in range(0, len(h), CHUNK):
                 rows = slice(start, start + CHUNK)
@@ -50,13 +50,16 @@ class _VocabCrossEntropy(torch.autograd.Function):
                 if grad_bias is not None:
                     grad_bias += slope.sum(0)
                 slope = slope.to(dtype)
-                assert grad_hidden is not None and grad_table is not None
+                assert grad_hidden is not None
                 torch.mm(slope, w, out=grad_hidden[rows])
-                if dtype == grad_table.dtype:
+                if grad_table is None:  # mostly there is one chunk, and the table is large
+                    grad_table = torch.mm(slope.t(), h[rows]).to(table.dtype)
+                elif dtype == grad_table.dtype:
                     grad_table.addmm_(slope.t(), h[rows])
                 else:
                     grad_table += torch.mm(slope.t(), h[rows])
         if needs:
+            grad_table = torch.zeros_like(table) if grad_table is None else grad_table
             ctx.save_for_backward(grad_hidden, grad_table, *([] if grad_bias is None else [grad_bias]))
             ctx.hidden_dtype = hidden.dtype
         return total

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from ziggurat.nn import spec
 from ziggurat.nn.attention import AttentionLayer
+from ziggurat.nn.boundary import BoundaryHeadLayer, boundaries
 from ziggurat.nn.heads import VocabHeadLayer, build_head, summary, summary_row
 from ziggurat.nn.loss import cross_entropy, squared_error, vocab_cross_entropy
-from ziggurat.nn.structures import SingleModel
+from ziggurat.nn.structures import build_model
 from ziggurat.types import Loss, Stream, Target
 
 
 class NetworkModel(nn.Module):
-    """Parameters are named `model.*` (the body) and `heads.<name>.*`; the vocabulary projection is tied to
-    `model.embed.token.weight`."""
+    """Parameters are named `model.*` (the body) and `heads.<name>.*`; the vocabulary projection is tied to the token table."""
 
     def __init__(self, part: spec.Network):
         super().__init__()
         self.spec = part
-        self.model = SingleModel(part.model)
+        self.model = build_model(part.model)
         self.heads = nn.ModuleDict({name: build_head(head, part.model) for name, head in part.heads.items()})
 
     def forward(
@@ -36,7 +36,9 @@ class NetworkModel(nn.Module):
         found: dict[str, list[Tensor]] = {}
         for target in targets:
             rows = target.index
-            if target.at == "document":
+            if target.at == "around":
+                rows = torch.cat(boundaries(rows)[:2])
+            elif target.at == "document":
                 rows = summary_row(streams[target.stream].bounds, rows, self.spec.model.pool.at)
             found.setdefault(target.stream, []).append(rows)
         return {stream: torch.unique(torch.cat(rows)) for stream, rows in found.items()}
@@ -46,6 +48,9 @@ class NetworkModel(nn.Module):
         vectors = hidden[target.stream]
         if target.at == "token":
             return vectors[target.index]
+        own = self.heads[name]
+        if isinstance(own, BoundaryHeadLayer):
+            return own.around(vectors, target.index)
         picked = summary(vectors, streams[target.stream].bounds, target.index, self.spec.model.pool.at)
         head = self.spec.heads[name]
         return self.heads["pooler"](picked) if getattr(head, "by", "") == "pooler" else picked
@@ -54,8 +59,8 @@ class NetworkModel(nn.Module):
         """[K, outputs] scores of head `name`, and [K, vocabulary] of a vocabulary head."""
         head = self.heads[name]
         x = head(self.rows(name, hidden, streams, target))
-        if isinstance(head, VocabHeadLayer):
-            return nn.functional.linear(x, self.model.embed.token.weight, head.bias)
+        if isinstance(head, VocabHeadLayer | BoundaryHeadLayer):
+            return nn.functional.linear(x, self.model.table, head.bias)
         return x
 
     def loss(self, name: str, hidden: Mapping[str, Tensor], streams: Mapping[str, Stream], target: Target) -> Loss:
@@ -64,9 +69,9 @@ class NetworkModel(nn.Module):
         if len(target.index) == 0:
             return Loss(hidden[target.stream].sum() * 0.0, count)
         head = self.heads[name]
-        if isinstance(head, VocabHeadLayer):
+        if isinstance(head, VocabHeadLayer | BoundaryHeadLayer):
             x = head(self.rows(name, hidden, streams, target))
-            total = vocab_cross_entropy(x, self.model.embed.token.weight, head.bias, target.value, target.weight)
+            total = vocab_cross_entropy(x, self.model.table, head.bias, target.value, target.weight)
             return Loss(total, count)
         scores = self.logits(name, hidden, streams, target)
         if target.value.is_floating_point():
@@ -94,7 +99,7 @@ class NetworkModel(nn.Module):
                 parameter.fill_(1.0 if name in norms else 0.0)
                 continue
             std = init.std
-            if init.residual == "scaled" and name.endswith(("attention.out.weight", "mlp.down.weight")):
+            if init.residual == "scaled" and name.endswith(("attention.out.weight", "cross.out.weight", "mlp.down.weight")):
                 std /= math.sqrt(2 * depth)
             if init.truncated:
                 nn.init.trunc_normal_(parameter, 0.0, std, -2 * std, 2 * std, generator=generator)

@@ -32,6 +32,9 @@ class Embed(Spec):
     positions: Learned = Learned()
     segments: int = Field(0, ge=0)
     """Rows of the segment table; 0 = no table."""
+    extra: int = Field(0, ge=0)
+    """Learned input vectors that are no vocabulary item (XLNet's query vector, ProphetNet's n-gram vectors): content id -1 is
+    the first, -2 the second."""
     norm: LayerNorm | None = LayerNorm()
     """Norm on the sum; none in GPT-2."""
 
@@ -116,6 +119,44 @@ class Single(Spec):
         return self
 
 
+class EncoderDecoder(Spec):
+    """Two stacks that share their token table; the decoder's layers also read the encoder's last state (BART)."""
+
+    kind: Literal["encoder_decoder"] = "encoder_decoder"
+    vocab: int = Field(50265, gt=0)
+    """Rows of the token table."""
+    width: int = Field(768, gt=0)
+    layers: int = Field(6, gt=0)
+    """Layers of the encoder."""
+    decoder_layers: int = Field(6, gt=0)
+    heads: int = Field(12, gt=0)
+    mlp: int = Field(3072, gt=0)
+    """Width of the feed-forward layer."""
+    embed: Embed = Embed(positions=Learned(length=1024, offset=2), norm=LayerNorm(eps=1e-5))
+    """Of either stack; the decoder alone has the `extra` vectors."""
+    block: Block = Block(norm=LayerNorm(eps=1e-5))
+    final_norm: LayerNorm | None = None
+    """Norm after the last layer of either stack."""
+    project: VocabProjection = VocabProjection(transform=False, bias=True)
+    pool: Pool = Pool(at="last", by="dense")
+    """On the decoder's stream."""
+    init: Init = Init()
+
+    @property
+    def visibility(self) -> Literal["full"]:
+        """The encoder's; the decoder's is causal."""
+        return "full"
+
+    @model_validator(mode="after")
+    def _divides(self) -> EncoderDecoder:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+Model = Annotated[Single | EncoderDecoder, Field(discriminator="kind")]
+
+
 class VocabHead(Spec):
     """Scores over the vocabulary at chosen tokens, as `Single.project` says."""
 
@@ -144,17 +185,27 @@ class TokenHead(Spec):
     outputs: int = Field(2, gt=0)
 
 
-Head = Annotated[VocabHead | PoolerHead | ClassHead | TokenHead, Field(discriminator="kind")]
+class BoundaryHead(Spec):
+    """Scores over the vocabulary from the two vectors around a span and the place in it."""
+
+    kind: Literal["boundary"] = "boundary"
+    places: int = Field(20, gt=0)
+    """Places of a span that have a vector of their own; those behind share the last."""
+    size: int = Field(200, gt=0)
+    """Width of these vectors."""
+
+
+Head = Annotated[VocabHead | PoolerHead | ClassHead | TokenHead | BoundaryHead, Field(discriminator="kind")]
 
 
 class Network(Spec):
     """A body and its named heads: all that is needed to rebuild a model from a checkpoint."""
 
-    model: Single = Single()
+    model: Model = Single()
     heads: dict[str, Head] = {}
 
 
-def class_heads(model: Single, name: str, outputs: int) -> dict[str, Head]:
+def class_heads(model: Model, name: str, outputs: int) -> dict[str, Head]:
     """The heads of one classification task in the system's own manner of pooling."""
     by = model.pool.by
     head: dict[str, Head] = {name: ClassHead(outputs=outputs, by=by, bias=by != "plain")}

@@ -12,8 +12,8 @@ from ziggurat.types import Stream, Visibility
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """A stream's attention layout: T tokens seen as `rows` rows of `length`.
+class Side:
+    """How T packed tokens, as queries or as keys, lie in `rows` rows of `length`.
 
     Packed streams are a plain view. Others are padded here, inside attention only: `slots` says which token fills
     each place of the rows and `places` where each token went.
@@ -21,21 +21,10 @@ class Plan:
 
     rows: int
     length: int
-    mask: Tensor | None
-    """bool[rows, 1, length, length], True where the query (third) may look at the key (fourth); None = everything."""
-    causal: bool
-    """The mask is exactly the lower triangle and therefore left out."""
-    empty: Tensor | None
-    """bool[rows, 1, length, 1]: queries that see nothing; their output is 0. None = there are none."""
-    slots: Tensor | None
+    slots: Tensor | None = None
     """int64[rows, length] or None for a view"""
-    places: Tensor | None
+    places: Tensor | None = None
     """int64[T] or None for a view"""
-    kind: Literal["full", "causal", "custom"]
-    bounds: Tensor
-    """int32[D + 1] for variable-length kernels"""
-    rule: tuple[Tensor, ...] | None = None
-    """(document, clock, opens, closes, lane), each int[rows, length], for kernels that evaluate the rule themselves"""
 
     def spread(self, x: Tensor) -> Tensor:
         """[T, ...] -> [rows, length, ...]"""
@@ -49,6 +38,46 @@ class Plan:
         return flat if self.places is None else flat[self.places]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Who of the queries looks at whom of the keys, both seen as rows; row r of the queries reads row r of the keys."""
+
+    query: Side
+    key: Side
+    mask: Tensor | None
+    """bool[rows, 1, query.length, key.length], True where the query may look at the key; None = everything."""
+    causal: bool
+    """The mask is exactly the lower triangle and therefore left out."""
+    empty: Tensor | None
+    """bool[rows, 1, query.length, 1]: queries that see nothing; their output is 0. None = there are none."""
+    kind: Literal["full", "causal", "custom"]
+    bounds: Tensor
+    """int32[D + 1] for variable-length kernels"""
+    rule: tuple[Tensor, ...] | None = None
+    """(document, clock, opens, closes, lane), each int[rows, length], for kernels that evaluate the rule themselves"""
+
+    def only(self, read: Tensor) -> Plan:
+        """The plan of these queries alone: int64[R], tokens in ascending order. Their keys stay as they are."""
+        side = self.query
+        place = read if side.places is None else side.places[read]
+        row, at = place // side.length, place % side.length
+        number = torch.arange(len(read), device=read.device)
+        count = torch.bincount(row, minlength=side.rows)
+        most = int(count.max()) if len(read) else 0
+        places = row * most + number - (count.cumsum(0) - count)[row]
+        slots = read.new_zeros(side.rows * most).index_copy(0, places, number).view(side.rows, most)
+        pick = read.new_zeros(side.rows * most).index_copy(0, places, at).view(side.rows, most)
+        mask, empty, each = self.mask, self.empty, torch.arange(side.rows, device=read.device)[:, None]
+        if mask is not None:
+            mask = mask[each, 0, pick][:, None]
+        elif self.causal:
+            mask = (torch.arange(self.key.length, device=read.device) <= pick[:, :, None])[:, None]
+        if empty is not None:
+            empty = empty[each, 0, pick][:, None]
+        query = Side(side.rows, most, slots, places)
+        return Plan(query, self.key, mask, False, empty, "custom", self.bounds)
+
+
 def allow(query: Any, key: Any) -> Any:
     """The visibility rule on broadcastable (document, clock, opens, closes, lane) of queries and keys -> bool."""
     document_q, clock, _, _, lane_q = query
@@ -59,7 +88,46 @@ def allow(query: Any, key: Any) -> Any:
 
 
 def plan(stream: Stream) -> Plan:
-    """The layout of `stream` (torch side): full and causal rows of one document each carry no mask at all."""
+    """The layout of a stream that reads itself: full and causal rows of one document each carry no mask at all."""
+    side, member, inside, whole = _lie(stream)
+    visibility: Visibility = stream.visibility
+    rows, length = side.rows, side.length
+    layout: dict[str, Any] = dict(query=side, key=side, kind=visibility.kind, bounds=stream.bounds.to(torch.int32))
+    if visibility.kind == "custom":
+        spelled = (visibility.clock, visibility.opens, visibility.closes, visibility.lane)
+        rule = (member, *(_lay(v, side.slots, rows, length) for v in spelled if v is not None))
+        mask = allow(tuple(r[:, :, None] for r in rule), tuple(r[:, None, :] for r in rule)) & (member >= 0)[:, None, :]
+        return Plan(mask=mask[:, None], causal=False, empty=~mask.any(-1)[:, None, :, None], rule=rule, **layout)
+    causal = visibility.kind == "causal"
+    if whole:
+        return Plan(mask=None, causal=causal, empty=None, **layout)
+    mask = member[:, :, None] == member[:, None, :]
+    if causal:
+        mask &= inside[:, :, None] >= inside[:, None, :]
+    return Plan(mask=mask[:, None], causal=False, empty=None, **layout)
+
+
+def cross_plan(reader: Stream, source: Stream) -> Plan:
+    """The layout of a decoder that reads an encoder: all tokens of the same document whose `opens` is not after 0.
+
+    (So MASS closes its masked slots to the decoder: they open at 1, and the encoder's own tokens live at clock 1.)
+    """
+    query, mine, _, whole_q = _lie(reader)
+    key, theirs, _, whole_k = _lie(source)
+    bounds = source.bounds.to(torch.int32)
+    opens = source.visibility.opens
+    if whole_q and whole_k and opens is None:
+        return Plan(query, key, None, False, None, "full", bounds)
+    mask = mine[:, :, None] == theirs[:, None, :]
+    if opens is not None:
+        mask &= (_lay(opens, key.slots, key.rows, key.length) <= 0)[:, None, :]
+    mask &= (theirs >= 0)[:, None, :]
+    return Plan(query, key, mask[:, None], False, ~mask.any(-1)[:, None, :, None], "custom", bounds)
+
+
+def _lie(stream: Stream) -> tuple[Side, Tensor, Tensor, bool]:
+    """How a stream lies in rows; for each place the number of its document (-1: none) and its place in the row, int[rows, length];
+    and whether every row is one document and full."""
     total, documents = len(stream.content), len(stream.bounds) - 1
     bounds = stream.bounds
     device = bounds.device
@@ -67,37 +135,19 @@ def plan(stream: Stream) -> Plan:
     document = torch.searchsorted(bounds, tokens, right=True) - 1
     if stream.row:
         rows, length = total // stream.row, stream.row
-        slots = places = None
-        one_each = documents == rows
-        member = document.view(rows, length)
-        inside = tokens.view(rows, length)
-    else:
-        lengths = bounds[1:] - bounds[:-1]
-        rows, length = documents, int(lengths.max()) if documents else 0
-        at = torch.arange(length, device=device)
-        real = at < lengths[:, None]
-        slots = torch.where(real, bounds[:-1, None] + at, 0)
-        inside_document = tokens - bounds[document]
-        places = document * length + inside_document
-        one_each = bool(real.all())
-        member = torch.where(real, torch.arange(documents, device=device)[:, None], -1)
-        inside = at.expand(rows, length)
-        if one_each:
-            slots = places = None
-    visibility: Visibility = stream.visibility
-    layout = dict(rows=rows, length=length, slots=slots, places=places, kind=visibility.kind, bounds=bounds.to(torch.int32))
-    if visibility.kind == "custom":
-        spelled = (visibility.clock, visibility.opens, visibility.closes, visibility.lane)
-        rule = (member, *(_lay(v, slots, rows, length) for v in spelled if v is not None))
-        mask = allow(tuple(r[:, :, None] for r in rule), tuple(r[:, None, :] for r in rule)) & (member >= 0)[:, None, :]
-        return Plan(mask=mask[:, None], causal=False, empty=~mask.any(-1)[:, None, :, None], rule=rule, **layout)
-    causal = visibility.kind == "causal"
-    if one_each:
-        return Plan(mask=None, causal=causal, empty=None, **layout)
-    mask = member[:, :, None] == member[:, None, :]
-    if causal:
-        mask &= inside[:, :, None] >= inside[:, None, :]
-    return Plan(mask=mask[:, None], causal=False, empty=None, **layout)
+        at = torch.arange(length, device=device).expand(rows, length)
+        return Side(rows, length), document.view(rows, length), at, documents == rows
+    lengths = bounds[1:] - bounds[:-1]
+    rows, length = documents, int(lengths.max()) if documents else 0
+    at = torch.arange(length, device=device)
+    real = at < lengths[:, None]
+    slots = torch.where(real, bounds[:-1, None] + at, 0)
+    whole = bool(real.all())
+    member = torch.where(real, torch.arange(documents, device=device)[:, None], -1)
+    if whole:
+        return Side(rows, length), member, at.expand(rows, length), True
+    places = document * length + (tokens - bounds[document])
+    return Side(rows, length, slots, places), member, at.expand(rows, length), False
 
 
 def _lay(values: Tensor, slots: Tensor | None, rows: int, length: int) -> Tensor:

@@ -12,11 +12,24 @@ from pydantic_core import InitErrorDetails
 
 from ziggurat.named import load_named
 from ziggurat.objectives.base import Objective
+from ziggurat.objectives.boundary import SpanBoundary
 from ziggurat.objectives.causal import Causal
+from ziggurat.objectives.denoise import SpanCorruption
+from ziggurat.objectives.flows import InfillingGeneration
+from ziggurat.objectives.fragment import Fragment, MaskedFragment
+from ziggurat.objectives.future import Future, FutureLM
+from ziggurat.objectives.infill import Denoise
 from ziggurat.objectives.joint import Joint
 from ziggurat.objectives.labelled import Classify, Regress, Tag
 from ziggurat.objectives.masked import Masked
+from ziggurat.objectives.mixture import Mixture
+from ziggurat.objectives.order import SentenceStructure, WordOrder
 from ziggurat.objectives.pairs import NextSentence, SentenceOrder
+from ziggurat.objectives.permuted import Permuted
+from ziggurat.objectives.prefix import Prefix
+from ziggurat.objectives.pseudo import PseudoMasked
+from ziggurat.objectives.similar import MaskedAsCorrection
+from ziggurat.objectives.unilm import UniLM
 
 
 def _outside(value: Any, ours: ValidatorFunctionWrapHandler) -> Any:
@@ -35,18 +48,58 @@ def _outside(value: Any, ours: ValidatorFunctionWrapHandler) -> Any:
 
 
 AnyObjective = Annotated[
-    Masked | Causal | NextSentence | SentenceOrder | Joint | Classify | Regress | Tag,
+    Masked
+    | MaskedAsCorrection
+    | SpanBoundary
+    | Causal
+    | Prefix
+    | Permuted
+    | NextSentence
+    | SentenceOrder
+    | SentenceStructure
+    | WordOrder
+    | UniLM
+    | PseudoMasked
+    | InfillingGeneration
+    | FutureLM
+    | SpanCorruption
+    | Denoise
+    | Fragment
+    | MaskedFragment
+    | Future
+    | Joint
+    | Mixture
+    | Classify
+    | Regress
+    | Tag,
     Field(discriminator="kind"),
     WrapValidator(_outside),
     SerializeAsAny(),
 ]
+Mixture.model_rebuild(_types_namespace={"AnyObjective": AnyObjective})
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mlm": Masked,
+    "mac": MaskedAsCorrection,
+    "sbo": SpanBoundary,
     "clm": Causal,
+    "prefix_lm": Prefix,
+    "plm": Permuted,
     "nsp": NextSentence,
     "sop": SentenceOrder,
+    "sentence_structure": SentenceStructure,
+    "word_order": WordOrder,
+    "unilm": UniLM,
+    "pmlm": PseudoMasked,
+    "ernie_gen": InfillingGeneration,
+    "future_lm": FutureLM,
+    "span_corruption": SpanCorruption,
+    "denoise": Denoise,
+    "mass": Fragment,
+    "mlm_mass": MaskedFragment,
+    "future": Future,
     "joint": Joint,
+    "mixture": Mixture,
     "classify": Classify,
     "regress": Regress,
     "tag": Tag,

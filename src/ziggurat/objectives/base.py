@@ -7,7 +7,7 @@ blocks of documents; the model half (`heads`, `losses`) names the heads it needs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ziggurat.config import Spec
 from ziggurat.context import Context
@@ -16,6 +16,7 @@ from ziggurat.types import Batch, Losses, Tokens
 
 if TYPE_CHECKING:
     from ziggurat.nn.network import NetworkModel
+    from ziggurat.text.tokenizer import Tokenizer
 
 
 class Objective(Spec):
@@ -24,6 +25,8 @@ class Objective(Spec):
     kind: str
     structures: ClassVar[tuple[str, ...]] = ("single",)
     """Structures it makes sense on."""
+    extra: ClassVar[int] = 0
+    """Learned input vectors that are no vocabulary item: content id -1 is the first, -2 the second."""
     labelled: ClassVar[bool] = False
     """Needs supervised columns; its stage is a fine-tuning."""
 
@@ -37,10 +40,19 @@ class Objective(Spec):
         """Hide and ask. Commutes with `join`: all randomness hangs on document keys. Default: unchanged."""
         return batch
 
+    def rows(self, ctx: Context) -> Mapping[str, int]:
+        """The most tokens that one example has in each stream: the length of a packed row. `ctx.length` counts content tokens;
+        an objective with further rows (queries, predicting streams) or with two streams says so here."""
+        return {"text": ctx.length}
+
+    def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """What the context must carry besides, read from the objective's own files; each thing has a `digest`."""
+        return {}
+
     def needs(self, ctx: Context) -> None:
         """Raise `UserError` when the vocabulary or layout cannot serve this objective (no mask token ...)."""
 
-    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+    def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         """The heads it trains, by target name."""
         raise NotImplementedError
 

@@ -38,7 +38,7 @@ class Causal(Objective):
         at = np.flatnonzero(follows)
         return replace(batch, targets={**batch.targets, "clm": text_target(at, stream.content[at + 1])})
 
-    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+    def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return {"lm": parts.VocabHead()}
 
     def head_of(self, target: str) -> str:

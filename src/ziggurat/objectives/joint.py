@@ -7,18 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ziggurat.context import Context
-from ziggurat.nn.spec import Head, Single
+from ziggurat.nn.spec import Head, Model
 from ziggurat.objectives.base import Objective
+from ziggurat.objectives.boundary import SpanBoundary
 from ziggurat.objectives.masked import Masked
+from ziggurat.objectives.order import SentenceStructure, WordOrder
 from ziggurat.objectives.pairs import NextSentence, SentenceOrder
+from ziggurat.objectives.similar import MaskedAsCorrection
 from ziggurat.types import Batch, Tokens
 
-Part = Annotated[Masked | NextSentence | SentenceOrder, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    from ziggurat.text.tokenizer import Tokenizer
+
+Part = Annotated[
+    MaskedAsCorrection | SpanBoundary | Masked | NextSentence | SentenceOrder | SentenceStructure | WordOrder,
+    Field(discriminator="kind"),
+]
 """`clm` is none: after `mlm` it would have to predict the mask tokens, and it needs another visibility."""
 
 
@@ -39,10 +48,17 @@ class Joint(Objective):
         kinds = [p.kind for p in self.parts]
         if len(set(kinds)) < len(kinds):
             raise ValueError("two parts of one kind")
+        if {"mlm", "mac"} <= set(kinds):
+            raise ValueError("mlm and mac both hide words; take one of them")
+        if "sbo" in kinds and not {"mlm", "mac"}.isdisjoint(kinds[kinds.index("sbo") :]):
+            raise ValueError("sbo asks about what is hidden before it: write it after mlm")
         unknown = set(self.weights) - set(kinds)
         if unknown:
             raise ValueError(f"weights for {sorted(unknown)}, which is no part; parts are {kinds}")
         return self
+
+    def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        return {name: table for part in self.parts for name, table in part.tables(tokenizer).items()}
 
     def needs(self, ctx: Context) -> None:
         for part in self.parts:
@@ -55,7 +71,7 @@ class Joint(Objective):
     def corrupt(self, batch: Batch, ctx: Context) -> Batch:
         return reduce(lambda b, part: part.corrupt(b, ctx), self.parts, batch)
 
-    def heads(self, model: Single) -> Mapping[str, Head]:
+    def heads(self, model: Model) -> Mapping[str, Head]:
         return {name: head for part in self.parts for name, head in part.heads(model).items()}
 
     def head_of(self, target: str) -> str:

@@ -91,7 +91,7 @@ class Classify(Labels):
         value = _index(self.labels, _column(tokens, "label"), tokens.fields.get("id", ()))
         return replace(batch, targets={"classify": text_target(np.arange(len(value)), value, at="document")})
 
-    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+    def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return parts.class_heads(model, "classify", len(self.labels))
 
 
@@ -115,7 +115,7 @@ class Regress(Objective):
             raise UserError(message, f"{len(wrong)} such row(s) in this block: mend the data")
         return replace(batch, targets={"regress": text_target(np.arange(len(value)), value, at="document")})
 
-    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+    def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return parts.class_heads(model, "regress", 1)
 
 
@@ -136,5 +136,5 @@ class Tag(Labels):
         value = _index(self.labels, [names[i] for i in used], where)[inverse] if len(used) else marks.label
         return replace(batch, targets={"tag": text_target(marks.start, value)})
 
-    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+    def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return {"tag": parts.TokenHead(outputs=len(self.labels))}

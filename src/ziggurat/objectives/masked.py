@@ -69,7 +69,7 @@ class Masked(Objective):
             "use a tokenizer with [MASK] or <mask>, or set `replace: [0, 0.5, 0.5]`",
         )
 
-    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+    def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return {"lm": parts.VocabHead()}
 
     def head_of(self, target: str) -> str:

@@ -2,12 +2,15 @@
 
 Paper: BERT (Devlin et al., 2019, 3.1; the released create_pretraining_data rule) and ALBERT (Lan et al., 2020, 3.1).
 Needs: sentence boundaries, a pair layout; next sentence also a second document. Feeds: stream "text", targets "nsp", "sop".
+
+The rule goes through each document from chunk to chunk, so all documents of a block take their n-th chunk together. Letters in
+shapes: `D` documents, `S` sentences of all of them, `A` documents that take a chunk in this round, `E` examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,77 +18,158 @@ from pydantic import Field
 
 from ziggurat.context import Context, mix
 from ziggurat.data.cut import Piece, pair_up
+from ziggurat.data.runs import ranges
 from ziggurat.errors import check
 from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
 from ziggurat.types import Batch, Part, Tokens, text_target
 
 
-class Drawn(NamedTuple):
-    """One example: the runs of A and B as (start, stop) in the block's tokens, and its class (-1: none to learn)."""
-
-    a: tuple[int, int]
-    b: tuple[int, int]
-    label: int
-
-
 class Draws:
-    """The keyed random numbers of one document's examples, handed out one by one."""
+    """The keyed random numbers of D documents; each document is handed its own one after the other."""
 
-    def __init__(self, ctx: Context, key: np.uint64, purpose: str):
-        self._ctx, self._key, self._purpose, self._next = ctx, np.array([key]), purpose, 0
-        self._block: list[float] = []
+    def __init__(self, ctx: Context, keys: np.ndarray, purpose: str):
+        self._ctx, self._keys, self._purpose = ctx, keys, purpose
+        self._used = np.zeros(len(keys), np.int64)
 
-    def uniform(self) -> float:
-        """One number in [0, 1)."""
-        if not self._block:
-            index = np.arange(self._next, self._next + 64)
-            self._block = self._ctx.uniform(self._key, np.zeros(64, np.int64), index, self._purpose).tolist()[::-1]
-            self._next += 64
-        return self._block.pop()
+    def uniform(self, document: np.ndarray) -> np.ndarray:
+        """The next number in [0, 1) of each of these documents (int[N] ascending; one that is named n times gets its next n)."""
+        starts = np.flatnonzero(np.diff(document, prepend=-1))
+        who, counts = document[starts], np.diff(starts, append=len(document))
+        index = ranges(self._used[who], counts)
+        self._used[who] += counts
+        return self._ctx.uniform(self._keys[who], np.repeat(np.arange(len(who)), counts), index, self._purpose)
 
-    def below(self, n: int) -> int:
-        return min(int(self.uniform() * n), n - 1)
+    def below(self, document: np.ndarray, n: np.ndarray | int) -> np.ndarray:
+        """int64[N]: 0 to n - 1, each as likely."""
+        return np.minimum((self.uniform(document) * n).astype(np.int64), n - 1)
+
+
+class Drawn(NamedTuple):
+    """One example of each of A documents (int64[A] each). A and B are runs of sentences, B may be empty."""
+
+    a: np.ndarray
+    a_stop: np.ndarray
+    b: np.ndarray
+    b_stop: np.ndarray
+    label: np.ndarray
+    """The class; -1: there is none to learn."""
+    following: np.ndarray
+    """The sentence with which the document goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentences:
+    """The sentences of a block, numbered through."""
+
+    edges: np.ndarray
+    """int64[S + 1]: where sentences begin in the block's tokens, and where the last one ends."""
+    first: np.ndarray
+    """int64[D + 1]: the sentences of document d are `first[d]` to `first[d + 1]`."""
+
+    @classmethod
+    def of(cls, part: Part) -> Sentences:
+        begins = part.sentences.copy()
+        begins[part.bounds[:-1][np.diff(part.bounds) > 0]] = True
+        edges = np.append(np.flatnonzero(begins), len(part.ids))
+        return cls(edges, np.searchsorted(edges, np.asarray(part.bounds)))
+
+    def gather(self, document: np.ndarray, start: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """int64[A]: the sentence after the last one needed to reach `target` tokens from sentence `start`, or the document's end."""
+        stop = np.searchsorted(self.edges, self.edges[start] + target)
+        return np.minimum(np.maximum(stop, start + 1), self.first[document + 1])
+
+    def elsewhere(self, document: np.ndarray, target: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+        """Sentences (start, stop) of a random other document, from a random one on, that reach `target` tokens if it has them."""
+        filled = np.flatnonzero(np.diff(self.first))
+        other = draws.below(document, len(filled) - 1)
+        other = filled[other + (filled[other] >= document)]
+        start = self.first[other] + draws.below(document, np.diff(self.first)[other])
+        return start, self.gather(other, start, np.maximum(target, 1))
+
+    def tokens(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """int64[A]: how many tokens these runs of sentences have."""
+        return self.edges[stop] - self.edges[start]
+
+
+class Chunks(NamedTuple):
+    """The next sentences of each of A documents, gathered to reach a number of tokens (int64[A] each)."""
+
+    document: np.ndarray
+    start: np.ndarray
+    """The first sentence."""
+    stop: np.ndarray
+    """The sentence after the last one."""
+    target: np.ndarray
+    """Tokens that were wanted."""
+
+    def split(self, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+        """Which chunks have several sentences (int64[A']), and where each chunk is cut in two: before a random sentence that is
+        not its first, int64[A]; a single sentence is not cut (`stop`)."""
+        several = np.flatnonzero(self.stop - self.start > 1)
+        cut = self.stop.copy()
+        cut[several] = self.start[several] + 1
+        cut[several] += draws.below(self.document[several], (self.stop - self.start)[several] - 1)
+        return several, cut
+
+    def halves(self, cut: np.ndarray, swapped: np.ndarray, label: np.ndarray) -> Drawn:
+        """A is what stands before the cut and B what follows it; the other way round where `swapped` (bool[A])."""
+        a, b = np.where(swapped, cut, self.start), np.where(swapped, self.start, cut)
+        a_stop, b_stop = np.where(swapped, self.stop, cut), np.where(swapped, cut, self.stop)
+        return Drawn(a, a_stop, b, b_stop, label, self.stop)
+
+    def with_another(self, drawn: Drawn, which: np.ndarray, sentences: Sentences, draws: Draws) -> Drawn:
+        """Examples `which` (int64[A']) get a B of another document, and what was meant for B is used again."""
+        b, b_stop, following = drawn.b.copy(), drawn.b_stop.copy(), drawn.following.copy()
+        wanted = self.target[which] - sentences.tokens(drawn.a, drawn.a_stop)[which]
+        b[which], b_stop[which] = sentences.elsewhere(self.document[which], wanted, draws)
+        following[which] = drawn.a_stop[which]
+        return drawn._replace(b=b, b_stop=b_stop, following=following)
 
 
 class Pairs(Objective):
-    """Base: gathers sentences of a document up to the target length and splits them at a sentence into A and B."""
+    """Base: gathers sentences of a document up to the target length; `draw` makes A and B of them."""
 
     short: float = Field(0.1, ge=0, le=1)
     """Share of examples whose target length is drawn from 2 to the longest, so that the model also sees short ones."""
 
-    def _target(self, room: int, draws: Draws) -> int:
-        return 2 + draws.below(room - 1) if draws.uniform() < self.short else room
+    def draw(self, chunks: Chunks, sentences: Sentences, draws: Draws) -> Drawn:
+        """A, B and the class of one chunk of each document."""
+        raise NotImplementedError
 
-    def heads(self, model: parts.Single) -> Mapping[str, parts.Head]:
+    def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return parts.class_heads(model, self.kind, 2)
 
-    def _form(
-        self,
-        tokens: Tokens,
-        ctx: Context,
-        examples: Callable[[int, list[np.ndarray], int, Draws], list[Drawn]],
-    ) -> Batch:
+    def form(self, tokens: Tokens, ctx: Context) -> Batch:
         part, room = tokens.parts["text"], ctx.layout.room(ctx.length, pair=True)
         check(room >= 2, f"length {ctx.length} leaves no room for two sentences", "set a larger length")
-        edges = [sentence_edges(part, d) for d in range(len(tokens))]
-        drawn: list[Drawn] = []
-        keys: list[np.uint64] = []
-        for d in range(len(tokens)):
-            if len(edges[d]) < 2:
-                continue
-            draws = Draws(ctx, tokens.keys[d], f"{self.kind}.form")
-            mine = [_cut(x, room, draws) for x in examples(d, edges, room, draws)]
-            drawn += mine
-            numbers = np.arange(len(mine), dtype=np.uint64)
-            keys += list(mix(tokens.keys[d] ^ mix(numbers)))
-        starts = np.array([[x.a[0], x.a[1], x.b[0], x.b[1]] for x in drawn], np.int64).reshape(-1, 4)
-        a = Piece(part.ids, starts[:, 0], starts[:, 1] - starts[:, 0], part.words)
-        b = Piece(part.ids, starts[:, 2], starts[:, 3] - starts[:, 2], part.words)
-        batch = pair_up(a, b, np.array(keys, np.uint64), ctx)
-        labels = np.array([x.label for x in drawn], np.int64)
-        asked = np.flatnonzero(labels >= 0)
-        return replace(batch, targets={self.kind: text_target(asked, labels[asked], at="document")})
+        sentences, draws = Sentences.of(part), Draws(ctx, tokens.keys, f"{self.kind}.form")
+        at = sentences.first[:-1].copy()
+        document = np.flatnonzero(at < sentences.first[1:])
+        rounds = [np.zeros((7, 0), np.int64)]
+        while len(document):
+            target = self._targets(document, room, draws)
+            chunks = Chunks(document, at[document], sentences.gather(document, at[document], target), target)
+            drawn = self.draw(chunks, sentences, draws)
+            rounds.append(np.stack([document, np.full(len(document), len(rounds) - 1), *drawn[:4], drawn.label]))
+            at[document] = drawn.following
+            document = document[drawn.following < sentences.first[document + 1]]
+        made = np.concatenate(rounds, axis=1)
+        document, number, *runs, label = made[:, np.argsort(made[0], kind="stable")]
+        a, a_stop, b, b_stop = (sentences.edges[run] for run in runs)
+        off_a, keep_a, off_b, keep_b = fit(a_stop - a, b_stop - b, room, document, draws)
+        keys = mix(tokens.keys[document] ^ mix(number.astype(np.uint64)))
+        pieces = Piece(part.ids, a + off_a, keep_a, part.words), Piece(part.ids, b + off_b, keep_b, part.words)
+        asked = np.flatnonzero(label >= 0)
+        questions = text_target(asked, label[asked], at="document")
+        return replace(pair_up(*pieces, keys, ctx), targets={self.kind: questions})
+
+    def _targets(self, document: np.ndarray, room: int, draws: Draws) -> np.ndarray:
+        """int64[A]: how many tokens each document's next chunk shall have."""
+        target = np.full(len(document), room)
+        few = np.flatnonzero(draws.uniform(document) < self.short)
+        target[few] = 2 + draws.below(document[few], room - 1)
+        return target
 
 
 class NextSentence(Pairs):
@@ -94,34 +178,15 @@ class NextSentence(Pairs):
     kind: Literal["nsp"] = "nsp"
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
-        filled = np.flatnonzero(np.diff(tokens.parts["text"].bounds))
-        check(
-            len(filled) > 1,
-            "next sentence needs at least two documents to draw its negatives from",
-            "split the corpus into documents, or use `sop` or plain `mlm`",
-        )
+        check_two_documents(tokens, "next sentence")
+        return super().form(tokens, ctx)
 
-        def examples(d: int, edges: list[np.ndarray], room: int, draws: Draws) -> list[Drawn]:
-            mine, found = edges[d], []
-            i, last = 0, len(mine) - 1
-            while i < last:
-                target = self._target(room, draws)
-                stop = gather(mine, i, target)
-                split = i + 1 + draws.below(stop - i - 1) if stop - i > 1 else stop
-                a = (int(mine[i]), int(mine[split]))
-                if split == stop or draws.uniform() < 0.5:
-                    other = draws.below(len(filled) - 1)
-                    theirs = edges[filled[other + (filled[other] >= d)]]
-                    start = draws.below(len(theirs) - 1)
-                    until = gather(theirs, start, max(1, target - (a[1] - a[0])))
-                    found.append(Drawn(a, (int(theirs[start]), int(theirs[until])), 1))
-                    i = split  # what was meant for B is used again
-                else:
-                    found.append(Drawn(a, (int(mine[split]), int(mine[stop])), 0))
-                    i = stop
-            return found
-
-        return self._form(tokens, ctx, examples)
+    def draw(self, chunks: Chunks, sentences: Sentences, draws: Draws) -> Drawn:
+        several, cut = chunks.split(draws)
+        label = np.ones(len(cut), np.int64)
+        label[several] = draws.uniform(chunks.document[several]) < 0.5
+        drawn = chunks.halves(cut, np.zeros(len(cut), bool), label)
+        return chunks.with_another(drawn, np.flatnonzero(label), sentences, draws)
 
 
 class SentenceOrder(Pairs):
@@ -133,23 +198,7 @@ class SentenceOrder(Pairs):
     kind: Literal["sop"] = "sop"
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
-        def examples(d: int, edges: list[np.ndarray], room: int, draws: Draws) -> list[Drawn]:
-            mine, found = edges[d], []
-            i, last = 0, len(mine) - 1
-            while i < last:
-                stop = gather(mine, i, self._target(room, draws))
-                first, end = int(mine[i]), int(mine[stop])
-                if stop - i == 1:
-                    found.append(Drawn((first, end), (end, end), -1))
-                else:
-                    middle = int(mine[i + 1 + draws.below(stop - i - 1)])
-                    swapped = draws.uniform() < 0.5
-                    a, b = (first, middle), (middle, end)
-                    found.append(Drawn(b, a, 1) if swapped else Drawn(a, b, 0))
-                i = stop
-            return found
-
-        batch = self._form(tokens, ctx, examples)
+        batch = super().form(tokens, ctx)
         check(
             len(batch.targets["sop"].index) or len(tokens) < 16,
             f"sentence order finds no two sentences in any of {len(tokens)} documents",
@@ -157,29 +206,37 @@ class SentenceOrder(Pairs):
         )
         return batch
 
-
-def sentence_edges(part: Part, document: int) -> np.ndarray:
-    """int64[S + 1]: where the document's sentences begin in the block's tokens, and where the last one ends."""
-    lo, hi = int(part.bounds[document]), int(part.bounds[document + 1])
-    if lo == hi:
-        return np.zeros(0, np.int64)
-    inner = np.flatnonzero(part.sentences[lo + 1 : hi]) + lo + 1
-    return np.concatenate([[lo], inner, [hi]])
+    def draw(self, chunks: Chunks, sentences: Sentences, draws: Draws) -> Drawn:
+        several, cut = chunks.split(draws)
+        label = np.full(len(cut), -1)
+        label[several] = draws.uniform(chunks.document[several]) < 0.5
+        return chunks.halves(cut, label == 1, label)
 
 
-def gather(edges: np.ndarray, start: int, target: int) -> int:
-    """The sentence after the last one needed to reach `target` tokens from sentence `start` (or the end)."""
-    stop = int(np.searchsorted(edges, edges[start] + target))
-    return min(max(stop, start + 1), len(edges) - 1)
+def check_two_documents(tokens: Tokens, what: str) -> None:
+    check(
+        np.count_nonzero(np.diff(tokens.parts["text"].bounds)) > 1,
+        f"{what} needs at least two documents to draw its negatives from",
+        "split the corpus into documents, or use `sop` or plain `mlm`",
+    )
 
 
-def _cut(example: Drawn, room: int, draws: Draws) -> Drawn:
-    """Tokens are taken off the longer side, from a random end each, until both fit in `room`."""
-    (a, a_end), (b, b_end), label = example
-    while (a_end - a) + (b_end - b) > room:
-        front = draws.uniform() < 0.5
-        if a_end - a > b_end - b:
-            a, a_end = a + front, a_end - (not front)
-        else:
-            b, b_end = b + front, b_end - (not front)
-    return Drawn((a, a_end), (b, b_end), label)
+def fit(
+    a: np.ndarray, b: np.ndarray, room: int, document: np.ndarray, draws: Draws
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens are taken off the longer side (B where they are equal), from a random end each, until both fit in `room`.
+
+    `a`, `b` int64[E] are the tokens of both sides, `document` int64[E] ascending whose examples they are. Returns for A and then for
+    B how many tokens go at the front and how many stay.
+    """
+    example = np.repeat(np.arange(len(a)), np.maximum(a + b - room, 0))
+    nth = np.arange(len(example)) - np.searchsorted(example, example)
+    lead = (a - b)[example]
+    # The longer side loses tokens until both are equal; then they take turns.
+    of_a = np.where(nth < np.abs(lead), lead > 0, (nth - np.abs(lead)) % 2 == 1)
+    front = draws.uniform(document[example]) < 0.5
+    ends = []
+    for length, mine in (a, of_a), (b, ~of_a):
+        ends += [np.bincount(example[mine & front], minlength=len(a)), length - np.bincount(example[mine], minlength=len(a))]
+    off_a, keep_a, off_b, keep_b = ends
+    return off_a, keep_a, off_b, keep_b

@@ -58,5 +58,13 @@ class Scorer:
 
     def _batches(self, name: str, split: str, objective: Objective, length: int, network: NetworkModel) -> Iterator[Batch]:
         visibility = network.spec.model.visibility
-        ctx = Context(self.tokenizer.vocab, self.tokenizer.layout, length, visibility, self.recipe.seed)
-        return once(self.shards[name, split], objective, ctx, row=length, tokens=max(TOKENS, length))
+        ctx = Context(
+            self.tokenizer.vocab,
+            self.tokenizer.layout,
+            length,
+            visibility,
+            self.recipe.seed,
+            tables=objective.tables(self.tokenizer),
+        )
+        row = objective.rows(ctx)
+        return once(self.shards[name, split], objective, ctx, row=row, tokens=max(TOKENS, sum(row.values())))

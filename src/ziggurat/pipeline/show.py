@@ -153,12 +153,14 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     folder = prepare(path, overrides)
     tokenizer = Tokenizer.load(folder / "tokenizer")
     visibility = SYSTEMS[recipe.system.partition("/")[0]].model.visibility
+    tables = chosen.objective.tables(tokenizer)
+    ctx = Context(tokenizer.vocab, tokenizer.layout, chosen.length, visibility, recipe.seed, tables=tables)
     loader = Loader(
         {name: Shards.open(folder / "shards" / name / "train") for name in chosen.data},
         {name: share.weight for name, share in chosen.data.items()},
         chosen.objective,
-        Context(tokenizer.vocab, tokenizer.layout, chosen.length, visibility, recipe.seed),
-        row=chosen.length,
+        ctx,
+        row=chosen.objective.rows(ctx),
         tokens=None if chosen.batch.documents else chosen.batch.tokens,
         documents=chosen.batch.documents,
         seed=recipe.seed,

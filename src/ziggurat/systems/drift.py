@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ziggurat.nn.network import NetworkModel
+from ziggurat.nn.structures import SingleModel
 from ziggurat.types import Stream
 
 
@@ -20,6 +21,7 @@ def first_drift(
     `theirs`: the embeddings' and every layer's output, [T, width] each, the T tokens in the order of `streams["text"]`
     (`output_hidden_states` of `transformers`, pads removed). Its last one stands behind the final norm, if there is one.
     """
+    assert isinstance(ours.model, SingleModel)
     layers = range(len(ours.model.blocks))
     hidden = ours(streams, keep=[f"blocks.{i}" for i in layers])
     steps = [("embed", ours.model.embed(streams["text"])), *((f"blocks.{i}", hidden[f"blocks.{i}"]) for i in layers)]

@@ -118,9 +118,14 @@ def to_hub(
     folder = Path(folder)
     if isinstance(system, str):
         check(system in SYSTEMS, f"no system '{system}'", f"systems: {', '.join(SYSTEMS)}")
-    page = SYSTEMS[system] if isinstance(system, str) else system or system_of(SYSTEMS, network.model)
+    body = network.model
+    if not isinstance(body, spec.Single):
+        raise UserError(
+            f"no Hugging Face class is known for a model of structure {body.kind}", "only single stacks can be exported"
+        )
+    page = SYSTEMS[system] if isinstance(system, str) else system or system_of(SYSTEMS, body)
     notes: list[str] = []
-    config = page.write(network.model)
+    config = page.write(body)
     architecture, heads = _heads_wanted(page, network, architecture, notes)
     config["architectures"] = [architecture]
     for head in heads:

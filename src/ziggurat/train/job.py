@@ -48,7 +48,7 @@ PROBE_SHARE = 0.05
 class Start:
     """What a stage begins with."""
 
-    model: parts.Single
+    model: parts.Model
     heads: Mapping[str, parts.Head] = field(default_factory=dict)
     lineage: tuple[Mapping[str, Any], ...] = ()
     load: Callable[[], Mapping[str, Tensor]] = dict
@@ -97,8 +97,19 @@ class Job:
 
 
 def context(job: Job) -> Context:
-    """What the stage's objective may know."""
-    tokenizer, model = job.tokenizer, job.start.model
+    """What the stage's objective may know; raises `UserError` when the model is not made for the objective."""
+    tokenizer, model, objective = job.tokenizer, job.start.model, job.stage.objective
+    assert objective is not None
+    check(
+        model.kind in objective.structures,
+        f"objective {objective.kind} is for {' or '.join(objective.structures)}, the model is {model.kind}",
+        "`ziggurat list objectives` says what suits it",
+    )
+    check(
+        model.embed.extra >= objective.extra,
+        f"objective {objective.kind} needs {objective.extra} learned query vectors, {job.system} has {model.embed.extra}",
+        "choose a system that was made for it",
+    )
     check(
         tokenizer.vocab.size <= model.vocab,
         f"the tokenizer has {tokenizer.vocab.size:,} tokens, the model's table {model.vocab:,} rows",
@@ -108,7 +119,9 @@ def context(job: Job) -> Context:
     check(
         job.stage.length <= longest, f"length {job.stage.length} is longer than the model's {longest} positions", "lower `length`"
     )
-    return Context(tokenizer.vocab, tokenizer.layout, job.stage.length, model.visibility, job.seed)
+    return Context(
+        tokenizer.vocab, tokenizer.layout, job.stage.length, model.visibility, job.seed, tables=objective.tables(tokenizer)
+    )
 
 
 def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list[str]]:
@@ -138,9 +151,11 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     """
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
+    tables = {name: table.digest for name, table in objective.tables(job.tokenizer).items()}
     settings.keep(
         folder,
         {
+            **({"tables": tables} if tables else {}),
             "stage": {k: v for k, v in spelled(stage).items() if k not in ("save", "log_every")},
             "model": spelled(job.start.model),
             "system": job.system,
@@ -292,7 +307,7 @@ def _loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Map
         {name: share.weight for name, share in stage.data.items()},
         objective,
         ctx,
-        row=stage.length,
+        row=objective.rows(ctx),
         tokens=None if documents else tokens,
         documents=documents,
         seed=job.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -94,7 +95,7 @@ def clip(parameters: Iterable[nn.Parameter], norm: float | None) -> Tensor:
     """
     with_gradient = [p for p in parameters if p.grad is not None]
     total = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
-    if norm is not None and with_gradient:
-        harmless = torch.where(torch.isfinite(total), total, torch.zeros_like(total))  # scaling by nan would hide the culprit
-        torch.nn.utils.clip_grads_with_norm_(with_gradient, norm, harmless)
+    # scaling by nan would hide the culprit, and scaling by 1 would read and write every gradient for nothing
+    if norm is not None and with_gradient and math.isfinite(total) and total + 1e-6 > norm:
+        torch.nn.utils.clip_grads_with_norm_(with_gradient, norm, total)
     return total
