@@ -140,6 +140,13 @@ def test_origins(path: Path) -> None:
             "'classify' needs labels: it belongs in a finetune stage",
         ),
         (["stages.finetune.objective={kind: mlm}"], "'mlm' has no labels; a finetune stage needs a labelled objective"),
+        (["stages.pretrain.objective={kind: mass}"], "mass is for models of structure encoder_decoder, this one is single"),
+        (["stages.pretrain.objective={kind: plm}"], "plm needs 1 learned query vectors, the model has 0"),
+        (["stages.pretrain.objective={kind: unilm}"], "unilm has segment ids up to 5, the model's table 1 rows"),
+        (
+            ["stages.pretrain.objective={kind: mixture, parts: [{kind: mlm}, {kind: plm}]}"],
+            "plm needs 1 learned query vectors, the model has 0",
+        ),
         (["stages.finetune.objective=null"], "stages.finetune: has no objective"),
         (["stages.finetune.data={task: 1, domain: 1}"], "a finetune stage reads one source, not 2"),
         (["stages.finetune.data=domain"], "source 'domain' declares no labels"),

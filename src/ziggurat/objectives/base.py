@@ -52,6 +52,15 @@ class Objective(Spec):
     def needs(self, ctx: Context) -> None:
         """Raise `UserError` when the vocabulary or layout cannot serve this objective (no mask token ...)."""
 
+    def misfits(self, model: parts.Model) -> list[str]:
+        """Why this model cannot be trained with it; empty when it can."""
+        found = []
+        if model.kind not in self.structures:
+            found.append(f"{self.kind} is for models of structure {' or '.join(self.structures)}, this one is {model.kind}")
+        elif model.embed.extra < self.extra:
+            found.append(f"{self.kind} needs {self.extra} learned query vectors, the model has {model.embed.extra}")
+        return found
+
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         """The heads it trains, by target name."""
         raise NotImplementedError

@@ -71,6 +71,9 @@ class Joint(Objective):
     def corrupt(self, batch: Batch, ctx: Context) -> Batch:
         return reduce(lambda b, part: part.corrupt(b, ctx), self.parts, batch)
 
+    def misfits(self, model: Model) -> list[str]:
+        return list(dict.fromkeys(why for part in self.parts for why in part.misfits(model)))
+
     def heads(self, model: Model) -> Mapping[str, Head]:
         return {name: head for part in self.parts for name, head in part.heads(model).items()}
 

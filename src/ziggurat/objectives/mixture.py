@@ -137,6 +137,9 @@ class Mixture(Objective):
         mixed = take(join_all(done), np.argsort(np.concatenate(order)))
         return replace(mixed, streams={name: _row(s, batch.streams.get(name)) for name, s in mixed.streams.items()})
 
+    def misfits(self, model: Model) -> list[str]:
+        return list(dict.fromkeys(why for part in self.parts for why in part.misfits(model)))
+
     def heads(self, model: Model) -> Mapping[str, Head]:
         heads: dict[str, Head] = {}
         for part in self.parts:

@@ -74,6 +74,14 @@ class UniLM(Objective):
     def needs(self, ctx: Context) -> None:
         self._cloze().needs(ctx)
 
+    def misfits(self, model: parts.Model) -> list[str]:
+        found, rows = super().misfits(model), model.embed.segments
+        if rows and max(self.codes) >= rows:
+            found.append(
+                f"{self.kind} has segment ids up to {max(self.codes)}, the model's table {rows} rows: give `codes` that fit"
+            )
+        return found
+
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         asked = parts.class_heads(model, "nsp", 2) if self.modes[BOTH_WAYS] else {}
         return {"lm": parts.VocabHead(), **asked}

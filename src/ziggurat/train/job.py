@@ -100,16 +100,8 @@ def context(job: Job) -> Context:
     """What the stage's objective may know; raises `UserError` when the model is not made for the objective."""
     tokenizer, model, objective = job.tokenizer, job.start.model, job.stage.objective
     assert objective is not None
-    check(
-        model.kind in objective.structures,
-        f"objective {objective.kind} is for {' or '.join(objective.structures)}, the model is {model.kind}",
-        "`ziggurat list objectives` says what suits it",
-    )
-    check(
-        model.embed.extra >= objective.extra,
-        f"objective {objective.kind} needs {objective.extra} learned query vectors, {job.system} has {model.embed.extra}",
-        "choose a system that was made for it",
-    )
+    misfits = objective.misfits(model)
+    check(not misfits, "; ".join(misfits), "`ziggurat list objectives` says what suits which structure")
     check(
         tokenizer.vocab.size <= model.vocab,
         f"the tokenizer has {tokenizer.vocab.size:,} tokens, the model's table {model.vocab:,} rows",

@@ -221,6 +221,10 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
         if stage.examples is not None:
             yield "examples", f"counts labelled rows, and {stage.stage} reads plain text; limit the source instead"
     system = split(recipe.system)[0]
+    ours = {"scratch", "previous", *(s.title for s in recipe.stages)}
+    if system is not None and stage.objective is not None and all(s.init in ours for s in recipe.stages):
+        for why in stage.objective.misfits(system.model):
+            yield "objective", why
     positions = system.model.embed.positions.length if system is not None else stage.length
     if stage.length > positions:
         yield "length", f"{stage.length} is longer than the {positions} positions of {recipe.system}"
