@@ -20,7 +20,6 @@ from ziggurat.errors import UserError
 from ziggurat.nn import spec
 from ziggurat.objectives.masked import Masked
 from ziggurat.objectives.order import SentenceStructure, WordOrder
-from ziggurat.objectives.pairs import NextSentence
 from ziggurat.types import DEAD, Batch, Tokens, join
 
 fast = settings(max_examples=60, deadline=None)
@@ -339,8 +338,7 @@ def test_classes_are_thirds_and_mean_what_they_say() -> None:
 
 
 def test_it_needs_two_documents_and_three_classes() -> None:
-    with pytest.raises(UserError, match="at least two documents"):
+    with pytest.raises(UserError, match="sentence structure needs at least two documents"):
         SentenceStructure().form(tokens([[[1, 2], [2]], []]), context())
     heads = SentenceStructure().heads(spec.Single())
     assert heads["sentence_structure"] == spec.ClassHead(outputs=3, by="pooler") and "pooler" in heads
-    assert type(SentenceStructure()).form is not type(NextSentence()).form

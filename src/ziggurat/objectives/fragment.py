@@ -19,7 +19,7 @@ from ziggurat.data.runs import bounds_of, ranges
 from ziggurat.errors import check
 from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
-from ziggurat.objectives.masked import Masked
+from ziggurat.objectives.masked import Masked, disguised
 from ziggurat.types import CAUSAL, FOREVER, FULL, Batch, Stream, Visibility, text_target
 
 
@@ -97,21 +97,6 @@ class Runs(Objective):
         start = np.where(where < self.starts[0], 0, start)
         return text[ranges(first[owner] + number * size + start, run)]
 
-    def disguised(self, batch: Batch, at: np.ndarray, ctx: Context) -> np.ndarray:
-        """int32[T]: the text as the encoder sees it, with the tokens `at` (int64[K], ascending) masked, random or kept."""
-        stream = batch.streams["text"]
-        owner = np.repeat(np.arange(len(batch)), np.diff(np.searchsorted(at, stream.bounds)))
-        inside = at - stream.bounds[owner]
-        draw = ctx.uniform(batch.keys, owner, inside, f"{self.kind}.replace")
-        content = stream.content.copy()
-        if ctx.vocab.mask is not None:
-            content[at[draw < self.replace[0]]] = ctx.vocab.mask
-        swaps = np.flatnonzero((draw >= self.replace[0]) & (draw < self.replace[0] + self.replace[1]))
-        ordinary = ctx.vocab.ordinary()
-        pick = ctx.uniform(batch.keys, owner[swaps], inside[swaps], f"{self.kind}.random")
-        content[at[swaps]] = ordinary[(pick * len(ordinary)).astype(np.int64)]
-        return content
-
     def _sizes(self, lengths: np.ndarray) -> np.ndarray:
         share = self.ratio * lengths
         return (np.floor(share) if self.block else np.rint(share)).astype(np.int64)
@@ -133,7 +118,7 @@ class Fragment(Runs):
 
     def corrupt(self, batch: Batch, ctx: Context) -> Batch:
         at = self.hidden(batch, ctx)
-        return self.sides(batch, self.disguised(batch, at, ctx), at, ctx)
+        return self.sides(batch, disguised(batch, at, self.replace, self.kind, ctx), at, ctx)
 
     def sides(self, batch: Batch, content: np.ndarray, at: np.ndarray, ctx: Context) -> Batch:
         """The two streams when the encoder reads `content` (int32[T]) and the decoder says the tokens `at` (int64[K])."""
@@ -190,7 +175,7 @@ class MaskedFragment(Objective):
         before = np.append(0, np.cumsum(inside, dtype=np.int32))
         unit = stream.unit + before[1:] - np.repeat(before[stream.bounds[:-1]], stream.lengths)
         unit[(inside == 1) | (stream.unit < 0)] = -1
-        shown = replace(stream, content=self.fragment.disguised(batch, at, ctx), unit=unit)
+        shown = replace(stream, content=disguised(batch, at, self.fragment.replace, self.fragment.kind, ctx), unit=unit)
         done = self.masked.corrupt(replace(batch, streams={"text": shown}), ctx)
         both = self.fragment.sides(batch, done.streams["text"].content, at, ctx)
         return replace(both, targets={"mlm": replace(done.targets["mlm"], stream="encoder"), **both.targets})

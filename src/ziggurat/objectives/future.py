@@ -18,6 +18,7 @@ from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.causal import Causal
 from ziggurat.objectives.fragment import Runs, shifted
+from ziggurat.objectives.masked import disguised
 from ziggurat.types import CAUSAL, FOREVER, FULL, NEVER, Batch, Stream, Target, Tokens, Visibility
 
 
@@ -102,7 +103,7 @@ class Future(Ahead, Runs):
 
     def corrupt(self, batch: Batch, ctx: Context) -> Batch:
         stream, at = batch.streams["text"], self.hidden(batch, ctx)
-        content, unit = self.disguised(batch, at, ctx), stream.unit
+        content, unit = disguised(batch, at, self.replace, self.kind, ctx), stream.unit
         encoder = Stream(content, stream.bounds, stream.position, stream.segment, FULL, unit)
         decoder, target = self.ask(shifted(stream, at, ctx), stream.content[at], "decoder")
         return Batch({"encoder": encoder, "decoder": decoder}, {self.kind: target}, batch.keys)

@@ -94,23 +94,38 @@ class Masked(Objective):
             at, together = choose_tokens(batch, stream.unit, budget, ctx), None
         else:
             at, together = choose_phrases(batch, stream.unit, budget, self.lengths(), ctx)
-        owner = np.repeat(np.arange(len(batch)), np.diff(np.searchsorted(at, stream.bounds)))
-        inside = at - stream.bounds[owner]
-        draw = ctx.uniform(batch.keys, owner, inside if self.unit != "span" or together is None else together, "mlm.replace")
-        content = stream.content.copy()
-        masks = draw < self.replace[0]
-        if ctx.vocab.mask is not None:
-            content[at[masks]] = ctx.vocab.mask
-        swaps = np.flatnonzero(~masks & (draw < self.replace[0] + self.replace[1]))
-        ordinary = ctx.vocab.ordinary()
-        pick = ctx.uniform(batch.keys, owner[swaps], inside[swaps], "mlm.random")
-        content[at[swaps]] = ordinary[(pick * len(ordinary)).astype(np.int64)]
+        content = disguised(batch, at, self.replace, "mlm", ctx, together if self.unit == "span" else None)
         target = text_target(at, stream.content[at])
         return replace(
             batch,
             streams={**batch.streams, "text": replace(stream, content=content)},
             targets={**batch.targets, "mlm": target},
         )
+
+
+def disguised(
+    batch: Batch,
+    at: np.ndarray,
+    shares: tuple[float, float, float],
+    purpose: str,
+    ctx: Context,
+    together: np.ndarray | None = None,
+) -> np.ndarray:
+    """int32[T]: the stream `text` with the tokens `at` (int64[K], ascending) masked, replaced by a random ordinary token, or kept, in
+    these shares. Drawn for each token, or once for all of a document's that have one number in `together` (int64[K])."""
+    stream = batch.streams["text"]
+    owner = np.repeat(np.arange(len(batch)), np.diff(np.searchsorted(at, stream.bounds)))
+    inside = at - stream.bounds[owner]
+    draw = ctx.uniform(batch.keys, owner, inside if together is None else together, f"{purpose}.replace")
+    content = stream.content.copy()
+    masks = draw < shares[0]
+    if ctx.vocab.mask is not None:
+        content[at[masks]] = ctx.vocab.mask
+    swaps = np.flatnonzero(~masks & (draw < shares[0] + shares[1]))
+    ordinary = ctx.vocab.ordinary()
+    pick = ctx.uniform(batch.keys, owner[swaps], inside[swaps], f"{purpose}.random")
+    content[at[swaps]] = ordinary[(pick * len(ordinary)).astype(np.int64)]
+    return content
 
 
 def choose_tokens(batch: Batch, unit: np.ndarray, budget: np.ndarray, ctx: Context) -> np.ndarray:

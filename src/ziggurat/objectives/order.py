@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,8 +17,8 @@ from pydantic import Field
 from ziggurat.context import Context
 from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
-from ziggurat.objectives.pairs import Chunks, Drawn, Draws, Pairs, Sentences, check_two_documents
-from ziggurat.types import Batch, Stream, Tokens, text_target
+from ziggurat.objectives.pairs import Chunks, Drawn, Draws, Pairs, Sentences
+from ziggurat.types import Batch, Stream, text_target
 
 
 class WordOrder(Objective):
@@ -120,10 +120,7 @@ class SentenceStructure(Pairs):
     """
 
     kind: Literal["sentence_structure"] = "sentence_structure"
-
-    def form(self, tokens: Tokens, ctx: Context) -> Batch:
-        check_two_documents(tokens, "sentence structure")
-        return super().form(tokens, ctx)
+    negatives: ClassVar[str] = "sentence structure"
 
     def draw(self, chunks: Chunks, sentences: Sentences, draws: Draws) -> Drawn:
         several, cut = chunks.split(draws)

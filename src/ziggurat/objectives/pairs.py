@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -130,6 +130,8 @@ class Chunks(NamedTuple):
 class Pairs(Objective):
     """Base: gathers sentences of a document up to the target length; `draw` makes A and B of them."""
 
+    negatives: ClassVar[str] = ""
+    """What errors call an objective that takes some B from another document; empty = it takes none."""
     short: float = Field(0.1, ge=0, le=1)
     """Share of examples whose target length is drawn from 2 to the longest, so that the model also sees short ones."""
 
@@ -142,6 +144,11 @@ class Pairs(Objective):
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         part, room = tokens.parts["text"], ctx.layout.room(ctx.length, pair=True)
+        check(
+            not self.negatives or np.count_nonzero(np.diff(part.bounds)) > 1,
+            f"{self.negatives} needs at least two documents to draw its negatives from",
+            "split the corpus into documents, or use `sop` or plain `mlm`",
+        )
         check(room >= 2, f"length {ctx.length} leaves no room for two sentences", "set a larger length")
         sentences, draws = Sentences.of(part), Draws(ctx, tokens.keys, f"{self.kind}.form")
         at = sentences.first[:-1].copy()
@@ -176,10 +183,7 @@ class NextSentence(Pairs):
     """Is B the text after A (class 0) or from a random other document (class 1)? Half and half."""
 
     kind: Literal["nsp"] = "nsp"
-
-    def form(self, tokens: Tokens, ctx: Context) -> Batch:
-        check_two_documents(tokens, "next sentence")
-        return super().form(tokens, ctx)
+    negatives: ClassVar[str] = "next sentence"
 
     def draw(self, chunks: Chunks, sentences: Sentences, draws: Draws) -> Drawn:
         several, cut = chunks.split(draws)
@@ -211,14 +215,6 @@ class SentenceOrder(Pairs):
         label = np.full(len(cut), -1)
         label[several] = draws.uniform(chunks.document[several]) < 0.5
         return chunks.halves(cut, label == 1, label)
-
-
-def check_two_documents(tokens: Tokens, what: str) -> None:
-    check(
-        np.count_nonzero(np.diff(tokens.parts["text"].bounds)) > 1,
-        f"{what} needs at least two documents to draw its negatives from",
-        "split the corpus into documents, or use `sop` or plain `mlm`",
-    )
 
 
 def fit(

@@ -30,6 +30,7 @@ from ziggurat.data.runs import bounds_of
 from ziggurat.errors import check
 from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
+from ziggurat.objectives.masked import disguised
 from ziggurat.types import FOREVER, FULL, NEVER, Batch, Stream, Target, Visibility, text_target
 
 
@@ -112,7 +113,7 @@ class PseudoMasked(Objective):
         step = choose_blocks(batch, budget, size, ctx, "pmlm")
         chosen = np.flatnonzero(step)
         value = stream.content[chosen]
-        content = self._masked(batch, chosen, ctx) if self.ae else stream.content
+        content = disguised(batch, chosen, self.replace, "pmlm", ctx) if self.ae else stream.content
         if not self.par:
             done = replace(stream, content=content, visibility=FULL)
             return replace(batch, streams={**batch.streams, "text": done}, targets=_targets(batch, pmlm_ae=(chosen, value)))
@@ -130,20 +131,6 @@ class PseudoMasked(Objective):
         asked = {"pmlm_ae": (places[0][chosen], value)} if self.ae else {}
         targets = _targets(batch, **asked, pmlm_par=(places[-1], value))
         return replace(batch, streams={**batch.streams, "text": done}, targets=targets)
-
-    def _masked(self, batch: Batch, chosen: np.ndarray, ctx: Context) -> np.ndarray:
-        """int32[T]: the text with masks, random words and kept words at the chosen places, drawn for each token."""
-        stream = batch.streams["text"]
-        owner = np.repeat(np.arange(len(batch)), np.diff(np.searchsorted(chosen, stream.bounds)))
-        inside = chosen - stream.bounds[owner]
-        draw = ctx.uniform(batch.keys, owner, inside, "pmlm.replace")
-        content = stream.content.copy()
-        content[chosen[draw < self.replace[0]]] = ctx.vocab.mask
-        swaps = np.flatnonzero((draw >= self.replace[0]) & (draw < self.replace[0] + self.replace[1]))
-        ordinary = ctx.vocab.ordinary()
-        pick = ctx.uniform(batch.keys, owner[swaps], inside[swaps], "pmlm.random")
-        content[chosen[swaps]] = ordinary[(pick * len(ordinary)).astype(np.int64)]
-        return content
 
 
 Size = Callable[[np.ndarray, np.ndarray], np.ndarray]
