@@ -64,7 +64,7 @@ def network(seed: int) -> Any:
     from ziggurat.systems import SYSTEMS
 
     size = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "mlp": 4 * WIDTH}
-    net = NetworkModel(Network(model=SYSTEMS["bert"].single("mini", size, VOCAB), heads={"lm": VocabHead()}))
+    net = NetworkModel(Network(model=SYSTEMS["bert"].sized("mini", size, VOCAB), heads={"lm": VocabHead()}))
     net.initialise(torch.Generator().manual_seed(seed))
     return net
 

@@ -32,7 +32,7 @@ def batch(causal: bool, share: float) -> Batch:
 
 
 def network(system: str) -> NetworkModel:
-    model = SYSTEMS[system].single("tiny", {"layers": 2, "width": 16, "heads": 2, "mlp": 32}, VOCAB)
+    model = SYSTEMS[system].sized("tiny", {"layers": 2, "width": 16, "heads": 2, "mlp": 32}, VOCAB)
     by = model.pool.by
     heads = {"lm": VocabHead(), "pick": ClassHead(outputs=3, by=by), **({"pooler": PoolerHead()} if by == "pooler" else {})}
     net = NetworkModel(Network(model=model, heads=heads))

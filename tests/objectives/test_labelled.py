@@ -155,7 +155,7 @@ def test_label_lists_are_checked() -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_heads_are_those_of_the_system(system: str) -> None:
-    model = SYSTEMS[system].single("tiny")
+    model = SYSTEMS[system].sized("tiny")
     by = {"bert": "pooler", "roberta": "dense", "gpt2": "plain"}[system]
     for objective, name, outputs in (Classify(labels=("a", "b", "c")), "classify", 3), (Regress(), "regress", 1):
         heads = dict(objective.heads(model))

@@ -69,8 +69,8 @@ def test_order_of_resolution(path: Path) -> None:
     assert {name: share.weight for name, share in dapt.data.items()} == {"domain": 0.8, "general": 0.2}
     assert (pretrain.batch.tokens, pretrain.batch.documents) == (2048, None)
     assert (finetune.batch.tokens, finetune.batch.documents) == (None, 16)
-    assert dict(full.model) == {"layers": 4, "width": 256, "heads": 4, "mlp": 1024}
-    single = full.single(vocab=99)
+    assert {k: v for k, v in full.model if v is not None} == {"layers": 4, "width": 256, "heads": 4, "mlp": 1024}
+    single = full.body(vocab=99)
     assert single is not None and (single.layers, single.width, single.heads, single.vocab) == (4, 256, 4, 99)
     assert full.defaults is None and full.worth is not None and full.worth.seeds == (0, 1, 2)
 
@@ -203,7 +203,7 @@ def test_init_brings_model_and_tokenizer(path: Path) -> None:
     text = "".join(line for line in text.splitlines(True) if not line.startswith("tokenizer"))
     path.write_text(text.replace("    time: 4m\n", "    time: 4m\n    init: models/minilm\n"), "utf-8")
     full = load(path, model=Recipe).resolved()
-    assert full.stages[0].init == "models/minilm" and full.single() is None and full.tokenizer is None
+    assert full.stages[0].init == "models/minilm" and full.body() is None and full.tokenizer is None
 
 
 def test_recipes_built_in_python(path: Path) -> None:

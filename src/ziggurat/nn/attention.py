@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from functools import cache, lru_cache
+from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -16,69 +17,108 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ziggurat.nn import spec
+from ziggurat.nn.positions import FunctionalLayer, RelativeLayer, RotaryLayer, build_distances
 from ziggurat.nn.visibility import Plan, allow
 
 Kernel = Literal["plain", "sdpa", "varlen", "flex"]
 
 
-def pick(kind: str, *, device: str, dtype: torch.dtype, length: int, dropout: float, masked: bool) -> Kernel:
+def pick(
+    kind: str, *, device: str, dtype: torch.dtype, length: int, dropout: float, masked: bool, biased: bool = False
+) -> Kernel:
     """The kernel for a visibility kind on a device: a pure function, so that a table can test it.
 
-    `masked`: rows hold more than one document, or the rule is custom.
+    `masked`: rows hold more than one document, or the rule is custom. `biased`: something is added to the scores.
     """
     half = dtype in (torch.bfloat16, torch.float16)
     if device == "cpu":
         return "plain" if length <= (1024 if half else 128) else "sdpa"
-    if not masked or dropout:
+    if not masked or dropout or biased:
         return "sdpa"
     if kind in ("full", "causal") and half and _varlen() is not None:
         return "varlen"
     return "flex"
 
 
-def kernel_of(plan: Plan, device: torch.device, dtype: torch.dtype, dropout: float) -> Kernel:
-    masked = plan.mask is not None
-    return pick(plan.kind, device=device.type, dtype=dtype, length=plan.key.length, dropout=dropout, masked=masked)
+def kernel_of(plan: Plan, device: torch.device, dtype: torch.dtype, dropout: float, *, biased: bool = False) -> Kernel:
+    masked, length = plan.mask is not None, plan.key.length
+    return pick(plan.kind, device=device.type, dtype=dtype, length=length, dropout=dropout, masked=masked, biased=biased)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, *, scale: float | None = None, dropout: float = 0.0) -> Tensor:
+Mix = Callable[[Tensor, Plan], Tensor]
+"""What is added to the output [rows, heads, queries, dim], of the weights [rows, heads, queries, keys]."""
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: Plan,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    bias: Tensor | None = None,
+    mix: Mix | None = None,
+) -> Tensor:
     """Attention over packed tokens: q [Q, heads, dim], k, v [T, heads, dim] -> [Q, heads, dim].
 
-    A query that sees no key returns 0. `scale` defaults to 1 / sqrt(dim); `dropout` applies to the weights.
+    A query that sees no key returns 0. `scale` defaults to 1 / sqrt(dim); `dropout` applies to the weights. `bias`
+    [rows or 1, heads, queries, keys] is added to the scaled scores; `mix` adds to the output.
     """
-    kernel = kernel_of(plan, q.device, q.dtype, dropout)
+    kernel = kernel_of(plan, q.device, q.dtype, dropout, biased=bias is not None)
     scale = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
-    if kernel == "varlen":
+    if kernel == "varlen" and mix is None:
         return _varlen_attend(q, k, v, plan, scale)
     q, k, v = (side.spread(x).transpose(1, 2) for side, x in ((plan.query, q), (plan.key, k), (plan.key, v)))
-    if kernel == "plain":
-        out = plain(q, k, v, plan, scale, dropout)
+    if kernel == "plain" or mix is not None:
+        out = plain(q, k, v, plan, scale, dropout, bias, mix)
     elif kernel == "flex":
         out = _flex_attend(q, k, v, plan, scale)
-    else:
+    elif bias is None:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask, is_causal=plan.causal, scale=scale, dropout_p=dropout)
+    else:
+        seen = _masked(bias.to(q.dtype), plan)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, dropout_p=dropout)
     if plan.empty is not None:
         out = out.masked_fill(plan.empty, 0.0)
     return plan.query.gather(out.transpose(1, 2))
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: float) -> Tensor:
-    """softmax(q k' / sqrt(dim)) v by matmuls: q [rows, heads, queries, dim], k, v [rows, heads, keys, dim] -> as q."""
+def plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: Plan,
+    scale: float,
+    dropout: float,
+    bias: Tensor | None = None,
+    mix: Mix | None = None,
+) -> Tensor:
+    """softmax(q k' * scale + bias) v by matmuls: q [rows, heads, queries, dim], k, v [rows, heads, keys, dim] -> as q."""
     rows, heads = q.shape[:2]
     q, k, v = (x.reshape(rows * heads, *x.shape[2:]) for x in (q, k, v))
     # one pass makes the product and scales it; the first argument is not read
     scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=scale).view(rows, heads, q.shape[1], k.shape[1])
-    lowest = torch.finfo(scores.dtype).min
-    if plan.mask is not None:
-        # Adding beats masked_fill: its gradient costs nothing.
-        scores = scores + torch.zeros_like(plan.mask, dtype=scores.dtype).masked_fill_(~plan.mask, lowest)
-    elif plan.causal:
-        triangle = torch.full(scores.shape[2:], lowest, dtype=scores.dtype, device=scores.device).triu_(1)
-        scores = scores + triangle
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
+    scores = _masked(scores, plan)
     weights = torch.softmax(scores, -1, dtype=scores.dtype)
     if dropout:
         weights = F.dropout(weights, dropout)
-    return torch.bmm(weights.flatten(0, 1), v).view(rows, heads, q.shape[1], v.shape[2])
+    out = torch.bmm(weights.flatten(0, 1), v).view(rows, heads, q.shape[1], v.shape[2])
+    return out if mix is None else out + mix(weights, plan)
+
+
+def _masked(scores: Tensor, plan: Plan) -> Tensor:
+    """Scores [rows or 1, heads, queries, keys] with the lowest number added where the query may not look."""
+    lowest = torch.finfo(scores.dtype).min
+    if plan.mask is not None:
+        # Adding beats masked_fill: its gradient costs nothing.
+        return scores + torch.zeros_like(plan.mask, dtype=scores.dtype).masked_fill_(~plan.mask, lowest)
+    if plan.causal:
+        triangle = torch.full(scores.shape[2:], lowest, dtype=scores.dtype, device=scores.device).triu_(1)
+        return scores + triangle
+    return scores
 
 
 @cache
@@ -112,9 +152,12 @@ def _flex() -> Any:
     return torch.compile(flex_attention, dynamic=False)
 
 
-@lru_cache(1)
 def block_mask(plan: Plan) -> Any:
     """The plan's rule as a FlexAttention block mask over [rows, length, length]; made once for all layers."""
+    return plan.once("block mask", lambda: _block_mask(plan))
+
+
+def _block_mask(plan: Plan) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     mask, rule = plan.mask, plan.rule
@@ -139,20 +182,36 @@ def _flex_attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> T
 class AttentionLayer(nn.Module):
     """Multi-head attention over packed tokens: [T, width] -> [T, width], or [R, width] for the rows int64[R] in `read`.
 
-    It reads itself, or with `source` [S, width] another stack's vectors (cross attention).
+    It reads itself, or with `source` [S, width] another stack's vectors (`cross=True`: neither distances nor a window).
     """
 
-    def __init__(self, part: spec.Attention, width: int, heads: int):
+    def __init__(self, part: spec.Attention, width: int, heads: int, *, cross: bool = False):
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=part.bias) for _ in range(4))
+        dim = part.head_width or width // heads
+        self.scale = 1.0 if part.scale == "one" else 1.0 / math.sqrt(dim)
+        self.q, self.k, self.v = (nn.Linear(width, heads * dim, bias=part.bias) for _ in range(3))
+        self.out = nn.Linear(heads * dim, width, bias=part.bias)
+        self.distances = None if cross else build_distances(part.distances, heads, dim, width)
+        self.window = None if cross else part.window
         self.dropout = 0.0
 
     def forward(self, x: Tensor, plan: Plan, read: Tensor | None = None, source: Tensor | None = None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
+        plan = plan.near(self.window)
         seen = x if source is None else source
         k, v = (layer(seen).unflatten(-1, (self.heads, -1)) for layer in (self.k, self.v))
-        if read is not None and kernel_of(plan, k.device, k.dtype, dropout) in ("plain", "sdpa"):
+        biased = plan.bias is not None or not isinstance(self.distances, RotaryLayer | None)
+        if read is not None and kernel_of(plan, k.device, k.dtype, dropout, biased=biased) in ("plain", "sdpa"):
             x, plan, read = x[read], plan.only(read), None
-        mixed = attend(self.q(x).unflatten(-1, (self.heads, -1)), k, v, plan, dropout=dropout).flatten(1)
+        q = self.q(x).unflatten(-1, (self.heads, -1))
+        bias, mix, far = plan.bias, None, self.distances
+        if isinstance(far, RotaryLayer):
+            q, k = far.turn(q, k, plan)
+        elif far is not None:
+            score = far.score(q, x, plan, self.scale)
+            bias = score if bias is None else score + bias
+            q = far.query(q) if isinstance(far, RelativeLayer) else q
+            mix = far.mix if isinstance(far, FunctionalLayer) else None
+        mixed = attend(q, k, v, plan, scale=self.scale, dropout=dropout, bias=bias, mix=mix).flatten(1)
         return self.out(mixed if read is None else mixed[read])

@@ -10,20 +10,20 @@ from ziggurat.nn.layers import ACTIVATIONS, norm_layer
 
 
 class BoundaryHeadLayer(nn.Module):
-    """[K, 2 width + size] as `around` gives it -> [K, width] before the tied projection, and the bias behind it.
+    """[K, 2 width + size] as `around` gives it -> [K, width of the tables] before the tied projection, and the bias behind it.
 
     Two dense layers, each with its activation and norm.
     """
 
     def __init__(self, head: spec.BoundaryHead, model: spec.Model):
         super().__init__()
-        width = model.width
+        width, inner = model.width, model.embed.width or model.width
         self.place = nn.Embedding(head.places, head.size)
         self.activation = ACTIVATIONS[model.project.activation]
         self.inner = nn.Linear(2 * width + head.size, width)
         self.inner_norm = norm_layer(model.block.norm, width)
-        self.outer = nn.Linear(width, width)
-        self.outer_norm = norm_layer(model.block.norm, width)
+        self.outer = nn.Linear(width, inner)
+        self.outer_norm = norm_layer(model.block.norm, inner)
         self.bias = nn.Parameter(torch.zeros(model.vocab))
 
     def around(self, hidden: Tensor, index: Tensor) -> Tensor:

@@ -11,20 +11,31 @@ from ziggurat.nn.layers import ACTIVATIONS, norm_layer
 
 
 class VocabHeadLayer(nn.Module):
-    """[K, width] -> [K, width] before the tied projection, and the bias behind it."""
+    """[K, width] -> [K, width of the tables] before the projection, and the projection's bias and (untied) table.
+
+    Without a transform a plain matrix leads from the model's width to the tables', where the two differ.
+    """
 
     def __init__(self, model: spec.Model):
         super().__init__()
-        project = model.project
+        if isinstance(model, spec.Adversaries):  # the generator fills the masks
+            model = model.generator_model
+        project, inner = model.project, model.embed.width or model.width
         self.activation = ACTIVATIONS[project.activation]
-        self.dense = nn.Linear(model.width, model.width) if project.transform else None
-        self.norm = norm_layer(model.block.norm, model.width) if project.transform else None
+        self.dense = nn.Linear(model.width, inner, bias=project.dense_bias) if project.transform else None
+        self.norm = norm_layer(model.block.norm, inner) if project.transform else None
+        self.narrow = nn.Linear(model.width, inner, bias=False) if not project.transform and inner != model.width else None
         self.bias = nn.Parameter(torch.zeros(model.vocab)) if project.bias else None
+        self.table = None if project.tied else nn.Parameter(torch.zeros(model.vocab, inner))
+        self.scale = model.width**-0.5 if project.scale == "width" else None
 
     def forward(self, hidden: Tensor) -> Tensor:
+        x = hidden if self.scale is None else hidden * self.scale
+        if self.narrow is not None:
+            x = self.narrow(x)
         if self.dense is None or self.norm is None:
-            return hidden
-        return self.norm(self.activation(self.dense(hidden)))
+            return x
+        return self.norm(self.activation(self.dense(x)))
 
 
 class PoolerHeadLayer(nn.Module):
@@ -44,13 +55,14 @@ class ClassHeadLayer(nn.Module):
     def __init__(self, head: spec.ClassHead, model: spec.Model):
         super().__init__()
         self.dense = nn.Linear(model.width, model.width) if head.by == "dense" else None
+        self.activation = ACTIVATIONS[model.pool.activation]
         self.out = nn.Linear(model.width, head.outputs, bias=head.bias)
         self.drop = nn.Dropout(0.0)
 
     def forward(self, summary: Tensor) -> Tensor:
         x = self.drop(summary)
         if self.dense is not None:
-            x = self.drop(torch.tanh(self.dense(x)))
+            x = self.drop(self.activation(self.dense(x)))
         return self.out(x)
 
 
@@ -66,6 +78,19 @@ class TokenHeadLayer(nn.Module):
         return self.out(self.drop(hidden))
 
 
+class ReplacedHeadLayer(nn.Module):
+    """[K, width] -> [K, 1]: the score that a token was put in by the generator."""
+
+    def __init__(self, model: spec.Model):
+        super().__init__()
+        self.dense = nn.Linear(model.width, model.width)
+        self.activation = ACTIVATIONS[model.block.mlp.activation]
+        self.out = nn.Linear(model.width, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.out(self.activation(self.dense(hidden)))
+
+
 def build_head(head: spec.Head, model: spec.Model) -> nn.Module:
     match head:
         case spec.VocabHead():
@@ -76,6 +101,8 @@ def build_head(head: spec.Head, model: spec.Model) -> nn.Module:
             return ClassHeadLayer(head, model)
         case spec.TokenHead():
             return TokenHeadLayer(head, model)
+        case spec.ReplacedHead():
+            return ReplacedHeadLayer(model)
         case spec.BoundaryHead():
             return BoundaryHeadLayer(head, model)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ziggurat.nn import spec
 from ziggurat.nn.attention import AttentionLayer
+from ziggurat.nn.positions import sinusoid
 from ziggurat.nn.visibility import Plan
 from ziggurat.types import Stream
 
@@ -19,25 +20,31 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
+    "silu": F.silu,
     "tanh": torch.tanh,
 }
 
 
-def norm_layer(part: spec.LayerNorm, width: int) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=part.eps)
+def norm_layer(part: spec.Norm, width: int) -> nn.Module:
+    """A norm over the last dimension, [..., width] -> the same."""
+    if isinstance(part, spec.RMSNorm):
+        return nn.RMSNorm(width, eps=part.eps)
+    return nn.LayerNorm(width, eps=part.eps, bias=part.bias)
 
 
 class MlpLayer(nn.Module):
-    """up, activation, down: [T, width] -> [T, width]."""
+    """up, activation (times the gate, if there is one), down: [T, width] -> [T, width]."""
 
     def __init__(self, part: spec.Mlp, width: int, hidden: int):
         super().__init__()
         self.up = nn.Linear(width, hidden, bias=part.bias)
+        self.gate = nn.Linear(width, hidden, bias=part.bias) if part.gated else None
         self.down = nn.Linear(hidden, width, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))
+        inner = self.activation(self.up(x))
+        return self.down(inner if self.gate is None else inner * self.gate(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +59,15 @@ class Source:
 class BlockLayer(nn.Module):
     """One Transformer layer, norm before (GPT-2) or after (BERT) each residual part: [T, width] -> [T, width].
 
-    With `cross`, a second attention between the two parts reads an encoder. With `read` (int64[R]) only these rows come out,
+    With `cross`, a second attention between the two parts reads an encoder. `opening`: there is no norm before the attention. With `read` (int64[R]) only these rows come out,
     [R, width], and nothing is computed for the others that these do not need.
     """
 
-    def __init__(self, part: spec.Block, width: int, heads: int, hidden: int, *, cross: bool = False):
+    def __init__(self, part: spec.Block, width: int, heads: int, hidden: int, *, cross: bool = False, opening: bool = False):
         super().__init__()
         self.attention = AttentionLayer(part.attention, width, heads)
-        self.attention_norm = norm_layer(part.norm, width)
-        self.cross = AttentionLayer(part.attention, width, heads) if cross else None
+        self.attention_norm = nn.Identity() if opening else norm_layer(part.norm, width)
+        self.cross = AttentionLayer(part.attention, width, heads, cross=True) if cross else None
         self.cross_norm = norm_layer(part.norm, width) if cross else None
         self.mlp = MlpLayer(part.mlp, width, hidden)
         self.mlp_norm = norm_layer(part.norm, width)
@@ -90,15 +97,25 @@ class EmbedLayer(nn.Module):
 
     def __init__(self, part: spec.Embed, vocab: int, width: int, *, own: bool = True, extra: bool = True):
         super().__init__()
-        self.token = nn.Embedding(vocab, width) if own else None
-        self.extra = nn.Embedding(part.extra, width) if part.extra and extra else None
-        self.offset = part.positions.offset
-        self.position = nn.Embedding(part.positions.length + self.offset, width)
-        self.segment = nn.Embedding(part.segments, width) if part.segments else None
-        self.norm = norm_layer(part.norm, width) if part.norm else None
+        inner = part.width or width
+        self.token = nn.Embedding(vocab, inner) if own else None
+        self.extra = nn.Embedding(part.extra, inner) if part.extra and extra else None
+        places = part.positions
+        self.offset = places.offset
+        self.position = nn.Embedding(places.length + self.offset, inner) if isinstance(places, spec.Learned) else None
+        self.waves = isinstance(places, spec.Sinusoidal)
+        self.segment = nn.Embedding(part.segments, inner) if part.segments else None
+        self.task = nn.Embedding(part.tasks, inner) if part.tasks else None
+        self.norm = norm_layer(part.norm, inner) if part.norm else None
+        self.widen = nn.Linear(inner, width) if inner != width else None
         self.drop = nn.Dropout(0.0)
 
     def forward(self, stream: Stream, table: Tensor | None = None) -> Tensor:
+        x = self.drop(self.summed(stream, table))
+        return x if self.widen is None else self.widen(x)
+
+    def summed(self, stream: Stream, table: Tensor | None = None) -> Tensor:
+        """[T, width of the tables]: the normed sum, before it is brought to the model's width."""
         table = table if self.token is None else self.token.weight
         assert table is not None, "a layer without a table must be given one"
         if self.extra is None:
@@ -107,9 +124,15 @@ class EmbedLayer(nn.Module):
             added = stream.content < 0
             x = F.embedding(stream.content.clamp(min=0), table)
             x = torch.where(added[:, None], self.extra((-1 - stream.content).clamp(min=0)), x)
-        x = x + self.position(stream.position + self.offset)
+        if self.position is not None:
+            x = x + self.position(stream.position + self.offset)
+        elif self.waves:
+            x = x + sinusoid(stream.position, x.shape[1]).to(x.dtype)
+        segment = stream.segment
+        if self.task is not None:
+            kinds = self.segment.num_embeddings if self.segment is not None else 1
+            x = x + self.task(torch.div(segment, kinds, rounding_mode="floor"))
+            segment = segment % kinds
         if self.segment is not None:
-            x = x + self.segment(stream.segment)
-        if self.norm is not None:
-            x = self.norm(x)
-        return self.drop(x)
+            x = x + self.segment(segment)
+        return x if self.norm is None else self.norm(x)

@@ -60,8 +60,13 @@ class NetworkModel(nn.Module):
         head = self.heads[name]
         x = head(self.rows(name, hidden, streams, target))
         if isinstance(head, VocabHeadLayer | BoundaryHeadLayer):
-            return nn.functional.linear(x, self.model.table, head.bias)
+            return nn.functional.linear(x, self.table_of(head), head.bias)
         return x
+
+    def table_of(self, head: VocabHeadLayer | BoundaryHeadLayer) -> Tensor:
+        """[V, width of the tables]: what the head's vectors are compared with."""
+        own = getattr(head, "table", None)
+        return self.model.table if own is None else own
 
     def loss(self, name: str, hidden: Mapping[str, Tensor], streams: Mapping[str, Stream], target: Target) -> Loss:
         """(total, count) of head `name` on one target; (0, 0) for a target without predictions."""
@@ -71,7 +76,7 @@ class NetworkModel(nn.Module):
         head = self.heads[name]
         if isinstance(head, VocabHeadLayer | BoundaryHeadLayer):
             x = head(self.rows(name, hidden, streams, target))
-            total = vocab_cross_entropy(x, self.model.table, head.bias, target.value, target.weight)
+            total = vocab_cross_entropy(x, self.table_of(head), head.bias, target.value, target.weight)
             return Loss(total, count)
         scores = self.logits(name, hidden, streams, target)
         if target.value.is_floating_point():
@@ -91,7 +96,9 @@ class NetworkModel(nn.Module):
         """Fresh weights by the spec's `init`, for the parameters named in `only` or for all: matrices and tables
         normal, norms 1, biases 0."""
         init, depth = self.spec.model.init, self.spec.model.layers
-        norms = {f"{n}.weight" for n, m in self.named_modules() if isinstance(m, nn.LayerNorm)}
+        norms = {f"{n}.weight" for n, m in self.named_modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm)}
+        inputs = {f"{n}.weight": m.in_features for n, m in self.named_modules() if isinstance(m, nn.Linear)}
+        queries = {f"{n}.q.weight": m.q.out_features // m.heads for n, m in self.named_modules() if _unscaled(m)}
         for name, parameter in self.named_parameters():
             if only is not None and name not in only:
                 continue
@@ -99,6 +106,10 @@ class NetworkModel(nn.Module):
                 parameter.fill_(1.0 if name in norms else 0.0)
                 continue
             std = init.std
+            if init.matrices == "inputs":
+                fan = inputs.get(name, parameter.shape[1] if name.startswith("heads.") else 0)
+                fan = self.spec.model.width if name.endswith("buckets.table.weight") else fan
+                std = fan**-0.5 * queries.get(name, 1) ** -0.5 if fan else init.std
             if init.residual == "scaled" and name.endswith(("attention.out.weight", "cross.out.weight", "mlp.down.weight")):
                 std /= math.sqrt(2 * depth)
             if init.truncated:
@@ -110,3 +121,7 @@ class NetworkModel(nn.Module):
         """Trainable numbers, with or without the embedding tables."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         return sum(p.numel() for p in self.parameters() if embeddings or id(p) not in tables)
+
+
+def _unscaled(module: nn.Module) -> bool:
+    return isinstance(module, AttentionLayer) and module.scale == 1.0

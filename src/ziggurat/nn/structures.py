@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from ziggurat.nn import spec
 from ziggurat.nn.layers import BlockLayer, EmbedLayer, Source, norm_layer
+from ziggurat.nn.positions import BucketLayer
 from ziggurat.nn.visibility import Plan, cross_plan, plan
 from ziggurat.types import Stream
 
@@ -16,20 +18,48 @@ Reads = Mapping[str, Tensor] | None
 
 
 class SingleModel(nn.Module):
-    """One stack over the stream `text`; its visibility makes it an encoder, a decoder or a prefix LM."""
+    """One stack over the stream `text`; its visibility makes it an encoder, a decoder or a prefix LM.
 
-    def __init__(self, part: spec.Single):
+    `embed`: the embeddings of another stack, which this one shares.
+    """
+
+    def __init__(self, part: spec.Single, embed: EmbedLayer | None = None):
         super().__init__()
         self.spec = part
-        self.embed = EmbedLayer(part.embed, part.vocab, part.width)
-        self.blocks = nn.ModuleList(BlockLayer(part.block, part.width, part.heads, part.mlp) for _ in range(part.layers))
+        self.embed = EmbedLayer(part.embed, part.vocab, part.width) if embed is None else None
+        self.lent = (embed,)  # in a tuple: its parameters are the other stack's
+        # the matrix from the tables to the model's width is a stack's own even where the tables are shared
+        inner = part.embed.width or part.width
+        self.widen = nn.Linear(inner, part.width) if embed is not None and inner != part.width else None
+        self.blocks = _blocks(part)
+        self.buckets = BucketLayer(part.buckets, part.heads, past=part.visibility == "causal") if part.buckets else None
         self.final_norm = norm_layer(part.final_norm, part.width) if part.final_norm else None
 
     @property
     def table(self) -> Tensor:
-        """[V, width]: the token embeddings."""
-        assert self.embed.token is not None
-        return self.embed.token.weight
+        """[V, width of the tables]: the token embeddings."""
+        embed = self.embed or self.lent[0]
+        assert embed is not None and embed.token is not None
+        return embed.token.weight
+
+    @property
+    def order(self) -> list[BlockLayer]:
+        """The layers in the order that a vector passes through them; shared ones stand in it several times."""
+        share, layers = self.spec.share, self.spec.layers
+        if share is None:
+            return list(self.blocks)  # type: ignore[arg-type]
+        # layer i belongs to group i * groups / layers, rounded down
+        groups: list[nn.ModuleList] = list(self.blocks)  # type: ignore[arg-type]
+        return [block for i in range(layers) for block in groups[i * share.groups // layers]]  # type: ignore[misc]
+
+    def embedded(self, stream: Stream) -> Tensor:
+        """[T, width]: what the first layer reads."""
+        if self.embed is not None:
+            return self.embed(stream)
+        (lender,) = self.lent
+        assert lender is not None
+        x = lender.drop(lender.summed(stream))
+        return x if self.widen is None else self.widen(x)
 
     def forward(self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Reads = None) -> dict[str, Tensor]:
         """{"text": [T, width]}, and each layer's output named in `keep` ("blocks.3") under that name.
@@ -38,7 +68,7 @@ class SingleModel(nn.Module):
         layer: a tenth of a small model's step.
         """
         stream = streams["text"]
-        hidden, kept = _through(self.blocks, self.embed(stream), plan(stream), self.final_norm, keep, _rows(read, "text"))
+        hidden, kept = _through(self, self.embedded(stream), plan(stream), keep, _rows(read, "text"))
         return {"text": hidden, **kept}
 
 
@@ -48,9 +78,16 @@ class StackModel(nn.Module):
     def __init__(self, part: spec.EncoderDecoder, layers: int, *, decoder: bool):
         super().__init__()
         self.embed = EmbedLayer(part.embed, part.vocab, part.width, own=False, extra=decoder)
-        shape = part.block, part.width, part.heads, part.mlp
-        self.blocks = nn.ModuleList(BlockLayer(*shape, cross=decoder) for _ in range(layers))
+        block = part.block
+        if decoder and part.decoder_attention is not None:
+            block = block.model_copy(update={"attention": part.decoder_attention})
+        self.blocks = nn.ModuleList(BlockLayer(block, part.width, part.heads, part.mlp, cross=decoder) for _ in range(layers))
+        self.buckets = BucketLayer(part.buckets, part.heads, past=decoder) if part.buckets else None
         self.final_norm = norm_layer(part.final_norm, part.width) if part.final_norm else None
+
+    @property
+    def order(self) -> list[BlockLayer]:
+        return list(self.blocks)  # type: ignore[arg-type]
 
 
 class EncoderDecoderModel(nn.Module):
@@ -59,7 +96,7 @@ class EncoderDecoderModel(nn.Module):
     def __init__(self, part: spec.EncoderDecoder):
         super().__init__()
         self.spec = part
-        self.token = nn.Embedding(part.vocab, part.width)
+        self.token = nn.Embedding(part.vocab, part.embed.width or part.width)
         self.encoder = StackModel(part, part.layers, decoder=False)
         self.decoder = StackModel(part, part.decoder_layers, decoder=True)
 
@@ -77,20 +114,65 @@ class EncoderDecoderModel(nn.Module):
             name: [k.removeprefix(f"{name}.") for k in keep if k.startswith(f"{name}.")] for name in parts
         }  # each stack by its own names
         x = self.encoder.embed(source, self.table)
-        encoded, kept = _through(self.encoder.blocks, x, plan(source), self.encoder.final_norm, wanted["encoder"], None)
+        encoded, kept = _through(self.encoder, x, plan(source), wanted["encoder"], None)
         x = self.decoder.embed(target, self.table)
         seen, rows = Source(encoded, cross_plan(target, source)), _rows(read, "decoder")
-        stack = self.decoder
-        decoded, more = _through(stack.blocks, x, plan(target), stack.final_norm, wanted["decoder"], rows, seen)
+        decoded, more = _through(self.decoder, x, plan(target), wanted["decoder"], rows, seen)
         named = {f"encoder.{k}": v for k, v in kept.items()} | {f"decoder.{k}": v for k, v in more.items()}
         return {"encoder": encoded, "decoder": decoded, **named}
 
 
-StructureModel = SingleModel | EncoderDecoderModel
+class AdversariesModel(nn.Module):
+    """A generator and a discriminator over the stream `text`; the generator uses the discriminator's embeddings.
+
+    Called as a structure it is the discriminator; an objective that needs both calls `generator` and `discriminator` itself.
+    """
+
+    def __init__(self, part: spec.Adversaries):
+        super().__init__()
+        self.spec = part
+        self.discriminator = SingleModel(part.discriminator)
+        self.generator = SingleModel(part.generator_model, self.discriminator.embed)
+
+    @property
+    def table(self) -> Tensor:
+        """[V, width of the tables]: the token embeddings of both."""
+        return self.discriminator.table
+
+    def forward(self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Reads = None) -> dict[str, Tensor]:
+        """What the discriminator says: see `SingleModel.forward`."""
+        return self.discriminator(streams, keep, read)
+
+
+StructureModel = SingleModel | EncoderDecoderModel | AdversariesModel
 
 
 def build_model(part: spec.Model) -> StructureModel:
-    return SingleModel(part) if isinstance(part, spec.Single) else EncoderDecoderModel(part)
+    match part:
+        case spec.Single():
+            return SingleModel(part)
+        case spec.EncoderDecoder():
+            return EncoderDecoderModel(part)
+        case spec.Adversaries():
+            return AdversariesModel(part)
+
+
+def _blocks(part: spec.Single) -> nn.ModuleList:
+    """The layers, each once: `blocks.<i>`, or `blocks.<group>.<inner>` where groups of layers share their weights."""
+    shape = part.width, part.heads, part.mlp
+    if part.share is not None:
+        return nn.ModuleList(
+            nn.ModuleList(BlockLayer(part.block, *shape) for _ in range(part.share.inner)) for _ in range(part.share.groups)
+        )
+    attention = part.pattern or (part.block.attention,)
+    return nn.ModuleList(
+        BlockLayer(
+            part.block.model_copy(update={"attention": attention[i % len(attention)]}),
+            *shape,
+            opening=i == 0 and part.opening == "plain",
+        )
+        for i in range(part.layers)
+    )
 
 
 def _rows(read: Reads, stream: str) -> Tensor | None:
@@ -100,10 +182,9 @@ def _rows(read: Reads, stream: str) -> Tensor | None:
 
 
 def _through(
-    blocks: nn.ModuleList,
+    stack: SingleModel | StackModel,
     x: Tensor,
     layout: Plan,
-    norm: nn.Module | None,
     keep: Sequence[str],
     rows: Tensor | None,
     source: Source | None = None,
@@ -111,14 +192,17 @@ def _through(
     """A stack's vectors [T, width] and the outputs of the layers named in `keep`. Of the last layer only `rows` are computed,
     when they are few and no layer is kept; the others are 0."""
     total, kept = len(x), {}
+    if stack.buckets is not None:
+        layout = replace(layout, bias=stack.buckets(layout))
     if rows is not None and (keep or 2 * len(rows) > total):
         rows = None
+    blocks = stack.order
     for i, block in enumerate(blocks):
         x = block(x, layout, rows if i == len(blocks) - 1 else None, source)
         if f"blocks.{i}" in keep:
             kept[f"blocks.{i}"] = x
-    if norm is not None:
-        x = norm(x)
+    if stack.final_norm is not None:
+        x = stack.final_norm(x)
     if rows is not None:
         x = x.new_zeros(total, x.shape[1]).index_copy(0, rows, x)
     return x, kept

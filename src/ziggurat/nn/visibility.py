@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -55,6 +56,16 @@ class Plan:
     """int32[D + 1] for variable-length kernels"""
     rule: tuple[Tensor, ...] | None = None
     """(document, clock, opens, closes, lane), each int[rows, length], for kernels that evaluate the rule themselves"""
+    position: tuple[Tensor, Tensor] | None = None
+    """int[Q] and int[T]: where the queries and where the keys stand; None in cross attention, which knows no distance"""
+    segment: tuple[Tensor, Tensor] | None = None
+    """int[Q] and int[T]"""
+    counting: bool = False
+    """Positions count up along every document, so a distance is a difference of places and one row stands for all."""
+    bias: Tensor | None = None
+    """float[rows or 1, heads, query.length, key.length] added to the scores of every layer"""
+    memo: dict[Any, Any] = field(default_factory=dict)
+    """What the layers of one forward pass share, made when it is first asked for."""
 
     def only(self, read: Tensor) -> Plan:
         """The plan of these queries alone: int64[R], tokens in ascending order. Their keys stay as they are."""
@@ -69,13 +80,60 @@ class Plan:
         pick = read.new_zeros(side.rows * most).index_copy(0, places, at).view(side.rows, most)
         mask, empty, each = self.mask, self.empty, torch.arange(side.rows, device=read.device)[:, None]
         if mask is not None:
-            mask = mask[each, 0, pick][:, None]
+            mask = mask[each if len(mask) > 1 else 0 * each, 0, pick][:, None]
         elif self.causal:
             mask = (torch.arange(self.key.length, device=read.device) <= pick[:, :, None])[:, None]
         if empty is not None:
             empty = empty[each, 0, pick][:, None]
+        bias = self.bias
+        if bias is not None:
+            bias = bias[each if len(bias) > 1 else 0 * each, :, pick].transpose(1, 2)
+        at_read = {
+            name: None if pair is None else (pair[0][read], pair[1])
+            for name, pair in (("position", self.position), ("segment", self.segment))
+        }
         query = Side(side.rows, most, slots, places)
-        return Plan(query, self.key, mask, False, empty, "custom", self.bounds)
+        return Plan(query, self.key, mask, False, empty, "custom", self.bounds, bias=bias, **at_read)  # type: ignore[arg-type]
+
+    def distance(self) -> Tensor:
+        """int64[rows or 1, query.length, key.length]: the key's position minus the query's."""
+        return self.once("distance", self._distance)
+
+    def _distance(self) -> Tensor:
+        assert self.position is not None, "cross attention knows no distance"
+        if self.counting:
+            at = torch.arange(self.key.length, device=self.bounds.device)
+            return (at - at[:, None])[None]
+        query, key = self.query.spread(self.position[0]), self.key.spread(self.position[1])
+        return key[:, None, :].long() - query[:, :, None].long()
+
+    def same_segment(self) -> Tensor:
+        """bool[rows, query.length, key.length]: query and key are of one segment."""
+        return self.once("same_segment", self._same_segment)
+
+    def _same_segment(self) -> Tensor:
+        assert self.segment is not None, "cross attention knows no segments"
+        return self.query.spread(self.segment[0])[:, :, None] == self.key.spread(self.segment[1])[:, None, :]
+
+    def near(self, window: int | None) -> Plan:
+        """The same plan for a layer that sees at most `window` positions to either side; None = all."""
+        return self if window is None else self.once(("near", window), lambda: self._near(window))
+
+    def _near(self, window: int) -> Plan:
+        mask = (self.distance().abs() <= window)[:, None]
+        if self.mask is not None:
+            mask = mask & self.mask
+        elif self.causal:
+            mask = mask & (self.distance() <= 0)[:, None]
+        empty = ~mask.any(-1, keepdim=True) if self.kind == "custom" else None
+        # the rule no longer says it all: kernels must read the mask
+        return replace(self, mask=mask, causal=False, empty=empty, kind="custom", rule=None, memo={})
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What all layers of this pass share under `name`."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        return self.memo[name]
 
 
 def allow(query: Any, key: Any) -> Any:
@@ -93,6 +151,7 @@ def plan(stream: Stream) -> Plan:
     visibility: Visibility = stream.visibility
     rows, length = side.rows, side.length
     layout: dict[str, Any] = dict(query=side, key=side, kind=visibility.kind, bounds=stream.bounds.to(torch.int32))
+    layout |= dict(position=(stream.position,) * 2, segment=(stream.segment,) * 2, counting=_counts(stream))
     if visibility.kind == "custom":
         spelled = (visibility.clock, visibility.opens, visibility.closes, visibility.lane)
         rule = (member, *(_lay(v, side.slots, rows, length) for v in spelled if v is not None))
@@ -123,6 +182,16 @@ def cross_plan(reader: Stream, source: Stream) -> Plan:
         mask &= (_lay(opens, key.slots, key.rows, key.length) <= 0)[:, None, :]
     mask &= (theirs >= 0)[:, None, :]
     return Plan(query, key, mask[:, None], False, ~mask.any(-1)[:, None, :, None], "custom", bounds)
+
+
+def _counts(stream: Stream) -> bool:
+    """Whether positions count up by one along every document; asked on the CPU only, where it saves a gather a layer."""
+    if stream.bounds.device.type != "cpu" or not len(stream.content):
+        return False
+    steps = stream.position[1:] - stream.position[:-1]
+    starts = stream.bounds[1:-1]
+    steps[starts[(starts > 0) & (starts < len(stream.content))] - 1] = 1  # a new document may begin anywhere
+    return bool((steps == 1).all())
 
 
 def _lie(stream: Stream) -> tuple[Side, Tensor, Tensor, bool]:

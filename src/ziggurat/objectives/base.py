@@ -11,12 +11,33 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ziggurat.config import Spec
 from ziggurat.context import Context
+from ziggurat.errors import UserError
 from ziggurat.nn import spec as parts
 from ziggurat.types import Batch, Losses, Tokens
 
 if TYPE_CHECKING:
     from ziggurat.nn.network import NetworkModel
     from ziggurat.text.tokenizer import Tokenizer
+
+
+def context_of(
+    model: parts.Model, tokenizer: Tokenizer, length: int, seed: int = 0, tables: Mapping[str, Any] | None = None
+) -> Context:
+    """What objectives may know when a model is trained on this tokenizer's tokens, `length` at most an example.
+
+    Raises:
+        UserError: the model's decoder begins with a token that the tokenizer lacks.
+    """
+    vocab, layout = tokenizer.vocab, tokenizer.layout
+    start: int | None = vocab.pad
+    if isinstance(model, parts.EncoderDecoder):
+        start = {"pad": vocab.pad, "end": vocab.end, "first": next(iter(layout.first), None)}[model.start]
+        if start is None:
+            raise UserError(
+                f"the decoder begins with the {model.start} token, and the tokenizer has none", "choose another tokenizer"
+            )
+    assert start is not None
+    return Context(vocab, layout, length, model.visibility, seed, start=start, tables=tables or {})
 
 
 class Objective(Spec):
@@ -51,6 +72,12 @@ class Objective(Spec):
 
     def needs(self, ctx: Context) -> None:
         """Raise `UserError` when the vocabulary or layout cannot serve this objective (no mask token ...)."""
+
+    def equipped(self, model: parts.Model) -> parts.Model:
+        """A model to be trained from scratch, with the learned query vectors that this objective needs."""
+        if isinstance(model, parts.Adversaries) or model.embed.extra >= self.extra:
+            return model
+        return model.model_copy(update={"embed": model.embed.model_copy(update={"extra": self.extra})})
 
     def misfits(self, model: parts.Model) -> list[str]:
         """Why this model cannot be trained with it; empty when it can."""

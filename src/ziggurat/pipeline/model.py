@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ziggurat.context import Context
 from ziggurat.data import cut
 from ziggurat.data.rows import join_words
 from ziggurat.data.runs import bounds_of
 from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import to_device
 from ziggurat.nn.spec import ClassHead, TokenHead
+from ziggurat.objectives.base import context_of
 from ziggurat.pipeline.opened import Opened, open_checkpoint
 from ziggurat.text.tokenizer import Encoded, Tokenizer
 from ziggurat.types import CAUSAL, Batch, Part, Stream, Target, Tokens, text_target
@@ -57,8 +57,7 @@ class Model:
         self.causal = opened.network.model.visibility == "causal" or kinds == ["clm"]
         """Reads from left to right."""
         model = opened.network.model
-        layout = self.tokenizer.layout
-        self.context = Context(self.tokenizer.vocab, layout, model.embed.positions.length, model.visibility)
+        self.context = context_of(model, self.tokenizer, model.embed.positions.length)
 
     @property
     def task(self) -> str:

@@ -26,12 +26,14 @@ from ziggurat.data.subset import Subset
 from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
+from ziggurat.nn.spec import Adversaries
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
 from ziggurat.systems import SYSTEMS
+from ziggurat.systems.base import DIALS
 from ziggurat.systems.hub import export_checkpoint
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import job as jobs
@@ -141,11 +143,12 @@ def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
         f"init: {init} is a {opened.system} model, and the recipe's system is {recipe.system}",
         f"write `system: {opened.system}`",
     )
-    wanted, found = recipe.single(), opened.network.model
+    wanted, found = recipe.body(), opened.network.model
     if wanted is None:
         return
-    dials = ("layers", "width", "heads", "mlp")
-    other = [f"{k} {getattr(found, k)}, not {getattr(wanted, k)}" for k in dials if getattr(found, k) != getattr(wanted, k)]
+    dials = [k for k in DIALS if getattr(wanted, k, None) is not None]
+    pairs = {k: (getattr(found, k, None), getattr(wanted, k)) for k in dials}
+    other = [f"{k} {theirs}, not {ours}" for k, (theirs, ours) in pairs.items() if theirs != ours]
     check(
         not other,
         f"init: the checkpoint {init} is of another shape than the recipe's {recipe.system}: {', '.join(other)}",
@@ -184,10 +187,12 @@ def start_of(run: Run, init: str) -> Start:
     if run.imported and not size:
         return Start(next(iter(run.imported.values())).network.model)  # without a size the shape is the checkpoint's
     system, vocab = SYSTEMS[name], run.prepared.tokenizer.vocab
-    model = system.single(size, {k: v for k, v in run.recipe.model if v is not None}, vocab.size)
-    if system.pad_counts:
+    model = system.sized(size, {k: v for k, v in run.recipe.model if v is not None}, vocab.size)
+    if system.pad_counts and not isinstance(model, Adversaries):
         positions = model.embed.positions.model_copy(update={"offset": vocab.pad + 1})
         model = model.model_copy(update={"embed": model.embed.model_copy(update={"positions": positions})})
+    for stage in run.recipe.stages:  # what a later stage's objective needs is there from the start
+        model = stage.objective.equipped(model) if stage.objective is not None else model
     return Start(model)
 
 

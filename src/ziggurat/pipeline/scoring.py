@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ziggurat.context import Context
 from ziggurat.data.loader import once
 from ziggurat.data.shards import Shards
 from ziggurat.evaluate.heldout import Predictions, first, held_out, predict
 from ziggurat.nn.network import NetworkModel
-from ziggurat.objectives.base import Objective
+from ziggurat.objectives.base import Objective, context_of
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
@@ -57,14 +56,7 @@ class Scorer:
         return predict(network, objective, self._batches(name, "test", objective, stage.length, network), dtype)
 
     def _batches(self, name: str, split: str, objective: Objective, length: int, network: NetworkModel) -> Iterator[Batch]:
-        visibility = network.spec.model.visibility
-        ctx = Context(
-            self.tokenizer.vocab,
-            self.tokenizer.layout,
-            length,
-            visibility,
-            self.recipe.seed,
-            tables=objective.tables(self.tokenizer),
-        )
+        tables = objective.tables(self.tokenizer)
+        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed, tables)
         row = objective.rows(ctx)
         return once(self.shards[name, split], objective, ctx, row=row, tokens=max(TOKENS, sum(row.values())))

@@ -11,10 +11,10 @@ import numpy as np
 import yaml
 
 from ziggurat.config import Spec, load_tree, spelled
-from ziggurat.context import Context
 from ziggurat.errors import UserError, check
-from ziggurat.nn.spec import Network, Single
+from ziggurat.nn.spec import Model, Network
 from ziggurat.objectives import OBJECTIVES
+from ziggurat.objectives.base import context_of
 from ziggurat.systems import SYSTEMS, split_name
 from ziggurat.train.recipe import Recipe, resolve
 from ziggurat.train.stage import STAGE_DEFAULTS, Stage
@@ -90,26 +90,26 @@ def show_system(name: str) -> str:
     """A system with its sizes, or one size flattened: dimensions, every knob, parameters."""
     if "/" not in name:
         system = SYSTEMS[name]
-        rows = [f"  {name}/{size}: {_counts(system.single(size), system.objective)}" for size in system.sizes]
+        rows = [f"  {name}/{size}: {_counts(system.sized(size), system.objective)}" for size in system.sizes]
         return "\n".join([f"{name}  {system.paper}", *rows])
     system, size = split_name(name)
-    single = system.single(size)
-    written = {"objective": dict(system.objective), "model": spelled(single)}
+    body = system.sized(size)
+    written = {"objective": dict(system.objective), "model": spelled(body)}
     text = "\n".join(line for line, _ in _lines(written, (), 0))
-    return f"# {name}  {system.paper}\n# {_counts(single, system.objective)}\n{text}"
+    return f"# {name}  {system.paper}\n# {_counts(body, system.objective)}\n{text}"
 
 
-def _counts(single: Single, objective: Any) -> str:
+def _counts(body: Model, objective: Any) -> str:
     import torch
 
     from ziggurat.nn.network import NetworkModel
 
     kind = OBJECTIVES[objective["kind"]].model_validate(objective)
     with torch.device("meta"):
-        body = NetworkModel(Network(model=single))
-        whole = NetworkModel(Network(model=single, heads=dict(kind.heads(single))))
+        bare = NetworkModel(Network(model=body))
+        whole = NetworkModel(Network(model=body, heads=dict(kind.heads(body))))
     return (
-        f"{body.parameter_count():,} parameters, {body.parameter_count(embeddings=False):,} without embeddings; "
+        f"{bare.parameter_count():,} parameters, {bare.parameter_count(embeddings=False):,} without embeddings; "
         f"{whole.parameter_count():,} with the heads of {kind.kind}"
     )
 
@@ -152,9 +152,8 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     assert chosen.objective is not None  # resolved
     folder = prepare(path, overrides)
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    visibility = SYSTEMS[recipe.system.partition("/")[0]].model.visibility
-    tables = chosen.objective.tables(tokenizer)
-    ctx = Context(tokenizer.vocab, tokenizer.layout, chosen.length, visibility, recipe.seed, tables=tables)
+    model = SYSTEMS[recipe.system.partition("/")[0]].model
+    ctx = context_of(model, tokenizer, chosen.length, recipe.seed, chosen.objective.tables(tokenizer))
     loader = Loader(
         {name: Shards.open(folder / "shards" / name / "train") for name in chosen.data},
         {name: share.weight for name, share in chosen.data.items()},

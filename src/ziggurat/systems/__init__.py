@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ziggurat.errors import check
-from ziggurat.nn.spec import Single
+from ziggurat.nn.spec import Model
 from ziggurat.systems.base import System, closest
 from ziggurat.systems.bert import BERT
 from ziggurat.systems.gpt2 import GPT2
@@ -26,8 +26,8 @@ def split_name(name: str) -> tuple[System, str]:
     return found, size
 
 
-def model_of(name: str, dials: Mapping[str, int] | None = None, vocab: int | None = None) -> Single:
-    """The body spec of `"<system>/<size>"` with `dials` (layers, width, heads, mlp) over the size and `vocab` token rows
+def model_of(name: str, dials: Mapping[str, int] | None = None, vocab: int | None = None) -> Model:
+    """The body spec of `"<system>/<size>"` with `dials` (`systems.base.DIALS`) over the size and `vocab` token rows
     (default: the published vocabulary)."""
     system, size = split_name(name)
-    return system.single(size, dials, vocab)
+    return system.sized(size, dials, vocab)

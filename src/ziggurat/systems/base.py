@@ -10,13 +10,25 @@ from pydantic import ValidationError
 
 from ziggurat.checkpoint.names import Entry, NameMap, nearest
 from ziggurat.errors import UserError, check
-from ziggurat.nn.spec import Single
+from ziggurat.nn import spec
 
 GELU = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 """The Hub's `hidden_act` -> ours; the first spelling of each is the one we write."""
 CAUSAL = {False: "full", True: "causal"}
 """The Hub's `is_decoder` -> our visibility."""
-DIALS = ("layers", "width", "heads", "mlp")
+DIALS = {
+    "layers": "layers",
+    "width": "width",
+    "heads": "heads",
+    "mlp": "mlp",
+    "decoder_layers": "decoder_layers",
+    "embedding": "embed.width",
+    "head_width": "block.attention.head_width",
+}
+"""What a size or a recipe may set, and its place in the model's spec. `layers` of an encoder-decoder are those of either stack
+unless `decoder_layers` says otherwise."""
+GENERATOR = ("layers", "width", "heads", "mlp")
+"""Dials of a generator (ELECTRA), written `generator_layers` ..."""
 HEAD_WIDTH = 64
 """Width of one attention head in every published size of these systems."""
 
@@ -29,7 +41,7 @@ class Knob:
     default: Any
     """What the Hub's class takes when the entry is absent or null; a function is given the whole config."""
     ours: tuple[str, ...]
-    """Dotted places in `Single`. More than one: the Hub has one value for all of them."""
+    """Dotted places in the model's spec. More than one: the Hub has one value for all of them."""
     values: Mapping[Any, Any] | None = None
     """Hub value -> ours, where they are written differently."""
 
@@ -43,12 +55,11 @@ class System:
     """A named system: all that tells it from the others, on one page."""
 
     name: str
-    """Also the Hub's `model_type`."""
     paper: str
-    model: Single
+    model: spec.Single | spec.EncoderDecoder | spec.Adversaries
     """The published base model; every other size changes its dials only."""
     sizes: Mapping[str, Mapping[str, int]]
-    """Size -> dials (layers, width, heads, mlp)."""
+    """Size -> dials (`DIALS`)."""
     objective: Mapping[str, Any]
     """The pre-training objective, as a recipe would write it."""
     template: str
@@ -70,28 +81,49 @@ class System:
     pad_counts: bool = False
     """RoBERTa: positions are numbered from the pad id + 1, so the table holds pad id + 1 rows more."""
 
-    def single(self, size: str, dials: Mapping[str, int] | None = None, vocab: int | None = None) -> Single:
-        """The model of a size, with `dials` (layers, width, heads, mlp) over it and `vocab` token rows.
+    def sized(self, size: str, dials: Mapping[str, int] | None = None, vocab: int | None = None) -> spec.Model:
+        """The model of a size, with `dials` over it and `vocab` token rows.
 
         A width without heads or mlp brings those of the published sizes: heads of 64, a feed-forward layer of 4 widths.
         """
         check(size in self.sizes, f"system {self.name} has no size '{size}'", f"sizes: {', '.join(self.sizes)}")
         dials = {k: v for k, v in (dials or {}).items() if v is not None}
-        unknown = [k for k in dials if k not in DIALS]
-        check(not unknown, f"unknown model dial {', '.join(unknown)}", f"dials: {', '.join(DIALS)}")
         values = dict(self.sizes[size])
         if "width" in dials:
             width = dials["width"]
             fits = width % HEAD_WIDTH == 0 or "heads" in dials
             check(fits, f"width {width} is not a multiple of {HEAD_WIDTH}", "also say how many `heads` there are")
             values |= {"heads": width // HEAD_WIDTH, "mlp": 4 * width}
+        if "layers" in dials and "decoder_layers" in values:
+            values["decoder_layers"] = dials["layers"]
         values |= dials
+        dump = self.model.model_dump()
+        unknown = [k for k in values if self._place(k) is None]
+        known = ", ".join(
+            [d for d in DIALS if self._place(d)] + [f"generator_{d}" for d in GENERATOR if self._place(f"generator_{d}")]
+        )
+        check(not unknown, f"unknown model dial {', '.join(unknown)} of {self.name}", f"dials: {known}")
+        for name, value in values.items():
+            _put(dump, self._place(name) or name, value)
+        if vocab:
+            _put(dump, "vocab" if "vocab" in dump else "discriminator.vocab", vocab)
         try:
-            return Single.model_validate({**self.model.model_dump(), **values, **({"vocab": vocab} if vocab else {})})
+            return type(self.model).model_validate(dump)
         except ValidationError as e:
             raise UserError(f"model {self.name}/{size}: {e.errors()[0]['msg']}", f"dials: {values}") from None
 
-    def read(self, config: Mapping[str, Any]) -> Single:
+    def _place(self, dial: str) -> str | None:
+        """Where the model's spec keeps a dial; None if this system has no such dial."""
+        if isinstance(self.model, spec.Adversaries):
+            part = dial.removeprefix("generator_")
+            if part != dial:
+                return f"generator.{part}" if part in GENERATOR else None
+            return f"discriminator.{DIALS[dial]}" if dial in DIALS and dial != "decoder_layers" else None
+        if dial == "decoder_layers" and not isinstance(self.model, spec.EncoderDecoder):
+            return None
+        return DIALS.get(dial)
+
+    def read(self, config: Mapping[str, Any]) -> spec.Model:
         """Our spec of the body that a Hub `config.json` describes; raises `UserError` where ours would compute something else."""
         self.demand(config, self.fixed)
         dump = self.model.model_dump()
@@ -114,7 +146,7 @@ class System:
             positions = dump["embed"]["positions"]
             positions |= {"offset": pad + 1, "length": positions["length"] - pad - 1}
         try:
-            return Single.model_validate(dump)
+            return type(self.model).model_validate(dump)
         except ValidationError as e:
             where = ".".join(map(str, e.errors()[0]["loc"]))
             raise UserError(f"config.json describes an impossible model: {where}: {e.errors()[0]['msg']}") from None
@@ -129,7 +161,7 @@ class System:
                 "the model would compute something else; it cannot be imported",
             )
 
-    def write(self, model: Single) -> dict[str, Any]:
+    def write(self, model: spec.Model) -> dict[str, Any]:
         """The Hub's `config.json` entries of a body; raises `UserError` where the Hub's class would compute something else."""
         config: dict[str, Any] = {"model_type": self.name, **self.fixed}
         dump = model.model_dump()
@@ -154,7 +186,7 @@ class System:
         return config
 
 
-def system_of(systems: Mapping[str, System], model: Single) -> System:
+def system_of(systems: Mapping[str, System], model: spec.Model) -> System:
     """The system whose Hub classes can hold `model`; raises `UserError` if there is none."""
     reasons = []
     for system in systems.values():

@@ -24,7 +24,7 @@ def first_drift(
     assert isinstance(ours.model, SingleModel)
     layers = range(len(ours.model.blocks))
     hidden = ours(streams, keep=[f"blocks.{i}" for i in layers])
-    steps = [("embed", ours.model.embed(streams["text"])), *((f"blocks.{i}", hidden[f"blocks.{i}"]) for i in layers)]
+    steps = [("embed", ours.model.embedded(streams["text"])), *((f"blocks.{i}", hidden[f"blocks.{i}"]) for i in layers)]
     if ours.model.final_norm is not None:
         steps[-1] = (f"{steps[-1][0]} or final_norm", hidden["text"])
     for (name, mine), other in zip(steps, theirs, strict=True):

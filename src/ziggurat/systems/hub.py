@@ -119,10 +119,6 @@ def to_hub(
     if isinstance(system, str):
         check(system in SYSTEMS, f"no system '{system}'", f"systems: {', '.join(SYSTEMS)}")
     body = network.model
-    if not isinstance(body, spec.Single):
-        raise UserError(
-            f"no Hugging Face class is known for a model of structure {body.kind}", "only single stacks can be exported"
-        )
     page = SYSTEMS[system] if isinstance(system, str) else system or system_of(SYSTEMS, body)
     notes: list[str] = []
     config = page.write(body)
@@ -349,7 +345,7 @@ def _ids(
     return {"pad_token_id": pad, "bos_token_id": layout.first[0] if layout.first else vocab.end, "eos_token_id": vocab.end}
 
 
-def _renumbered(table: Tensor, positions: spec.Learned, pad: int) -> Tensor:
+def _renumbered(table: Tensor, positions: spec.Absolute, pad: int) -> Tensor:
     """The position table as the Hub numbers it, from the pad id + 1; rows before that are read for pads only."""
     if pad + 1 == positions.offset:
         return table

@@ -30,7 +30,7 @@ from ziggurat.log import Metrics, ProgressBar, Sink, read_metrics
 from ziggurat.nn import spec as parts
 from ziggurat.nn.attention import pick
 from ziggurat.nn.network import NetworkModel
-from ziggurat.objectives.base import Objective
+from ziggurat.objectives.base import Objective, context_of
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import loop, schedule, settings
 from ziggurat.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
@@ -111,9 +111,7 @@ def context(job: Job) -> Context:
     check(
         job.stage.length <= longest, f"length {job.stage.length} is longer than the model's {longest} positions", "lower `length`"
     )
-    return Context(
-        tokenizer.vocab, tokenizer.layout, job.stage.length, model.visibility, job.seed, tables=objective.tables(tokenizer)
-    )
+    return context_of(model, tokenizer, job.stage.length, job.seed, objective.tables(tokenizer))
 
 
 def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list[str]]:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from ziggurat.config import Problem, Spec, complain, given
 from ziggurat.data.sources import Source, labelled, splits
 from ziggurat.errors import UserError
-from ziggurat.nn.spec import Single
+from ziggurat.nn.spec import Model
 from ziggurat.systems import SYSTEMS
 from ziggurat.systems.base import System
 from ziggurat.text.train import TokenizerSpec
@@ -48,6 +48,20 @@ class Dials(Spec):
     """Attention heads."""
     mlp: int | None = Field(None, gt=0)
     """Width of the feed-forward layer."""
+    embedding: int | None = Field(None, gt=0)
+    """Width of the embedding tables, where it is not the model's."""
+    head_width: int | None = Field(None, gt=0)
+    """Width of one attention head, where it is not width / heads."""
+    decoder_layers: int | None = Field(None, gt=0)
+    """Layers of the decoder, where they are not as many as the encoder's."""
+    generator_layers: int | None = Field(None, gt=0)
+    """Layers of a generator (ELECTRA), and its other dimensions."""
+    generator_width: int | None = Field(None, gt=0)
+    """Length of the generator's hidden vectors."""
+    generator_heads: int | None = Field(None, gt=0)
+    """Attention heads of the generator."""
+    generator_mlp: int | None = Field(None, gt=0)
+    """Width of the generator's feed-forward layer."""
 
 
 class Recipe(Spec):
@@ -85,14 +99,14 @@ class Recipe(Spec):
         complain(self.problems(), f"recipe {self.name}")
         return Recipe.model_validate(resolve(self).plain())
 
-    def single(self, vocab: int | None = None) -> Single | None:
+    def body(self, vocab: int | None = None) -> Model | None:
         """The model of system, size and dials, with `vocab` token rows; None when `init` brings it.
 
         Raises:
             UserError: dimensions that do not fit together.
         """
         system, size = split(self.system)
-        return system.single(size, dict(self.model), vocab) if system is not None and size in system.sizes else None
+        return system.sized(size, dict(self.model), vocab) if system is not None and size in system.sizes else None
 
     def problems(self) -> Iterator[Problem]:
         """Mistakes that need more than one value to be seen."""
@@ -147,8 +161,8 @@ def resolve(recipe: Recipe, root: Node | None = None) -> Node:
     if system is not None and size in system.sizes:
         fill = tree(dict(system.sizes[size]), f"size {recipe.system}")
         try:
-            full = recipe.single()
-            follow = {k: v for k in ("heads", "mlp") if (v := getattr(full, k)) != system.sizes[size][k]}
+            full = recipe.body()
+            follow = {k: v for k in ("heads", "mlp") if (v := getattr(full, k, None)) != system.sizes[size].get(k)}
             fill.value |= tree(follow, "follows width").value
         except UserError:
             pass  # one of the recipe's problems
@@ -182,7 +196,7 @@ def _model_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("model",), "dimensions are those of the checkpoint in `init`; leave `model` out, or give `system` a size")
     elif size:
         try:
-            recipe.single()
+            recipe.body()
         except UserError as e:
             yield Problem(("model",), f"{e.message}; {e.hint}")
     if recipe.tokenizer is None and fresh:
@@ -223,7 +237,7 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
     system = split(recipe.system)[0]
     ours = {"scratch", "previous", *(s.title for s in recipe.stages)}
     if system is not None and stage.objective is not None and all(s.init in ours for s in recipe.stages):
-        for why in stage.objective.misfits(system.model):
+        for why in stage.objective.misfits(stage.objective.equipped(system.model)):
             yield "objective", why
     positions = system.model.embed.positions.length if system is not None else stage.length
     if stage.length > positions:
