@@ -138,8 +138,9 @@ def _begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
 def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
     """Raise `UserError` unless a checkpoint is of the recipe's system, and of its size where it gives one."""
     name = recipe.system.partition("/")[0]
+    kin = opened.system in SYSTEMS and name in SYSTEMS and SYSTEMS[opened.system].model_type == SYSTEMS[name].model_type
     check(
-        opened.system in ("", name),
+        opened.system in ("", name) or kin,
         f"init: {init} is a {opened.system} model, and the recipe's system is {recipe.system}",
         f"write `system: {opened.system}`",
     )

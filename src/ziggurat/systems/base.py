@@ -76,10 +76,19 @@ class System:
     head_fixed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The same for single heads, by our head's name."""
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    hub: str = ""
+    """The Hub's `model_type`, where it is not the name (StructBERT is written as `bert`)."""
+    loads: bool = True
+    """Whether today's `transformers` has classes for it; else an export is in the layout of its own release."""
     pad: int | None = None
     """Pad id written when there is no tokenizer to ask."""
     pad_counts: bool = False
     """RoBERTa: positions are numbered from the pad id + 1, so the table holds pad id + 1 rows more."""
+
+    @property
+    def model_type(self) -> str:
+        """What `config.json` calls it."""
+        return self.hub or self.name
 
     def sized(self, size: str, dials: Mapping[str, int] | None = None, vocab: int | None = None) -> spec.Model:
         """The model of a size, with `dials` over it and `vocab` token rows.
@@ -163,7 +172,7 @@ class System:
 
     def write(self, model: spec.Model) -> dict[str, Any]:
         """The Hub's `config.json` entries of a body; raises `UserError` where the Hub's class would compute something else."""
-        config: dict[str, Any] = {"model_type": self.name, **self.fixed}
+        config: dict[str, Any] = {"model_type": self.model_type, **self.fixed}
         dump = model.model_dump()
         for k in self.knobs:
             found = [_get(dump, place) for place in k.ours]
@@ -184,6 +193,11 @@ class System:
             "keep the system's own value to be able to export",
         )
         return config
+
+
+def by_model_type(systems: Mapping[str, System], kind: str) -> System | None:
+    """The first system that `config.json` calls `kind`: of several (BERT, StructBERT, MacBERT) the one they all descend from."""
+    return next((system for system in systems.values() if system.model_type == kind), None)
 
 
 def system_of(systems: Mapping[str, System], model: spec.Model) -> System:

@@ -21,7 +21,7 @@ from ziggurat.errors import UserError, check
 from ziggurat.nn import spec
 from ziggurat.nn.network import NetworkModel
 from ziggurat.systems import SYSTEMS
-from ziggurat.systems.base import System, closest, system_of
+from ziggurat.systems.base import System, by_model_type, closest, system_of
 from ziggurat.systems.folder import publish, read_config, read_tensors
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def from_hub(folder: Path | str) -> Imported:
     kind = str(config.get("model_type", ""))
     check(not config.get("auto_map"), f"{folder} brings its own model code", "only the Hub's own classes can be imported")
     check(kind, f"{folder / 'config.json'} has no model_type", f"known: {', '.join(SYSTEMS)}")
-    if kind not in SYSTEMS:
-        raise closest(kind, SYSTEMS, "system for model_type")
-    system, notes = SYSTEMS[kind], list[str]()
+    system, notes = by_model_type(SYSTEMS, kind), list[str]()
+    if system is None:
+        raise closest(kind, {s.model_type: s for s in SYSTEMS.values()}, "system for model_type")
     model = system.read(config)
     stored = read_tensors(folder, notes)
     architecture, heads = _heads_found(system, config, stored)
