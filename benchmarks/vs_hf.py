@@ -4,7 +4,7 @@
 
 Equal: initial weights (ours, exported), packed rows and masks (one document of 128 tokens a row, so that the Hub's model needs no
 mask), dropout 0, AdamW's numbers, schedule, clipping. In float32 every step's loss must agree within 1e-3, or the script fails.
-Each contestant is a process of its own; they take steps one after the other, and the best step of each counts (the first two are
+A bf16 contestant is compared with ours in bf16. Each contestant is a process of its own; they take steps one after the other, and the best step of each counts (the first two are
 left out). With one thread the clock is CPU time, which other jobs on the machine disturb little; with more it is wall time.
 """
 
@@ -29,7 +29,7 @@ OPTIM: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight
 CLIP = 1.0
 AGREE = 1e-3
 
-OURS = "ziggurat, fp32"
+OURS, OURS_BF16 = "ziggurat, fp32", "ziggurat, bf16"
 TRAINERS: dict[str, dict[str, Any]] = {
     "Trainer, defaults (fp32)": {},
     "Trainer, SDPA, fused AdamW (fp32)": {"attn": "sdpa", "optim": "adamw_torch_fused"},
@@ -84,7 +84,7 @@ class Pace:
         self.pipe.send((self.clock() - self.started, loss))
 
 
-def run_ours(pipe: Connection, args: argparse.Namespace, folder: str) -> None:
+def run_ours(pipe: Connection, args: argparse.Namespace, folder: str, precision: str) -> None:
     import torch
 
     from ziggurat.objectives.masked import Masked
@@ -105,7 +105,7 @@ def run_ours(pipe: Connection, args: argparse.Namespace, folder: str) -> None:
     pipe.send("plain attention, sparse head, fused AdamW")
     plan = Plan(args.steps, 1, CLIP, lambda step: OPTIM["lr"] * (1 - step / args.steps), 1, 0, 0)
     train(
-        net, Masked(), paced(), build_optimizer(net, Optim(**OPTIM)), plan, Progress(), dtype=torch.float32,
+        net, Masked(), paced(), build_optimizer(net, Optim(**OPTIM)), plan, Progress(), dtype=getattr(torch, precision),
         write=lambda step, numbers: pace.done(numbers["loss"]), evaluate=lambda net: {}, save=lambda progress: None,
         show=lambda progress, numbers: None, stop=lambda: False,
     )  # fmt: skip
@@ -163,9 +163,13 @@ def race(args: argparse.Namespace, folder: str) -> tuple[dict[str, list[tuple[fl
     """For each contestant, the (seconds, loss) of its steps, and how it is configured."""
     spawn = multiprocessing.get_context("spawn")
     pipes, processes, configured = {}, [], {}
-    for name in (OURS, *TRAINERS):
+    ours = {OURS: "float32", OURS_BF16: "bfloat16"}
+    for name in (*ours, *TRAINERS):
+        if "bf16" in name and not args.bf16_steps:
+            continue
         here, there = spawn.Pipe()
-        target, more = (run_ours, ()) if name == OURS else (run_trainer, (TRAINERS[name],))
+        target: Any = run_ours if name in ours else run_trainer
+        more = (ours[name],) if name in ours else (TRAINERS[name],)
         process = spawn.Process(target=target, args=(there, args, folder, *more), daemon=True)
         process.start()
         there.close()
@@ -198,7 +202,10 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     before = os.getloadavg()[0]
 
+    import torch
+
     from ziggurat.systems.hub import to_hub
+    from ziggurat.train.loop import precision_of
 
     with tempfile.TemporaryDirectory() as folder:
         net = network(args.seed)
@@ -210,13 +217,20 @@ def main() -> None:
     best = {name: min(s for s, _ in steps[skip[name] :]) for name, steps in taken.items()}
     for name, steps in taken.items():
         apart = max(abs(a - b) for (_, a), (_, b) in zip(steps, taken[OURS], strict=False))
-        ratio, goal = best[name] / best[OURS], ""
+        rival = OURS_BF16 if "bf16" in name else OURS
+        ratio, goal = best[name] / best[rival], ""
+        if (
+            name == "Trainer, defaults (fp32)"
+            and precision_of("auto", torch.device("cpu")) == torch.bfloat16
+            and OURS_BF16 in best
+        ):
+            print(f"defaults against defaults: ours are bf16 here, {best[name] / best[OURS_BF16]:.2f}x as fast as theirs (fp32)")
         if name in GOALS:
             goal = f"  goal {GOALS[name]}x: {'reached' if ratio >= GOALS[name] else 'NOT reached'}"
-        both = list(zip(steps, taken[OURS], strict=False))[skip[name] :]
+        both = list(zip(steps, taken[rival], strict=False))[skip[name] :]
         paired = statistics.median(theirs / ours for (theirs, _), (ours, _) in both)
         print(
-            f"{name:35} {ROWS * LENGTH / best[name]:6.0f} tokens/s  ziggurat is {ratio:5.2f}x as fast "
+            f"{name:35} {ROWS * LENGTH / best[name]:6.0f} tokens/s  {rival} is {ratio:5.2f}x as fast "
             f"(median step {paired:5.2f}x)  losses within {apart:.1e}{goal}   [{configured[name]}]"
         )
         assert "bf16" in name or apart <= AGREE, f"{name}: losses differ by {apart}"

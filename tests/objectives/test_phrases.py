@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +15,18 @@ from blocks import VOCAB, context, keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ziggurat.config import load
 from ziggurat.data.cut import windows
+from ziggurat.data.files import Row
+from ziggurat.data.reading import Reading
+from ziggurat.data.rows import Columns, documents
 from ziggurat.data.writing import write_shards
 from ziggurat.errors import UserError
 from ziggurat.objectives.masked import Masked
+from ziggurat.pipeline.prepare import prepare
 from ziggurat.text.phrases import Dictionary, marked, together
 from ziggurat.text.tokenizer import Tokenizer
+from ziggurat.train.recipe import Recipe
 from ziggurat.types import Document, Mark, Part, Tokens
 
 fast = settings(max_examples=100, deadline=None)
@@ -179,3 +187,61 @@ def test_whole_phrases_are_hidden(tmp_path: Path) -> None:
                         assert its <= index or not its & index
                         hidden[phrase] += its <= index
     assert all(hidden.values())
+
+
+# --- from a recipe -----------------------------------------------------------------------------------------------------------
+
+
+def find_caps(text: str) -> list[Mark]:
+    """A finder of somebody else's: runs of upper-case letters."""
+    return [Mark(m.start(), m.end(), "CAPS") for m in re.finditer("[A-Z]+ [A-Z]+", text)]
+
+
+def test_phrases_of_a_recipe_are_hidden_together(tmp_path: Path) -> None:
+    """Dictionary, spans of the data, and an outside function: prepare finds them, `mlm` with `unit: phrase` takes each as one."""
+    (tmp_path / "phrases.txt").write_text("new york\n", "utf-8")
+    text = "we fly to new york with NATO FORCES and come home"
+    rows = [{"text": text + " " * n + "x" * n, "spans": [[0, 6, "WE"]]} for n in range(1, 6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    found = {}
+    for name, source in {
+        "dictionary": {"path": str(tmp_path / "a.jsonl"), "phrases": str(tmp_path / "phrases.txt"), "valid": 0},
+        "function": {"path": str(tmp_path / "a.jsonl"), "phrases": "test_phrases:find_caps", "valid": 0},
+        "data": {"path": str(tmp_path / "a.jsonl"), "columns": {"spans": "spans"}, "valid": 0},
+    }.items():
+        recipe = {
+            "name": name,
+            "system": "bert/tiny",
+            "tokenizer": {"kind": "wordpiece", "vocab": 200, "min_frequency": 1},
+            "sources": {"text": source},
+            "stages": [{"stage": "pretrain", "data": "text", "steps": 1, "objective": {"kind": "mlm", "unit": "phrase"}}],
+        }
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(recipe), "utf-8")
+        shards = prepare(load(tmp_path / f"{name}.yaml", model=Recipe).resolved(), tmp_path / name).shards["text", "train"]
+        part = Masked(unit="phrase").grouped(shards.read(np.arange(1))).parts["text"]
+        plain = shards.read(np.arange(1)).parts["text"]
+        found[name] = int(plain.words.sum() - part.words.sum())
+    assert found == {"dictionary": 1, "function": 1, "data": 1}
+
+
+def test_a_recipe_without_phrases_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n", "utf-8")
+    recipe = {
+        "name": "r",
+        "system": "bert/tiny",
+        "tokenizer": {"vocab": 200},
+        "sources": {"text": {"path": str(tmp_path / "a.txt")}},
+        "stages": [{"stage": "pretrain", "data": "text", "steps": 1, "objective": {"kind": "mlm", "unit": "phrase"}}],
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe), "utf-8")
+    with pytest.raises(UserError, match="hides phrases, and source 'text' has none"):
+        load(tmp_path / "r.yaml", model=Recipe).resolved()
+
+
+@pytest.mark.parametrize(
+    "spans", ["x", [[0]], [[2, 1]], [[0, 99]], [[0, 4], [2, 6]], [[0.0, 3]], [[True, 3]]], ids=lambda s: json.dumps(s)
+)
+def test_spans_that_are_none_are_bad_rows(spans: object) -> None:
+    reading = Reading(allowed=5)
+    row = Row("here:1", {"text": "some words", "spans": spans})
+    assert list(documents([row], Columns(spans="spans"), reading)) == [] and reading.skipped == 1

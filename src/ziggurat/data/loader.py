@@ -169,7 +169,8 @@ class Loader:
         return join_all(self._make(draw, ctx.at_epoch(draw.epoch), corrupt) for draw in self.order.block(place)[0])
 
     def _make(self, draw: Draw, ctx: Context, corrupt: bool) -> Batch:
-        formed = self.objective.form(self.order.shards[draw.source].read(draw.documents), ctx)
+        tokens = self.order.shards[draw.source].read(draw.documents)
+        formed = self.objective.form(self.objective.grouped(tokens), ctx)
         return self.objective.corrupt(formed, ctx) if corrupt and len(formed) else formed
 
     def _deal(self, examples: Batch, place: Place) -> tuple[np.ndarray, np.ndarray]:

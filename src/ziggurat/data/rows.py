@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -34,6 +35,8 @@ class Columns(Spec):
     """Instead of `text`: the words, as a list or separated by spaces."""
     tags: str | None = None
     """One tag per word of `tokens`."""
+    spans: str | None = None
+    """Phrases or entities of `text`: a list of [start, end] or [start, end, label], in characters; none may overlap another."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -41,6 +44,8 @@ class Columns(Spec):
             raise ValueError("`tags` needs `tokens`: the column with the words that are tagged")
         if self.tokens and "text" in self.model_fields_set:
             raise ValueError("give `text` or `tokens`, not both: the text of a tagged row is its words, joined")
+        if self.tokens and self.spans:
+            raise ValueError("`spans` are places in `text`; the words of `tokens` have `tags`")
         if self.tokens and self.pair:
             raise ValueError("a tagged row has no `pair`")
         return self
@@ -52,7 +57,7 @@ class Columns(Spec):
     def used(self) -> list[str]:
         """The columns that every row must have."""
         first = self.tokens or self.text
-        return [name for name in (first, self.pair, self.label, self.tags) if name]
+        return [name for name in (first, self.pair, self.label, self.tags, self.spans) if name]
 
 
 def documents(
@@ -97,6 +102,7 @@ def _document(row: Row, columns: Columns, names: Mapping[str, Sequence[str]]) ->
         texts = {"text": text}
     else:
         texts = {"text": _text(values[columns.text], columns.text)}
+        marks = _spans(values[columns.spans], columns.spans, texts["text"]) if columns.spans else ()
         if columns.pair:
             texts["pair"] = _text(values[columns.pair], columns.pair)
     fields = {"label": _label(values[columns.label], columns.label, names)} if columns.label else {}
@@ -146,6 +152,21 @@ def _tagged(values: Mapping[str, Any], columns: Columns, names: Mapping[str, Seq
     if len(tags) != len(words):
         raise BadRow("as many tags as words are needed", f"{len(words)} words, {len(tags)} tags")
     return text, tuple(Mark(start, start + len(word), tag) for start, word, tag in zip(starts, words, tags))
+
+
+def _spans(value: Any, name: str, text: str) -> tuple[Mark, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise BadRow(f"{name!r} is not a list of spans", f"it is {_shown(value)}")
+    marks = []
+    for span in value:
+        good = isinstance(span, (list, tuple)) and len(span) in (2, 3) and all(type(at) is int for at in span[:2])
+        if not good or not 0 <= span[0] < span[1] <= len(text) or not text[span[0] : span[1]].strip():
+            raise BadRow(f"{name!r} has a span that is no [start, end, label] of the text", f"it is {_shown(span)}")
+        marks.append(Mark(span[0], span[1], str(span[2]) if len(span) == 3 else "phrase"))
+    marks.sort()
+    if any(a.end > b.start for a, b in pairwise(marks)):
+        raise BadRow(f"{name!r} has spans that overlap")
+    return tuple(marks)
 
 
 def _list(value: Any, name: str) -> list[Any]:

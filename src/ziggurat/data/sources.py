@@ -44,6 +44,9 @@ class Files(Spec):
     `valid` or `test` are not read for training."""
     columns: Columns = Columns()
     """Which columns hold what. A `.txt` file has the one column `text`."""
+    phrases: str | None = None
+    """Finds phrases and entities, which `mlm` with `unit: phrase` hides together: a dictionary (a text file, one phrase a line, or
+    phrase, tab, label), or the import path `module:name` of a function from a text to its marks."""
     txt: Literal["file", "line", "blank"] = "blank"
     """Where a document of a `.txt` file ends: with the file, with each line, or at blank lines. In any case
     one of more than 50,000 characters ends at the next line end."""
@@ -87,6 +90,9 @@ class Hub(Spec):
     """Read over the network while training data is written, without downloading the whole first."""
     columns: Columns = Columns()
     """Which columns hold what."""
+    phrases: str | None = None
+    """Finds phrases and entities, which `mlm` with `unit: phrase` hides together: a dictionary (a text file, one phrase a line, or
+    phrase, tab, label), or the import path `module:name` of a function from a text to its marks."""
     train: str = "train"
     """The dataset's split to learn from."""
     valid: Fraction | str | None = None
@@ -148,6 +154,13 @@ Source = Annotated[
 def labelled(source: Source) -> bool:
     """Whether the documents carry labels or tags."""
     return source.kind == "docstring_backticks" or (source.kind in ("files", "hub") and source.columns.labelled)
+
+
+def marked(source: Source) -> bool:
+    """Whether the documents have phrases: found, or marked in the data (spans, tags)."""
+    if source.kind not in ("files", "hub"):
+        return False
+    return bool(source.phrases or source.columns.spans or source.columns.tags)
 
 
 def splits(source: Source) -> tuple[Split, ...]:

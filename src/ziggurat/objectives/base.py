@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from ziggurat.text.tokenizer import Tokenizer
 
 
+WHY = {
+    "single": "it writes its answer in a decoder that reads another stack, and one stack has none (prefix_lm, ernie_gen and pmlm are "
+    "its relatives for one stack)",
+    "encoder_decoder": "one stack both reads and answers in it, so an encoder-decoder would train one of its two (mlm_mass, "
+    "span_corruption and denoise hide text for two stacks)",
+    "adversaries": "it trains one stack, and these two learn from each other, by rtd; later stages take the discriminator alone",
+}
+"""Why an objective for other structures makes no sense on one of these."""
+
+
 def context_of(
     model: parts.Model, tokenizer: Tokenizer, length: int, seed: int = 0, tables: Mapping[str, Any] | None = None
 ) -> Context:
@@ -50,6 +60,15 @@ class Objective(Spec):
     """Learned input vectors that are no vocabulary item: content id -1 is the first, -2 the second."""
     labelled: ClassVar[bool] = False
     """Needs supervised columns; its stage is a fine-tuning."""
+
+    @property
+    def marked(self) -> bool:
+        """Whether it needs phrases: marks of the data, or what a source's `phrases` finds."""
+        return False
+
+    def grouped(self, tokens: Tokens) -> Tokens:
+        """The block with the words that this objective hides together made one; asked before `form`. Default: unchanged."""
+        return tokens
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         """Documents -> examples, each one document of the batch, at most `ctx.length` tokens. Default: windows."""
@@ -83,7 +102,9 @@ class Objective(Spec):
         """Why this model cannot be trained with it; empty when it can."""
         found = []
         if model.kind not in self.structures:
-            found.append(f"{self.kind} is for models of structure {' or '.join(self.structures)}, this one is {model.kind}")
+            found.append(
+                f"{self.kind} is for models of structure {' or '.join(self.structures)}, this one is {model.kind}: {WHY[model.kind]}"
+            )
         elif model.embed.extra < self.extra:
             found.append(f"{self.kind} needs {self.extra} learned query vectors, the model has {model.embed.extra}")
         return found

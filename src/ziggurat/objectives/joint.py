@@ -64,6 +64,13 @@ class Joint(Objective):
         for part in self.parts:
             part.needs(ctx)
 
+    @property
+    def marked(self) -> bool:
+        return any(part.marked for part in self.parts)
+
+    def grouped(self, tokens: Tokens) -> Tokens:
+        return reduce(lambda t, part: part.grouped(t), self.parts, tokens)
+
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         former = next((p for p in self.parts if type(p).form is not Objective.form), self.parts[0])
         return former.form(tokens, ctx)

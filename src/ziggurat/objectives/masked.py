@@ -1,7 +1,7 @@
 """Masked language modelling: hide some tokens, predict each of them from everything else.
 
 Paper: BERT (Devlin et al., 2019, 3.1, A.1); whole words: the authors' later release; n-grams: ALBERT (Lan et al., 2020,
-4.1); spans: SpanBERT (Joshi et al., 2020, 3.1). Needs: a mask token. Feeds: stream "text", target "mlm".
+4.1); spans: SpanBERT (Joshi et al., 2020, 3.1); phrases and entities: ERNIE 1.0 (Sun et al., 2019, 3.2). Needs: a mask token. Feeds: stream "text", target "mlm".
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ziggurat.data.runs import bounds_of, ranges
 from ziggurat.errors import check
 from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
-from ziggurat.types import Batch, Stream, text_target
+from ziggurat.text.phrases import together
+from ziggurat.types import Batch, Stream, Tokens, text_target
 
 
 class Ramp(Spec):
@@ -41,9 +42,11 @@ class Masked(Objective):
     rate: float | Ramp = Field(0.15)
     """Share of an example's tokens to predict (special tokens count towards the length, as in BERT), or
     `{start, end}` for a rate that changes over the stage."""
-    unit: Literal["token", "word", "ngram", "span"] = "token"
-    """What is hidden together: single tokens; whole words; 1 to `longest` words with probability 1/n (ALBERT); spans of
-    words of geometric length with mean `mean` before the cut at `longest` (SpanBERT)."""
+    unit: Literal["token", "word", "phrase", "ngram", "span"] = "token"
+    """What is hidden together: single tokens; whole words; phrases and entities, elsewhere words (ERNIE 1.0); 1 to `longest` words
+    with probability 1/n (ALBERT); spans of words of geometric length with mean `mean` before the cut at `longest` (SpanBERT)."""
+    labels: tuple[str, ...] = ()
+    """unit phrase: which kinds of marks are hidden as one (`phrase`, `PER`, ...); empty = all."""
     longest: int = Field(0, ge=0)
     """Most words in an n-gram or span; 0 = the paper's (3 and 10)."""
     mean: float = Field(5.0, gt=1)
@@ -60,7 +63,18 @@ class Masked(Objective):
             raise ValueError("rate must lie between 0 and 1")
         if abs(sum(self.replace) - 1) > 1e-6 or min(self.replace) < 0:
             raise ValueError("replace must be three shares (mask, random, keep) that sum to 1")
+        if self.labels and self.unit != "phrase":
+            raise ValueError("labels are kinds of phrases: they need unit: phrase")
         return self
+
+    @property
+    def marked(self) -> bool:
+        return self.unit == "phrase"
+
+    def grouped(self, tokens: Tokens) -> Tokens:
+        if not self.marked:
+            return tokens
+        return replace(tokens, parts={name: together(part, self.labels) for name, part in tokens.parts.items()})
 
     def needs(self, ctx: Context) -> None:
         check(
@@ -77,7 +91,7 @@ class Masked(Objective):
 
     def lengths(self) -> np.ndarray:
         """float64[longest]: the probability of hiding 1, 2, ... words together."""
-        if self.unit in ("token", "word"):
+        if self.unit in ("token", "word", "phrase"):
             return np.ones(1)
         n = np.arange(1, (self.longest or {"ngram": 3, "span": 10}[self.unit]) + 1)
         weights = 1.0 / n if self.unit == "ngram" else (1 - 1 / self.mean) ** (n - 1)

@@ -102,6 +102,10 @@ class Mixture(Objective):
                 most[name] = max(row, most.get(name, 0))
         return most
 
+    @property
+    def marked(self) -> bool:
+        return any(part.marked for part in self.parts)
+
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         """Every document's examples as its part forms them, those of the first part first."""
         documents = np.arange(len(tokens))
@@ -113,7 +117,7 @@ class Mixture(Objective):
         for number, part in enumerate(self.parts):
             mine = np.flatnonzero(drawn == number)
             if len(mine):
-                batch = part.form(some_texts(tokens, mine), ctx)
+                batch = part.form(part.grouped(some_texts(tokens, mine)), ctx)
                 each = text_target(np.arange(len(batch)), np.full(len(batch), number), at="document")
                 made.append(replace(batch, targets={**batch.targets, PART: each}) if len(batch) else batch)
         return join_all(made)

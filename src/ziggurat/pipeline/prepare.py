@@ -24,6 +24,7 @@ from ziggurat.data.writing import write_shards
 from ziggurat.errors import UserError
 from ziggurat.log import counted
 from ziggurat.systems import SYSTEMS
+from ziggurat.text.phrases import finder_of, identity_of, marked
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import train_tokenizer
 from ziggurat.train.recipe import Recipe
@@ -148,6 +149,8 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
     place = folder / "shards" / name / split
     facts = place.with_name(f"{split}.json")
     identity = f"{sources.fingerprint(source, split)[:16]}/{'' if split == 'test' else tests.mark}"  # type: ignore[arg-type]
+    phrases = getattr(source, "phrases", None) and str(expanded(source.phrases))
+    identity += f"/{hashlib.sha256(identity_of(phrases).encode()).hexdigest()[:16]}" if phrases else ""
     if (place / "meta.json").exists() and facts.exists():
         shards = Shards.open(place)
         if shards.meta.get("source") == identity and shards.meta.get("tokenizer") == tokenizer.fingerprint:
@@ -155,7 +158,10 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
             found.shards[name, split], found.facts[name, split] = shards, json.loads(facts.read_text("utf-8"))
             return False
     reading, left_out = Reading(), list[Leak]()
-    documents = counted(f"tokenizing {name}/{split}", tests.clean(source, split, reading, left_out))
+    documents = tests.clean(source, split, reading, left_out)
+    if phrases:
+        documents = marked(documents, finder_of(phrases))
+    documents = counted(f"tokenizing {name}/{split}", documents)
     facts.unlink(missing_ok=True)  # they are about the old shards
     try:
         shards = write_shards(place, documents, tokenizer, source=identity)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ziggurat.errors import UserError, check
+from ziggurat.named import load_named
 from ziggurat.text.boundaries import word_starts
 from ziggurat.types import Document, Mark, Part
 
@@ -84,6 +85,30 @@ class Dictionary:
         return *self.lengths.get(text[start : start + 2], ()), *(
             self.lengths.get(text[start], ()) if start + 1 < len(text) else ()
         )
+
+
+def finder_of(named: str) -> Finder:
+    """A finder by the name a recipe gives it: the path of a dictionary, or `module:function`.
+
+    Raises:
+        UserError: there is no such dictionary, module or function.
+    """
+    if Path(named).exists() or ":" not in named:
+        return Dictionary.read(named)
+    try:
+        found = load_named(named)
+    except ValueError as e:
+        raise UserError(
+            f"phrases: {e}", "give a dictionary file, or module:function with a function from a text to its marks"
+        ) from e
+    check(callable(found), f"phrases: {named} is no function", "it takes a text and gives its marks (ziggurat.types.Mark)")
+    return found  # type: ignore[no-any-return]
+
+
+def identity_of(named: str) -> str:
+    """What makes shards with this finder differ from others: a dictionary's contents, or a function's path and its `digest`, if it has one."""
+    finder = finder_of(named)
+    return finder.digest if isinstance(finder, Dictionary) else f"{named}/{getattr(finder, 'digest', '')}"
 
 
 def marked(documents: Iterable[Document], finder: Finder) -> Iterator[Document]:

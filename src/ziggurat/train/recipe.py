@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ziggurat.config import Problem, Spec, complain, given
-from ziggurat.data.sources import Source, labelled, splits
+from ziggurat.data.sources import Source, labelled, marked, splits
 from ziggurat.errors import UserError
 from ziggurat.nn.spec import Model
 from ziggurat.systems import SYSTEMS
@@ -234,6 +234,12 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
             yield "objective", f"'{stage.objective.kind}' needs labels: it belongs in a finetune stage, not in {stage.stage}"
         if stage.examples is not None:
             yield "examples", f"counts labelled rows, and {stage.stage} reads plain text; limit the source instead"
+    if stage.objective is not None and stage.objective.marked:
+        for name in stage.data:
+            source = recipe.sources.get(name)
+            if source is not None and not marked(source):
+                message = f"hides phrases, and source '{name}' has none: give it `phrases` or `columns: {{spans: ...}}`"
+                yield "objective", message, ("sources", name)
     system = split(recipe.system)[0]
     ours = {"scratch", "previous", *(s.title for s in recipe.stages)}
     if system is not None and stage.objective is not None and all(s.init in ours for s in recipe.stages):
