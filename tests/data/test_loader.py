@@ -34,6 +34,9 @@ class Mask:
     def __init__(self) -> None:
         self.progress: list[float] = []
 
+    def grouped(self, tokens: Tokens) -> Tokens:
+        return tokens
+
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         return windows(tokens, ctx)
 
@@ -49,6 +52,9 @@ class Mask:
 
 
 class Label(Mask):
+    def grouped(self, tokens: Tokens) -> Tokens:
+        return tokens
+
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         batch = single(tokens, ctx)
         label = np.array(tokens.fields["label"])
@@ -185,6 +191,9 @@ def test_the_thread_changes_nothing_and_ends(sources: dict[str, Shards]) -> None
 
 def test_errors_of_the_thread_reach_the_caller(sources: dict[str, Shards]) -> None:
     class Broken(Mask):
+        def grouped(self, tokens: Tokens) -> Tokens:
+            return tokens
+
         def form(self, tokens: Tokens, ctx: Context) -> Batch:
             raise UserError("broken")
 
@@ -298,6 +307,9 @@ def test_bad_input_is_one_clear_error(sources: dict[str, Shards], tmp_path: Path
         loader(sources, lanes=2, state=state)
 
     class Nothing(Mask):
+        def grouped(self, tokens: Tokens) -> Tokens:
+            return tokens
+
         def form(self, tokens: Tokens, ctx: Context) -> Batch:
             return Batch()
 

@@ -141,12 +141,7 @@ def test_origins(path: Path) -> None:
         ),
         (["stages.finetune.objective={kind: mlm}"], "'mlm' has no labels; a finetune stage needs a labelled objective"),
         (["stages.pretrain.objective={kind: mass}"], "mass is for models of structure encoder_decoder, this one is single"),
-        (["stages.pretrain.objective={kind: plm}"], "plm needs 1 learned query vectors, the model has 0"),
         (["stages.pretrain.objective={kind: unilm}"], "unilm has segment ids up to 5, the model's table 1 rows"),
-        (
-            ["stages.pretrain.objective={kind: mixture, parts: [{kind: mlm}, {kind: plm}]}"],
-            "plm needs 1 learned query vectors, the model has 0",
-        ),
         (["stages.finetune.objective=null"], "stages.finetune: has no objective"),
         (["stages.finetune.data={task: 1, domain: 1}"], "a finetune stage reads one source, not 2"),
         (["stages.finetune.data=domain"], "source 'domain' declares no labels"),
@@ -225,3 +220,12 @@ def test_the_schema_has_every_objective_and_source() -> None:
     for kind in ("mlm", "clm", "classify", "docstrings", "hub"):
         assert f"'const': '{kind}'" in text
     assert "Peak learning rate." in text
+
+
+def test_a_fresh_model_has_the_query_vectors_that_stages_need(path: Path) -> None:
+    """One that is there already cannot get them: then the objective does not fit."""
+    recipe = load(path, ["stages.pretrain.objective={kind: plm}"], model=Recipe).resolved()
+    objective, body = recipe.stages[0].objective, recipe.body()
+    assert objective is not None and body is not None and body.embed.extra == 0
+    assert objective.equipped(body).embed.extra == 1 and objective.misfits(objective.equipped(body)) == []
+    assert objective.misfits(body) == ["plm needs 1 learned query vectors, the model has 0"]

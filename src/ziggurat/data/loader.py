@@ -27,6 +27,7 @@ BLANK = 64
 class Maker(Protocol):
     """The CPU half of an objective."""
 
+    def grouped(self, tokens: Tokens) -> Tokens: ...
     def form(self, tokens: Tokens, ctx: Context) -> Batch: ...
     def corrupt(self, batch: Batch, ctx: Context) -> Batch: ...
 
@@ -44,7 +45,7 @@ class Loader:
     """Micro-batches for ever: `for batch in loader`. Close it, or use it as a context manager, to end its thread.
 
     shards, weights  the sources and their shares of the tokens of text (`order.Order`)
-    objective        anything with `form` and `corrupt`
+    objective        anything with `grouped`, `form` and `corrupt`
     ctx              vocabulary, layout, length; its seed, epoch and progress are set here, the seed from `seed`
     row              tokens of a row, one number for all streams or one for each; at least the objective's longest example
     tokens           limit of a micro-batch: as many rows, over all streams, as it holds. Or:

@@ -149,7 +149,8 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
     place = folder / "shards" / name / split
     facts = place.with_name(f"{split}.json")
     identity = f"{sources.fingerprint(source, split)[:16]}/{'' if split == 'test' else tests.mark}"  # type: ignore[arg-type]
-    phrases = getattr(source, "phrases", None) and str(expanded(source.phrases))
+    named = getattr(source, "phrases", None)
+    phrases = str(expanded(named)) if named else ""
     identity += f"/{hashlib.sha256(identity_of(phrases).encode()).hexdigest()[:16]}" if phrases else ""
     if (place / "meta.json").exists() and facts.exists():
         shards = Shards.open(place)

@@ -102,7 +102,7 @@ def finder_of(named: str) -> Finder:
             f"phrases: {e}", "give a dictionary file, or module:function with a function from a text to its marks"
         ) from e
     check(callable(found), f"phrases: {named} is no function", "it takes a text and gives its marks (ziggurat.types.Mark)")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def identity_of(named: str) -> str:
