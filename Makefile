@@ -1,6 +1,7 @@
 # make quickstart   the whole pipeline in miniature, on text that is already there
 # make test         all tests that need neither a network nor a GPU
 # make lint         style, types, and a report of long files
+# make systems      every system pre-trains for a few minutes; a table in docs/results/systems.md
 # make bench        speed of the CPU half, and against the Hugging Face Trainer
 #
 # Each makes .venv first; that is skipped while pyproject.toml and constraints.txt are as they were.
@@ -15,7 +16,7 @@ LONG := 300
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help quickstart test lint bench setup clean
+.PHONY: help quickstart test lint bench systems setup clean
 
 help:
 	@sed -n 's/^# \(make [a-z]* .*\)/\1/p' Makefile
@@ -38,6 +39,9 @@ lint: $(READY)
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forming.py
 	$(if $(wildcard benchmarks/vs_hf.py),$(BIN)/python benchmarks/vs_hf.py)
+
+systems: $(READY)
+	$(BIN)/python benchmarks/systems.py --write docs/results/systems.md
 
 setup: $(READY)
 

@@ -34,6 +34,8 @@ class Corpus(Protocol):
     def parts(self) -> tuple[str, ...]: ...
     def __len__(self) -> int: ...
     def lengths(self, part: str, documents: np.ndarray) -> np.ndarray: ...
+    @property
+    def tokens(self) -> int: ...
     def read(self, documents: np.ndarray) -> Tokens: ...
 
 
@@ -68,6 +70,17 @@ class Draw(NamedTuple):
     source: int
     epoch: int
     documents: np.ndarray
+
+
+def shares(shards: Mapping[str, Corpus], weights: Mapping[str, float], temperature: float | None) -> dict[str, float]:
+    """Each source's share of the tokens: its weight, or with a temperature its weight times tokens ** (1 / temperature).
+
+    1 takes the sources as large as they are; above, small ones (a language with little text) come more often than that (Arivazhagan et
+    al., 2019: 5; multilingual BERT's exponent 0.7 is a temperature of 1.43).
+    """
+    if temperature is None:
+        return dict(weights)
+    return {name: weight * float(shards[name].tokens) ** (1 / temperature) for name, weight in weights.items()}
 
 
 class Order:

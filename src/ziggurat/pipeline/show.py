@@ -21,7 +21,7 @@ from ziggurat.train.stage import STAGE_DEFAULTS, Stage
 from ziggurat.tree import Node, PathTo, nearest
 from ziggurat.types import DEAD, NEVER, Batch, Stream
 
-LISTS = ("systems", "objectives", "recipes", "stages")
+LISTS = ("systems", "objectives", "matrix", "recipes", "stages")
 
 
 def show(what: str, overrides: Sequence[str] = ()) -> str:
@@ -141,6 +141,7 @@ class Pieces(Protocol):
 def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     """The first batch of a stage (default: the first one), drawn. Tokenizer and shards are made if they are not there."""
     from ziggurat.data.loader import Loader
+    from ziggurat.data.order import shares as shares_of
     from ziggurat.data.shards import Shards
     from ziggurat.pipeline.run import load_recipe, prepare
     from ziggurat.text.tokenizer import Tokenizer
@@ -154,9 +155,10 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     tokenizer = Tokenizer.load(folder / "tokenizer")
     model = SYSTEMS[recipe.system.partition("/")[0]].model
     ctx = context_of(model, tokenizer, chosen.length, recipe.seed, chosen.objective.tables(tokenizer))
+    shards = {name: Shards.open(folder / "shards" / name / "train") for name in chosen.data}
     loader = Loader(
-        {name: Shards.open(folder / "shards" / name / "train") for name in chosen.data},
-        {name: share.weight for name, share in chosen.data.items()},
+        shards,
+        shares_of(shards, {name: share.weight for name, share in chosen.data.items()}, chosen.temperature),
         chosen.objective,
         ctx,
         row=chosen.objective.rows(ctx),
@@ -233,11 +235,25 @@ def draw_visibility(stream: Stream, d: int) -> list[str]:
 # --- tables ----------------------------------------------------------------------------------------------
 
 
-def listing(what: str) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of the systems, objectives, recipes or stages there are."""
+def listing(what: str) -> tuple[list[str], list[list[str]], list[str]]:
+    """(header, rows, notes below) of the systems, objectives, recipes or stages there are, or of what trains with what."""
+    if what == "matrix":
+        from ziggurat.pipeline.matrix import matrix
+
+        return matrix()
+    header, rows = _rows(what)
+    return header, rows, []
+
+
+def _rows(what: str) -> tuple[list[str], list[list[str]]]:
     if what == "systems":
         rows = [
-            [f"{s.name}/{size}", *(f"{dials[k]:,}" for k in ("layers", "width", "heads", "mlp")), _kinds(s.objective), s.paper]
+            [
+                f"{s.name}/{size}",
+                *(f"{dials.get(k, 0):,}" for k in ("layers", "width", "heads", "mlp")),
+                _kinds(s.objective),
+                s.paper,
+            ]
             for s in SYSTEMS.values()
             for size, dials in s.sizes.items()
         ]
@@ -269,8 +285,8 @@ def _comment(path: Path) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table to standard output."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+    """Print a table, and notes below it, to standard output."""
     from rich.console import Console
     from rich.table import Table
 
@@ -281,3 +297,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         made.add_row(*row)
     console.print(made, markup=False)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)

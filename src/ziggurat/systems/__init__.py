@@ -9,9 +9,10 @@ from ziggurat.nn.spec import Model
 from ziggurat.systems.base import System, closest
 from ziggurat.systems.bert import BERT
 from ziggurat.systems.gpt2 import GPT2
+from ziggurat.systems.modelx import MODELX
 from ziggurat.systems.roberta import ROBERTA
 
-SYSTEMS: dict[str, System] = {system.name: system for system in (BERT, ROBERTA, GPT2)}
+SYSTEMS: dict[str, System] = {system.name: system for system in (BERT, ROBERTA, GPT2, MODELX)}
 
 
 def split_name(name: str) -> tuple[System, str]:

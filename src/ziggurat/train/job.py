@@ -24,6 +24,7 @@ from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import spelled
 from ziggurat.context import Context
 from ziggurat.data.loader import Loader
+from ziggurat.data.order import shares
 from ziggurat.data.shards import Shards
 from ziggurat.errors import check
 from ziggurat.log import Metrics, ProgressBar, Sink, read_metrics
@@ -294,7 +295,7 @@ def _loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Map
     tokens, documents = stage.batch.tokens, stage.batch.documents
     return Loader(
         job.shards,
-        {name: share.weight for name, share in stage.data.items()},
+        shares(job.shards, {name: share.weight for name, share in stage.data.items()}, stage.temperature),
         objective,
         ctx,
         row=objective.rows(ctx),

@@ -113,6 +113,9 @@ class StageFields(Spec):
 
     data: Mixture = Field(default_factory=dict)
     """Sources of the stage's text: one name, or {name: share}."""
+    temperature: float | None = Field(None, ge=1)
+    """Shares by size: a source's is its tokens ** (1 / temperature), times its share above. 1 = as large as they are; 5 = nearly even;
+    null = the shares alone."""
     steps: int | None = Field(None, gt=0)
     """Budget in optimiser steps. A stage has exactly one of steps, tokens, epochs, time."""
     tokens: int | None = Field(None, gt=0)

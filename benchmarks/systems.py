@@ -1,0 +1,156 @@
+"""Every system pre-trains on real text with its own objective: loss against the entropy of its answers, accuracy against the trivial answer.
+
+    python benchmarks/systems.py [--time 150s] [--size mini] [--only bert,t5] [--write docs/results/systems.md]
+
+Text: the docstrings of installed packages. Each system is a run of its own in runs/systems-<system>; a killed one goes on where it
+was, and a finished one is only read. The entropy and the most frequent answer are those of the held-out answers themselves, which is
+more than any constant answer learnt from the training text can reach. A target passes when its loss is at least `MARGIN_LOSS` below that entropy and
+its accuracy at least `MARGIN_ACCURACY` above the most frequent answer's share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MARGIN_LOSS, MARGIN_ACCURACY = 0.2, 0.03
+EASIER = {"plm": 0.0}
+"""Margins of accuracy of objectives that are known to be slow at the beginning."""
+KIND = {"bert": "wordpiece", "roberta": "bpe", "gpt2": "bpe", "t5": "unigram", "xlnet": "unigram"}
+"""The tokenizer that a template is trained with."""
+
+
+def recipe_of(system: str, args: argparse.Namespace) -> dict[str, Any]:
+    from ziggurat.systems import SYSTEMS
+
+    page = SYSTEMS[system]
+    size = args.size if args.size in page.sizes else next(iter(page.sizes))
+    return {
+        "name": f"systems-{system}",
+        "system": f"{system}/{size}",
+        "tokenizer": {"kind": KIND.get(page.template, "wordpiece"), "vocab": 8000, "sample": 8_000_000},
+        "sources": {"text": {"kind": "docstrings"}},
+        "stages": [
+            {"stage": "pretrain", "data": "text", "length": 128, "time": args.time, "optim": {"lr": 1e-3}, "save": {"every": 500}}
+        ],
+    }
+
+
+def trivial(folder: Path, target: str) -> tuple[float, float]:
+    """Of the held-out answers to a target: their entropy in nats, and the share of the most frequent one."""
+    from ziggurat.config import load
+    from ziggurat.data.loader import once
+    from ziggurat.data.shards import Shards
+    from ziggurat.evaluate.heldout import first
+    from ziggurat.objectives.base import context_of
+    from ziggurat.systems import model_of
+    from ziggurat.text.tokenizer import Tokenizer
+    from ziggurat.train.recipe import Recipe
+
+    recipe = load(folder / "recipe.yaml", model=Recipe)
+    stage, tokenizer = recipe.stages[0], Tokenizer.load(folder / "tokenizer")
+    objective = stage.objective
+    assert objective is not None
+    ctx = context_of(model_of(recipe.system), tokenizer, stage.length, recipe.seed, objective.tables(tokenizer))
+    row = objective.rows(ctx)
+    shards = Shards.open(folder / "shards" / "text" / "valid")
+    answers = []
+    for batch in first(once(shards, objective, ctx, row=row, tokens=max(2048, sum(row.values()))), stage.evaluate.tokens):
+        if target in batch.targets:
+            answers.append(np.asarray(batch.targets[target].value))
+    counts = np.unique(np.concatenate(answers), return_counts=True)[1] if answers else np.ones(1)
+    share = counts / counts.sum()
+    return float(-(share * np.log(share)).sum()), float(share.max())
+
+
+def judged(system: str, folder: Path) -> list[dict[str, Any]]:
+    """One row a target of the finished stage."""
+    outcome = json.loads((folder / "pretrain" / "outcome.json").read_text("utf-8"))
+    found: Mapping[str, float] = outcome["held_out"]["text"]
+    rows = []
+    for target in [
+        name for name in found if f"{name}_accuracy" in found or f"{name}_f1" in found or not name.endswith(("_accuracy", "_f1"))
+    ]:
+        entropy, most = trivial(folder, target)
+        accuracy = found.get(f"{target}_accuracy")
+        if f"{target}_majority" in found:  # what the model makes itself is known only to its evaluation
+            most, entropy = found[f"{target}_majority"], found[f"{target}_entropy"]
+        margin = EASIER.get(target, MARGIN_ACCURACY)
+        good = found[target] <= entropy - MARGIN_LOSS or (most > 0.5 and found[target] < entropy)
+        good = good and (accuracy is None or accuracy >= most + margin)
+        rows.append(
+            {"system": system, "target": target, "loss": found[target], "entropy": entropy, "accuracy": accuracy, "most": most,
+             "good": bool(good), "tokens": outcome["tokens"], "seconds": outcome["seconds"], "parameters": outcome["parameters"]}
+        )  # fmt: skip
+    return rows
+
+
+def page(rows: list[dict[str, Any]], args: argparse.Namespace, failed: Mapping[str, str]) -> str:
+    lines = [
+        "# Every system, pre-trained for a few minutes",
+        "",
+        f"    make systems    # python benchmarks/systems.py --time {args.time} --size {args.size}",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, seed 0, commit {args.commit}; {args.machine}; Python {platform.python_version()}, torch {version('torch')}.",
+        "Text: docstrings of installed packages. Entropy and share of the most frequent answer are those of the held-out answers themselves. A row passes when",
+        f"its loss is {MARGIN_LOSS} nats below that entropy (below it, where one answer is right more than half of the time) and its accuracy {MARGIN_ACCURACY} above that share.",
+        "",
+        "| system | target | loss | entropy | accuracy | most frequent | parameters | tokens | tokens/s | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        accuracy = "" if r["accuracy"] is None else f"{r['accuracy']:.3f}"
+        lines.append(
+            f"| {r['system']} | {r['target']} | {r['loss']:.3f} | {r['entropy']:.3f} | {accuracy} | {r['most']:.3f} | {r['parameters'] / 1e6:.1f} M "
+            f"| {r['tokens'] / 1e6:.2f} M | {r['tokens'] / r['seconds']:,.0f} | {'passes' if r['good'] else '**does not pass**'} |"
+        )
+    lines += [f"\n`{system}` did not run: {why}" for system, why in failed.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--time", default="150s")
+    parser.add_argument("--size", default="mini")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--commit", default="of this tree")
+    parser.add_argument("--machine", default="two cores")
+    args = parser.parse_args()
+    from ziggurat.errors import UserError
+    from ziggurat.pipeline.run import run
+    from ziggurat.systems import SYSTEMS
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for system in args.only.split(",") if args.only else SYSTEMS:
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+            json.dump(recipe_of(system, args), file)
+            file.flush()
+            try:
+                folder = run(file.name)
+            except UserError as error:
+                failed[system] = error.message
+                print(f"{system}: {error.message}", file=sys.stderr)
+                continue
+        rows += judged(system, folder)
+        if args.write:  # what is done is written, whatever comes next
+            args.write.write_text(page(rows, args, failed), "utf-8")
+    print(page(rows, args, failed))
+    sys.exit(bool(failed) or not all(r["good"] for r in rows))
+
+
+if __name__ == "__main__":
+    main()
