@@ -61,7 +61,8 @@ def held_out(
                 binary |= {name} if isinstance(network.heads[asked.head], ReplacedHeadLayer) else set()
     network.train(was_training)
     means: dict[str, float] = {}
-    for name, (total, count, right, both, either) in sums.items():
+    for name, added in sums.items():
+        total, count, right, both, either = added.tolist()
         if count:
             means[name] = total / count
             if not np.isnan(right):

@@ -187,7 +187,8 @@ class System:
     def write(self, model: spec.Model) -> dict[str, Any]:
         """The Hub's `config.json` entries of a body (of two halves: the discriminator's); raises `UserError` where the Hub's class
         would compute something else."""
-        model = _half(model) if isinstance(self.model, spec.Adversaries) else model
+        model, usual = _half(model) if isinstance(self.model, spec.Adversaries) else model, _half(self.model).kind
+        check(model.kind == usual, f"its structure is {model.kind}, {self.name}'s is {usual}", "export it as its own system")
         config: dict[str, Any] = {"model_type": self.model_type, **self.fixed}
         dump = model.model_dump()
         for k in self.knobs:
