@@ -30,8 +30,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
 
     def stand_in(name: str, answer: Any = None) -> Any:
-        def function(*args: Any) -> Any:
-            seen.append((name, *args))
+        def function(*args: Any, **named: Any) -> Any:
+            seen.append((name, *args, *named.values()))
             if isinstance(answer, BaseException):
                 raise answer
             return answer
@@ -93,12 +93,14 @@ def test_verbs(calls: list[Any]) -> None:
     assert "accuracy" in invoke("evaluate", "runs/a", "a.yaml").stdout
     assert "no tokenizer there" in invoke("import", "hf", "out").stdout
     assert "heads left out: nsp" in invoke("export", "runs/a", "hf").stdout
+    assert invoke("export", "runs/a", "hf", "--architecture", "BertModel").exit_code == 0
     assert invoke("try", "runs/a", "[MASK] 好").stdout == "Paris 0.9\n"
     assert calls == [
         ("run", Path("a.yaml"), ["seed=1", "stages.finetune.epochs=2"]),
         ("evaluate", Path("runs/a"), Path("a.yaml"), []),
         ("import", Path("hf"), Path("out")),
-        ("export", Path("runs/a"), Path("hf")),
+        ("export", Path("runs/a"), Path("hf"), None),
+        ("export", Path("runs/a"), Path("hf"), "BertModel"),
         ("try", Path("runs/a"), "[MASK] 好"),
     ]
 

@@ -115,11 +115,14 @@ def import_(
 def export_(
     checkpoint: Checkpoint,
     target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make.")],
+    architecture: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="The Hub's class to write; otherwise the one for the model's heads.")
+    ] = None,
 ) -> None:
     """Write a checkpoint in Hugging Face format, loadable by AutoModel.from_pretrained."""
     from ziggurat.systems.hub import export_checkpoint
 
-    made = export_checkpoint(checkpoint, target)
+    made = export_checkpoint(checkpoint, target, architecture=architecture)
     print("\n".join([f"{checkpoint} -> {target}", *made.notes]))
 
 

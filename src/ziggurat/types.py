@@ -159,6 +159,8 @@ class Target:
     """`around`: `index` lists whole runs of rows, and each is answered from the two rows around its run (span boundaries)."""
     group: Array | None = None
     """int64[K]: rows that compete with each other (choices, contrast), numbered from 0 within the batch"""
+    noise: Array | None = None
+    """float64[K] in [0, 1): a keyed draw for each prediction, where the model half must sample (replaced token detection)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +180,15 @@ class Batch:
         streams = {name: _map(replace(s, unit=None), convert) for name, s in self.streams.items()}
         return Batch(streams, {name: _map(t, convert) for name, t in self.targets.items()}, self.keys)
 
+    @property
+    def alive(self) -> np.ndarray:
+        """bool[D]: documents that are not padding (numpy side)."""
+        found: np.ndarray = self.keys != DEAD
+        return found
+
     def live_tokens(self) -> int:
         """Tokens of all streams that are not padding (numpy side)."""
-        alive = self.keys != DEAD
-        return int(sum(np.diff(s.bounds)[alive].sum() for s in self.streams.values()))
+        return int(sum(np.diff(s.bounds)[self.alive].sum() for s in self.streams.values()))
 
 
 class Loss(NamedTuple):
@@ -281,10 +288,12 @@ def _join_targets(targets: list[Target]) -> Target:
     first = targets[0]
     assert all((t.stream, t.at) == (first.stream, first.at) for t in targets), "targets of one name differ in kind"
     groups = [t.group for t in targets if t.group is not None]
+    noises = [t.noise for t in targets if t.noise is not None]
     return replace(
         first,
         index=np.concatenate([t.index for t in targets]),
         value=np.concatenate([t.value for t in targets]),
         weight=np.concatenate([t.weight for t in targets]),
         group=np.concatenate(groups) if groups else None,
+        noise=np.concatenate(noises) if noises else None,
     )

@@ -69,6 +69,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ernie_gen": {"kind": "ernie_gen"},
     "ernie_gen-noise": {"kind": "ernie_gen", "noise": 0.5, "weight": 1, "fragments": [{"share": 1, "shortest": 1, "longest": 4}]},
     "ernie_gen-pair": {"kind": "ernie_gen", "target": "pair", "noise": 0.5},
+    "rtd": {"kind": "rtd", "rate": 0.3},
+    "rtd-word": {"kind": "rtd", "unit": "word", "rate": 0.3, "intact": 0.3, "weight": 5.0},
     "future-lm": {"kind": "future_lm"},
     "mixture": {"kind": "mixture", "parts": [{"kind": "mlm"}, {"kind": "prefix_lm"}, {"kind": "clm"}], "weights": [2, 1, 1]},
     "mixture-queries": {"kind": "mixture", "parts": [{"kind": "plm"}, {"kind": "mlm", "unit": "word"}], "until": [0, 1]},
@@ -96,6 +98,12 @@ every_objective = pytest.mark.parametrize("name", EXAMPLES)
 every_system = pytest.mark.parametrize("system", SYSTEMS)
 
 
+_MODELS = [repr((s.sized("tiny", vocab=VOCAB.size), s.template)) for s in SYSTEMS.values()]
+SINGLE = [name for n, name in enumerate(SYSTEMS) if _MODELS[n] not in _MODELS[:n]]
+"""Systems whose models are of one stack, or of two of which later objectives train one; of several with the same model (BERT,
+StructBERT, MacBERT) the first."""
+
+
 def objective_of(name: str) -> Objective:
     return TypeAdapter(AnyObjective).validate_python(EXAMPLES[name])
 
@@ -103,8 +111,9 @@ def objective_of(name: str) -> Objective:
 def homes(name: str) -> list[str]:
     """The systems on whose structure an objective makes sense."""
     structures = objective_of(name).structures
-    single = list(SYSTEMS) if "single" in structures else []
-    return single + (["encoder_decoder"] if "encoder_decoder" in structures else [])
+    single = SINGLE if "single" in structures else []
+    both = [name for name, s in SYSTEMS.items() if s.model.kind == "adversaries" and "adversaries" in structures]
+    return single + both + (["encoder_decoder"] if "encoder_decoder" in structures else [])
 
 
 def home(name: str) -> str:
@@ -121,7 +130,8 @@ def rows_of(name: str, system: str, times: int = 1) -> dict[str, int]:
 
 def context(system: str = "bert", **other: Any) -> Context:
     visibility = SYSTEMS[system].model.visibility if system in SYSTEMS else "full"
-    return Context(VOCAB, LAYOUTS[system], LENGTH, **{"visibility": visibility, "seed": 7, "progress": 0.5, **other})
+    layout = LAYOUTS[SYSTEMS[system].template if system in SYSTEMS else system]
+    return Context(VOCAB, layout, LENGTH, **{"visibility": visibility, "seed": 7, "progress": 0.5, **other})
 
 
 def part_of(rng: np.random.Generator, sizes: np.ndarray) -> Part:
@@ -169,6 +179,7 @@ def network_of(
         body = spec.EncoderDecoder(vocab=VOCAB.size, decoder_layers=layers, **dials)
     else:
         body = model_of(f"{system}/tiny", dials, VOCAB.size)
+    body = objective.part_of(body) if objective else body
     if objective and objective.extra:
         body = body.model_copy(update={"embed": body.embed.model_copy(update={"extra": objective.extra})})
     network = NetworkModel(spec.Network(model=body, heads=dict(objective.heads(body)) if objective else {})).double()

@@ -39,7 +39,7 @@ def batches(draw: Any, most: int = 4) -> Batch:
         streams[name] = Stream(ints(5, 99), bounds, position, ints(0, 2), visibility, ints(-1, 4))
         k = int(rng.integers(0, total + 1))
         at = rng.permutation(total)[:k]  # any order: corruptions need not sort
-        targets[f"{name}.mlm"] = Target(name, at, rng.integers(0, 9, k), rng.random(k).astype(np.float32))
+        targets[f"{name}.mlm"] = Target(name, at, rng.integers(0, 9, k), rng.random(k).astype(np.float32), noise=rng.random(k))
     if draw(st.booleans()):
         value, weight = rng.random(n).astype(np.float32), np.ones(n, np.float32)
         targets["score"] = Target("text", np.arange(n), value, weight, "document", np.arange(n) // 2)
@@ -71,13 +71,14 @@ def documents(batch: Batch) -> list[Any]:
                 runs[name] = [c[lo:hi].tolist() for c in columns if c is not None]
         asked = []
         for name, t in sorted(batch.targets.items()):
-            for i, value, weight in zip(t.index.tolist(), t.value.tolist(), t.weight.tolist()):
+            noise = [None] * len(t.index) if t.noise is None else t.noise.tolist()
+            for i, *answer in zip(t.index.tolist(), t.value.tolist(), t.weight.tolist(), noise):
                 if t.at == "document" and i == d:
-                    asked.append((name, "whole", value, weight))
+                    asked.append((name, "whole", *answer))
                 elif t.at == "token":
                     lo, hi = batch.streams[t.stream].bounds[d : d + 2].tolist()
                     if lo <= i < hi:
-                        asked.append((name, i - lo, value, weight))
+                        asked.append((name, i - lo, *answer))
         found.append((int(key), runs, asked))
     return found
 

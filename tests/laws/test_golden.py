@@ -23,6 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 STEPS = 20
 CASES = [("bert", "joint-bert"), ("roberta", "mlm"), ("roberta", "mlm-span"), ("gpt2", "clm"), ("bert", "tag")]
+CASES += [("albert", "mlm-ngram"), ("electra", "rtd"), ("structbert", "joint-struct"), ("macbert", "joint-mac")]
 
 
 def resolved(recipe: Path) -> str:

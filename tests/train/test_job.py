@@ -19,8 +19,9 @@ from ziggurat.objectives import Classify, Masked
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import job as jobs
-from ziggurat.train.job import Job, Start, build, context
+from ziggurat.train.job import Job, build, context
 from ziggurat.train.stage import Stage
+from ziggurat.train.start import Start
 
 MODEL = spec.Single(vocab=300, width=16, layers=1, heads=2, mlp=32, embed=spec.Embed(positions=spec.Learned(length=64)))
 

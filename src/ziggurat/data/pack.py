@@ -45,7 +45,8 @@ def split(batch: Batch, cuts: np.ndarray) -> list[Batch]:
         for name, t in batch.targets.items():
             at = slice(int(found[name][i]), int(found[name][i + 1]))
             by = lo if t.at == "document" else int(batch.streams[t.stream].bounds[lo])
-            cut = replace(t, index=t.index[at] - by, value=t.value[at], weight=t.weight[at])
+            noise = None if t.noise is None else t.noise[at]
+            cut = replace(t, index=t.index[at] - by, value=t.value[at], weight=t.weight[at], noise=noise)
             targets[name] = cut if t.group is None else replace(cut, group=_whole_groups(t.group, at))
         pieces.append(Batch(streams, targets, batch.keys[lo:hi]))
     return pieces
@@ -210,7 +211,8 @@ def _take_targets(batch: Batch, streams: Mapping[str, Stream], documents: np.nda
             shift = streams[t.stream].bounds[:-1] - batch.streams[t.stream].bounds[documents]
         index = t.index[pick] + np.repeat(shift, counts[documents])
         group = None if t.group is None else np.unique(t.group[pick], return_inverse=True)[1].astype(np.int64)
-        taken[name] = replace(t, index=index, value=t.value[pick], weight=t.weight[pick], group=group)
+        noise = None if t.noise is None else t.noise[pick]
+        taken[name] = replace(t, index=index, value=t.value[pick], weight=t.weight[pick], group=group, noise=noise)
     return taken
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ziggurat.evaluate.scores import Metric, metric
+from ziggurat.nn.heads import ReplacedHeadLayer
 from ziggurat.nn.network import NetworkModel
-from ziggurat.objectives.base import Objective
+from ziggurat.objectives.base import Asked, Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
 from ziggurat.types import Batch, Target
 
@@ -45,42 +45,50 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
 def held_out(
     network: NetworkModel, objective: Objective, batches: Iterable[Batch], dtype: torch.dtype = torch.float32
 ) -> dict[str, float]:
-    """Means over all predictions: `<target>` (loss in nats) and, for classes, `<target>_accuracy`."""
+    """Means over all predictions: `<target>` (loss in nats) and, for classes, `<target>_accuracy`; for replaced tokens also
+    `<target>_f1`, of the replaced ones."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    sums: dict[str, list[float]] = {}
+    sums: dict[str, np.ndarray] = {}
+    binary = set[str]()
     for batch in batches:
-        on_device = to_device(batch, device)
         with autocast(device, dtype):
-            hidden = network(on_device.streams)
-            for name, target in on_device.targets.items():
-                head = objective.head_of(name)
-                loss = network.loss(head, hidden, on_device.streams, target)
-                right = _right(network, head, hidden, on_device, target)
-                add = (float(loss.total), right, float(loss.count))
-                sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0.0, 0.0]), add)]
+            for name, asked in objective.asked(network, to_device(batch, device)).items():
+                loss = network.loss(*asked)
+                add = np.array([float(loss.total), float(loss.count), *_right(network, asked)])
+                sums[name] = sums.get(name, 0.0) + add
+                binary |= {name} if isinstance(network.heads[asked.head], ReplacedHeadLayer) else set()
     network.train(was_training)
     means: dict[str, float] = {}
-    for name, (total, right, count) in sums.items():
+    for name, added in sums.items():
+        total, count, right, both, either = added.tolist()
         if count:
             means[name] = total / count
             if not np.isnan(right):
                 means[f"{name}_accuracy"] = right / count
+            if name in binary and either:
+                means[f"{name}_f1"] = 2 * both / either
     return means
 
 
-def _right(network: NetworkModel, head: str, hidden: dict[str, Tensor], batch: Batch, target: Target) -> float:
-    """The weight of the predictions that name the right class; nan for numbers."""
+def _right(network: NetworkModel, asked: Asked) -> tuple[float, float, float]:
+    """Summed weights: of the predictions that name the right class (nan for numbers), of those where answer and truth are class 1,
+    and of the ones among the answers and among the truths together."""
+    target = asked.target
     if target.value.is_floating_point():
-        return float("nan")
-    right = 0.0
+        return float("nan"), 0.0, 0.0
+    found = np.zeros(3)
     for start in range(0, len(target.index), CHUNK):
         part = slice(start, start + CHUNK)
         few = Target(target.stream, target.index[part], target.value[part], target.weight[part], target.at)
-        guess = network.logits(head, hidden, batch.streams, few).argmax(-1)
-        right += float(((guess == few.value) * few.weight).sum())
-    return right
+        scores = network.logits(asked.head, asked.hidden, asked.streams, few)
+        guess = scores.argmax(-1) if scores.shape[1] > 1 else (scores[:, 0] > 0).long()
+        mine, true = (guess == 1).float(), (few.value == 1).float()
+        for n, kind in enumerate(((guess == few.value).float(), mine * true, mine + true)):
+            found[n] += float((kind * few.weight).sum())
+    right, both, either = found.tolist()
+    return right, both, either
 
 
 @dataclass(frozen=True)

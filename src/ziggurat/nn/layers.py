@@ -107,7 +107,7 @@ class EmbedLayer(nn.Module):
         self.segment = nn.Embedding(part.segments, inner) if part.segments else None
         self.task = nn.Embedding(part.tasks, inner) if part.tasks else None
         self.norm = norm_layer(part.norm, inner) if part.norm else None
-        self.widen = nn.Linear(inner, width) if inner != width else None
+        self.widen = nn.Linear(inner, width) if inner != width or part.widen == "always" else None
         self.drop = nn.Dropout(0.0)
 
     def forward(self, stream: Stream, table: Tensor | None = None) -> Tensor:

@@ -77,6 +77,13 @@ def cross_entropy(scores: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     return (F.cross_entropy(scores, value, reduction="none") * weight).sum()
 
 
+def binary_cross_entropy(scores: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    """The weighted sum of binary cross entropies: scores [K, 1] for class 1 against 0, value int64[K], weight [K] -> float32 scalar."""
+    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    scores = scores[:, 0]
+    return (F.binary_cross_entropy_with_logits(scores, value.to(scores.dtype), reduction="none") * weight).sum()
+
+
 def squared_error(scores: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     """The weighted sum of squared differences: scores [K, 1], value float[K], weight [K] -> float32 scalar."""
     scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ziggurat.nn import spec
 from ziggurat.nn.attention import AttentionLayer
 from ziggurat.nn.boundary import BoundaryHeadLayer, boundaries
-from ziggurat.nn.heads import VocabHeadLayer, build_head, summary, summary_row
-from ziggurat.nn.loss import cross_entropy, squared_error, vocab_cross_entropy
+from ziggurat.nn.heads import ReplacedHeadLayer, VocabHeadLayer, build_head, summary, summary_row
+from ziggurat.nn.loss import binary_cross_entropy, cross_entropy, squared_error, vocab_cross_entropy
 from ziggurat.nn.structures import build_model
 from ziggurat.types import Loss, Stream, Target
 
@@ -79,6 +79,8 @@ class NetworkModel(nn.Module):
             total = vocab_cross_entropy(x, self.table_of(head), head.bias, target.value, target.weight)
             return Loss(total, count)
         scores = self.logits(name, hidden, streams, target)
+        if isinstance(head, ReplacedHeadLayer):
+            return Loss(binary_cross_entropy(scores, target.value, target.weight), count)
         if target.value.is_floating_point():
             return Loss(squared_error(scores, target.value, target.weight), count)
         return Loss(cross_entropy(scores, target.value, target.weight), count)

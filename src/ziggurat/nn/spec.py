@@ -110,6 +110,8 @@ class Embed(Spec):
 
     width: int | None = Field(None, gt=0)
     """Width of the tables where it is not the model's: a matrix leads from one to the other (ALBERT, ELECTRA)."""
+    widen: Literal["needed", "always"] = "needed"
+    """`always`: that matrix is there even where both are of one width (ALBERT)."""
     positions: Absolute = Learned()
     segments: int = Field(0, ge=0)
     """Rows of the segment table; 0 = no table."""
@@ -323,6 +325,14 @@ class Adversaries(Spec):
     @property
     def layers(self) -> int:
         return self.discriminator.layers
+
+    @property
+    def heads(self) -> int:
+        return self.discriminator.heads
+
+    @property
+    def mlp(self) -> int:
+        return self.discriminator.mlp
 
     @property
     def embed(self) -> Embed:

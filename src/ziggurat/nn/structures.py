@@ -30,7 +30,8 @@ class SingleModel(nn.Module):
         self.lent = (embed,)  # in a tuple: its parameters are the other stack's
         # the matrix from the tables to the model's width is a stack's own even where the tables are shared
         inner = part.embed.width or part.width
-        self.widen = nn.Linear(inner, part.width) if embed is not None and inner != part.width else None
+        wider = inner != part.width or part.embed.widen == "always"
+        self.widen = nn.Linear(inner, part.width) if embed is not None and wider else None
         self.blocks = _blocks(part)
         self.buckets = BucketLayer(part.buckets, part.heads, past=part.visibility == "causal") if part.buckets else None
         self.final_norm = norm_layer(part.final_norm, part.width) if part.final_norm else None

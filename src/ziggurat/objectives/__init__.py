@@ -28,6 +28,7 @@ from ziggurat.objectives.pairs import NextSentence, SentenceOrder
 from ziggurat.objectives.permuted import Permuted
 from ziggurat.objectives.prefix import Prefix
 from ziggurat.objectives.pseudo import PseudoMasked
+from ziggurat.objectives.replaced import Replaced
 from ziggurat.objectives.similar import MaskedAsCorrection
 from ziggurat.objectives.unilm import UniLM
 
@@ -60,6 +61,7 @@ AnyObjective = Annotated[
     | WordOrder
     | UniLM
     | PseudoMasked
+    | Replaced
     | InfillingGeneration
     | FutureLM
     | SpanCorruption
@@ -91,6 +93,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "word_order": WordOrder,
     "unilm": UniLM,
     "pmlm": PseudoMasked,
+    "rtd": Replaced,
     "ernie_gen": InfillingGeneration,
     "future_lm": FutureLM,
     "span_corruption": SpanCorruption,

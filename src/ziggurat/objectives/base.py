@@ -7,15 +7,17 @@ blocks of documents; the model half (`heads`, `losses`) names the heads it needs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ziggurat.config import Spec
 from ziggurat.context import Context
 from ziggurat.errors import UserError
 from ziggurat.nn import spec as parts
-from ziggurat.types import Batch, Losses, Tokens
+from ziggurat.types import Batch, Losses, Stream, Target, Tokens
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ziggurat.nn.network import NetworkModel
     from ziggurat.text.tokenizer import Tokenizer
 
@@ -48,6 +50,17 @@ def context_of(
             )
     assert start is not None
     return Context(vocab, layout, length, model.visibility, seed, start=start, tables=tables or {})
+
+
+class Asked(NamedTuple):
+    """A target after the forward pass, ready for its head."""
+
+    head: str
+    hidden: Mapping[str, Tensor]
+    """[T, width] of each stream; rows that the target does not name may be 0."""
+    streams: Mapping[str, Stream]
+    """What the model read."""
+    target: Target
 
 
 class Objective(Spec):
@@ -98,6 +111,12 @@ class Objective(Spec):
             return model
         return model.model_copy(update={"embed": model.embed.model_copy(update={"extra": self.extra})})
 
+    def part_of(self, model: parts.Model) -> parts.Model:
+        """What it trains of a model: of a generator and a discriminator the latter alone, unless it is made for both."""
+        if isinstance(model, parts.Adversaries) and model.kind not in self.structures:
+            return model.discriminator
+        return model
+
     def misfits(self, model: parts.Model) -> list[str]:
         """Why this model cannot be trained with it; empty when it can."""
         found = []
@@ -121,10 +140,14 @@ class Objective(Spec):
         """How much the target's mean loss weighs in the sum."""
         return 1.0
 
-    def losses(self, network: NetworkModel, batch: Batch) -> Losses:
-        """One forward pass; for each target its (total, count). Default: what each named head says."""
+    def asked(self, network: NetworkModel, batch: Batch) -> Mapping[str, Asked]:
+        """The forward pass: for each target what its head reads. Default: one pass over the batch's own streams."""
         hidden = network(batch.streams, read=network.read(batch.streams, batch.targets.values()))
-        return {name: network.loss(self.head_of(name), hidden, batch.streams, target) for name, target in batch.targets.items()}
+        return {name: Asked(self.head_of(name), hidden, batch.streams, target) for name, target in batch.targets.items()}
+
+    def losses(self, network: NetworkModel, batch: Batch) -> Losses:
+        """For each target its (total, count) after the forward pass. Default: what each named head says."""
+        return {name: network.loss(*asked) for name, asked in self.asked(network, batch).items()}
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """The summed target weights, known before the forward pass."""

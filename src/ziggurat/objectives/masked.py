@@ -35,10 +35,9 @@ class Ramp(Spec):
         return self.start + (self.end - self.start) * min(max(progress, 0.0), 1.0)
 
 
-class Masked(Objective):
-    """Masked LM by token, whole word, n-gram or span."""
+class Hiding(Objective):
+    """Base: which tokens of an example are asked about, by token, whole word, phrase, n-gram or span."""
 
-    kind: Literal["mlm"] = "mlm"
     rate: float | Ramp = Field(0.15)
     """Share of an example's tokens to predict (special tokens count towards the length, as in BERT), or
     `{start, end}` for a rate that changes over the stage."""
@@ -51,18 +50,11 @@ class Masked(Objective):
     """Most words in an n-gram or span; 0 = the paper's (3 and 10)."""
     mean: float = Field(5.0, gt=1)
     """Mean of the geometric length of spans before the cut (1 / 0.2)."""
-    replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Of the chosen tokens, the shares that become the mask token, a random ordinary token, or stay. Drawn for each
-    token, for spans once a span."""
-    static: int = Field(0, ge=0)
-    """0 = fresh masks every epoch (RoBERTa); n = n fixed maskings used in turn (BERT: 10)."""
 
     @model_validator(mode="after")
-    def _valid(self) -> Masked:
+    def _rated(self) -> Hiding:
         if isinstance(self.rate, float) and not 0 < self.rate < 1:
             raise ValueError("rate must lie between 0 and 1")
-        if abs(sum(self.replace) - 1) > 1e-6 or min(self.replace) < 0:
-            raise ValueError("replace must be three shares (mask, random, keep) that sum to 1")
         if self.labels and self.unit != "phrase":
             raise ValueError("labels are kinds of phrases: they need unit: phrase")
         return self
@@ -75,6 +67,42 @@ class Masked(Objective):
         if not self.marked:
             return tokens
         return replace(tokens, parts={name: together(part, self.labels) for name, part in tokens.parts.items()})
+
+    def lengths(self) -> np.ndarray:
+        """float64[longest]: the probability of hiding 1, 2, ... words together."""
+        if self.unit in ("token", "word", "phrase"):
+            return np.ones(1)
+        n = np.arange(1, (self.longest or {"ngram": 3, "span": 10}[self.unit]) + 1)
+        weights = 1.0 / n if self.unit == "ngram" else (1 - 1 / self.mean) ** (n - 1)
+        return weights / weights.sum()
+
+    def choose(self, batch: Batch, ctx: Context) -> tuple[np.ndarray, np.ndarray | None]:
+        """The tokens of the stream `text` to ask about, int64[K] ascending without repeats; and for each the number of what is
+        hidden together within its document, int64[K] (None: single tokens)."""
+        stream = batch.streams["text"]
+        assert stream.unit is not None, f"{self.kind} needs units"
+        rate = self.rate.at(ctx.progress) if isinstance(self.rate, Ramp) else self.rate
+        budget = np.maximum(1, np.rint(rate * stream.lengths)).astype(np.int64)
+        if self.unit == "token":
+            return choose_tokens(batch, stream.unit, budget, ctx), None
+        return choose_phrases(batch, stream.unit, budget, self.lengths(), ctx)
+
+
+class Masked(Hiding):
+    """Masked LM by token, whole word, phrase, n-gram or span."""
+
+    kind: Literal["mlm"] = "mlm"
+    replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Of the chosen tokens, the shares that become the mask token, a random ordinary token, or stay. Drawn for each
+    token, for spans once a span."""
+    static: int = Field(0, ge=0)
+    """0 = fresh masks every epoch (RoBERTa); n = n fixed maskings used in turn (BERT: 10)."""
+
+    @model_validator(mode="after")
+    def _valid(self) -> Masked:
+        if abs(sum(self.replace) - 1) > 1e-6 or min(self.replace) < 0:
+            raise ValueError("replace must be three shares (mask, random, keep) that sum to 1")
+        return self
 
     def needs(self, ctx: Context) -> None:
         check(
@@ -89,25 +117,11 @@ class Masked(Objective):
     def head_of(self, target: str) -> str:
         return "lm"
 
-    def lengths(self) -> np.ndarray:
-        """float64[longest]: the probability of hiding 1, 2, ... words together."""
-        if self.unit in ("token", "word", "phrase"):
-            return np.ones(1)
-        n = np.arange(1, (self.longest or {"ngram": 3, "span": 10}[self.unit]) + 1)
-        weights = 1.0 / n if self.unit == "ngram" else (1 - 1 / self.mean) ** (n - 1)
-        return weights / weights.sum()
-
     def corrupt(self, batch: Batch, ctx: Context) -> Batch:
         if self.static:
             ctx = ctx.at_epoch(ctx.epoch % self.static)
         stream = batch.streams["text"]
-        assert stream.unit is not None, "masked LM needs units"
-        rate = self.rate.at(ctx.progress) if isinstance(self.rate, Ramp) else self.rate
-        budget = np.maximum(1, np.rint(rate * stream.lengths)).astype(np.int64)
-        if self.unit == "token":
-            at, together = choose_tokens(batch, stream.unit, budget, ctx), None
-        else:
-            at, together = choose_phrases(batch, stream.unit, budget, self.lengths(), ctx)
+        at, together = self.choose(batch, ctx)
         content = disguised(batch, at, self.replace, "mlm", ctx, together if self.unit == "span" else None)
         target = text_target(at, stream.content[at])
         return replace(

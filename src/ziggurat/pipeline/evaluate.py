@@ -78,7 +78,8 @@ def _text_stage(recipe: Recipe, network: NetworkModel) -> tuple[Stage, Objective
         if objective.labelled:
             continue
         for part in (objective, *getattr(objective, "parts", ())):
-            if all(name in network.heads for name in part.heads(network.spec.model)):
+            model = network.spec.model
+            if not part.misfits(model) and all(name in network.heads for name in part.heads(model)):
                 return stage, part
     return None
 

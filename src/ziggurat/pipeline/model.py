@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ from ziggurat.data.rows import join_words
 from ziggurat.data.runs import bounds_of
 from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import to_device
-from ziggurat.nn.spec import ClassHead, TokenHead
+from ziggurat.nn import halves
+from ziggurat.nn.network import NetworkModel
+from ziggurat.nn.spec import Adversaries, ClassHead, TokenHead
 from ziggurat.objectives.base import context_of
 from ziggurat.pipeline.opened import Opened, open_checkpoint
 from ziggurat.text.tokenizer import Encoded, Tokenizer
@@ -58,6 +61,16 @@ class Model:
         """Reads from left to right."""
         model = opened.network.model
         self.context = context_of(model, self.tokenizer, model.embed.positions.length)
+
+    @cached_property
+    def filler(self) -> NetworkModel:
+        """What fills masks: the network, or of a generator and a discriminator the former."""
+        if not isinstance(self.network.spec.model, Adversaries):
+            return self.network
+        half = halves.generator(self.network.spec, self.network.state_dict())
+        network = NetworkModel(half.network)
+        network.load_state_dict(half.tensors)
+        return network.eval()
 
     @property
     def task(self) -> str:
@@ -197,8 +210,9 @@ class Model:
     def _scores(self, batch: Batch, head: str, target: Target) -> torch.Tensor:
         """float32[K, outputs] of a head."""
         asked = to_device(Batch(batch.streams, {"asked": target}, batch.keys), next(self.network.parameters()).device)
-        hidden = self.network(asked.streams)
-        return self.network.logits(head, hidden, asked.streams, asked.targets["asked"]).float().cpu()
+        network = self.filler if head == "lm" else self.network
+        hidden = network(asked.streams)
+        return network.logits(head, hidden, asked.streams, asked.targets["asked"]).float().cpu()
 
 
 def load(folder: Path | str) -> Model:

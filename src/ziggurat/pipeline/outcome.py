@@ -77,7 +77,7 @@ def _ledger(run: Run, arms: Mapping[str, Mapping[int, Done]], stage: Stage, obje
 
 def _loss(numbers: Mapping[str, float]) -> float:
     """The language-model loss among a source's held-out numbers, or else the first loss."""
-    losses = [name for name in numbers if not name.endswith("_accuracy")]
+    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1"))]
     return next((numbers[name] for name in ("mlm", "clm", *losses) if name in numbers), float("nan"))
 
 

@@ -38,10 +38,11 @@ from ziggurat.systems.hub import export_checkpoint
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import job as jobs
 from ziggurat.train import settings
-from ziggurat.train.job import Job, Outcome, Start
+from ziggurat.train.job import Job, Outcome
 from ziggurat.train.loop import precision_of
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
+from ziggurat.train.start import Start
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ def _answerable(stage: Stage, prepared: Prepared) -> None:
 
 
 def start_of(run: Run, init: str) -> Start:
-    """What `init` names: `scratch`, an earlier stage, or an imported folder."""
+    """What `init` names, whole: `scratch`, an earlier stage, or an imported folder."""
     if init in run.imported:
         opened = run.imported[init]
         return Start(opened.network.model, opened.network.heads, opened.lineage, lambda: opened.tensors)
@@ -207,9 +208,10 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     def sinks(after: int) -> list[Sink]:
         return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
 
+    assert stage.objective is not None
     job = Job(
         stage.model_copy(update={"init": init}),
-        start_of(run, init),
+        start_of(run, init).for_objective(stage.objective),
         shards,
         run.prepared.tokenizer,
         run.recipe.system.partition("/")[0],

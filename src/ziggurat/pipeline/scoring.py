@@ -40,7 +40,8 @@ class Scorer:
         texts where there is none. After a fine-tuning: the task's own loss on its valid split, if it has one."""
         supervised = stage.stage == "finetune"
         objective = own if supervised else self.objective or own
-        if any(name not in network.heads for name in objective.heads(network.spec.model)):
+        model = network.spec.model
+        if objective.misfits(model) or any(name not in network.heads for name in objective.heads(model)):
             objective = own
         found = {}
         for name in stage.data if supervised else dict.fromkeys(n for s in self.recipe.stages for n in s.data):

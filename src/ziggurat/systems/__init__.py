@@ -6,13 +6,19 @@ from collections.abc import Mapping
 
 from ziggurat.errors import check
 from ziggurat.nn.spec import Model
+from ziggurat.systems.albert import ALBERT
 from ziggurat.systems.base import System, closest
 from ziggurat.systems.bert import BERT
+from ziggurat.systems.electra import ELECTRA
 from ziggurat.systems.gpt2 import GPT2
+from ziggurat.systems.macbert import MACBERT
 from ziggurat.systems.modelx import MODELX
 from ziggurat.systems.roberta import ROBERTA
+from ziggurat.systems.structbert import STRUCTBERT
 
-SYSTEMS: dict[str, System] = {system.name: system for system in (BERT, ROBERTA, GPT2, MODELX)}
+SYSTEMS: dict[str, System] = {
+    system.name: system for system in (BERT, ROBERTA, GPT2, ALBERT, ELECTRA, STRUCTBERT, MACBERT, MODELX)
+}
 
 
 def split_name(name: str) -> tuple[System, str]:

@@ -95,17 +95,7 @@ class System:
 
         A width without heads or mlp brings those of the published sizes: heads of 64, a feed-forward layer of 4 widths.
         """
-        check(size in self.sizes, f"system {self.name} has no size '{size}'", f"sizes: {', '.join(self.sizes)}")
-        dials = {k: v for k, v in (dials or {}).items() if v is not None}
-        values = dict(self.sizes[size])
-        if "width" in dials:
-            width = dials["width"]
-            fits = width % HEAD_WIDTH == 0 or "heads" in dials
-            check(fits, f"width {width} is not a multiple of {HEAD_WIDTH}", "also say how many `heads` there are")
-            values |= {"heads": width // HEAD_WIDTH, "mlp": 4 * width}
-        if "layers" in dials and "decoder_layers" in values:
-            values["decoder_layers"] = dials["layers"]
-        values |= dials
+        values = self.dials(size, dials)
         dump = self.model.model_dump()
         unknown = [k for k in values if self._place(k) is None]
         known = ", ".join(
@@ -121,6 +111,27 @@ class System:
         except ValidationError as e:
             raise UserError(f"model {self.name}/{size}: {e.errors()[0]['msg']}", f"dials: {values}") from None
 
+    def dials(self, size: str, dials: Mapping[str, int | None] | None = None) -> dict[str, int]:
+        """Every dial of a size with `dials` over it, and what follows them: heads, mlp, a decoder's layers, a generator's shape."""
+        check(size in self.sizes, f"system {self.name} has no size '{size}'", f"sizes: {', '.join(self.sizes)}")
+        given = {k: v for k, v in (dials or {}).items() if v is not None}
+        values = dict(self.sizes[size])
+        if "width" in given:
+            width = given["width"]
+            fits = width % HEAD_WIDTH == 0 or "heads" in given
+            check(fits, f"width {width} is not a multiple of {HEAD_WIDTH}", "also say how many `heads` there are")
+            if "generator_width" in values:  # the size's fraction of the new width
+                values["generator_width"] = max(1, round(width * values["generator_width"] / values["width"]))
+            values |= {"heads": width // HEAD_WIDTH, "mlp": 4 * width}
+        for other in ("decoder_layers", "generator_layers"):
+            if "layers" in given and other in values:
+                values[other] = given["layers"]
+        if {"width", "generator_width"} & set(given) and "generator_width" in values:
+            own = given.get("generator_width", values["generator_width"])
+            heads = next(n for n in range(max(1, own // HEAD_WIDTH), 0, -1) if own % n == 0)
+            values |= {"generator_heads": heads, "generator_mlp": 4 * own}
+        return values | given
+
     def _place(self, dial: str) -> str | None:
         """Where the model's spec keeps a dial; None if this system has no such dial."""
         if isinstance(self.model, spec.Adversaries):
@@ -133,9 +144,12 @@ class System:
         return DIALS.get(dial)
 
     def read(self, config: Mapping[str, Any]) -> spec.Model:
-        """Our spec of the body that a Hub `config.json` describes; raises `UserError` where ours would compute something else."""
+        """Our spec of the body that a Hub `config.json` describes; raises `UserError` where ours would compute something else.
+
+        Of a generator and a discriminator the Hub describes one half at a time, and that is a model of one stack."""
         self.demand(config, self.fixed)
-        dump = self.model.model_dump()
+        mine = _half(self.model)
+        dump = mine.model_dump()
         for k in self.knobs:
             value = config.get(k.hub)
             if value is None:
@@ -155,7 +169,7 @@ class System:
             positions = dump["embed"]["positions"]
             positions |= {"offset": pad + 1, "length": positions["length"] - pad - 1}
         try:
-            return type(self.model).model_validate(dump)
+            return type(mine).model_validate(dump)
         except ValidationError as e:
             where = ".".join(map(str, e.errors()[0]["loc"]))
             raise UserError(f"config.json describes an impossible model: {where}: {e.errors()[0]['msg']}") from None
@@ -171,7 +185,10 @@ class System:
             )
 
     def write(self, model: spec.Model) -> dict[str, Any]:
-        """The Hub's `config.json` entries of a body; raises `UserError` where the Hub's class would compute something else."""
+        """The Hub's `config.json` entries of a body (of two halves: the discriminator's); raises `UserError` where the Hub's class
+        would compute something else."""
+        model, usual = _half(model) if isinstance(self.model, spec.Adversaries) else model, _half(self.model).kind
+        check(model.kind == usual, f"its structure is {model.kind}, {self.name}'s is {usual}", "export it as its own system")
         config: dict[str, Any] = {"model_type": self.model_type, **self.fixed}
         dump = model.model_dump()
         for k in self.knobs:
@@ -216,6 +233,11 @@ def system_of(systems: Mapping[str, System], model: spec.Model) -> System:
 def closest(name: str, known: Mapping[str, object], what: str) -> UserError:
     """'No such thing', with the names that are most like it."""
     return UserError(f"no {what} '{name}'", f"did you mean {' or '.join(nearest(name, known, 2))}? There are: {', '.join(known)}")
+
+
+def _half(model: spec.Model) -> spec.Single | spec.EncoderDecoder:
+    """What the Hub has a class for: of a generator and a discriminator the latter."""
+    return model.discriminator if isinstance(model, spec.Adversaries) else model
 
 
 def _get(dump: Mapping[str, Any], place: str) -> Any:

@@ -22,7 +22,7 @@ def first_drift(
     (`output_hidden_states` of `transformers`, pads removed). Its last one stands behind the final norm, if there is one.
     """
     assert isinstance(ours.model, SingleModel)
-    layers = range(len(ours.model.blocks))
+    layers = range(len(ours.model.order))
     hidden = ours(streams, keep=[f"blocks.{i}" for i in layers])
     steps = [("embed", ours.model.embedded(streams["text"])), *((f"blocks.{i}", hidden[f"blocks.{i}"]) for i in layers)]
     if ours.model.final_norm is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.checkpoint.names import NameMap
 from ziggurat.errors import UserError, check
-from ziggurat.nn import spec
+from ziggurat.nn import halves, spec
 from ziggurat.nn.network import NetworkModel
 from ziggurat.systems import SYSTEMS
 from ziggurat.systems.base import System, by_model_type, closest, system_of
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 TASKS = ("classify", "regress", "choice", "tag", "span")
 """Heads of tasks: when there is one, the export is of its class and the pre-training heads stay behind."""
-OUTPUTS = {"nsp": 2, "choice": 1, "span": 2}
+PRETRAINING = ("pooler", "lm", "nsp", "sop", "rtd")
+"""Heads whose names in a file say whose they are; a classifier's do not."""
+OUTPUTS = {"nsp": 2, "sop": 2, "choice": 1, "span": 2}
 """Outputs that the Hub's classes take for granted."""
 POSITIONS = "model.embed.position.weight"
 IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -111,16 +113,18 @@ def to_hub(
 
     `tensors`: parameters by our names (`NetworkModel.state_dict()`). `system` None: the one whose Hub classes compute
     what this model does. `dropout` is what the Hub will train on with. `architecture`: the Hub class, chosen from the
-    heads when None. `labels`: names of the task head's classes. `ids`: pad, bos and eos ids where there is no tokenizer.
+    heads when None. Of a generator and a discriminator the latter is written, unless `architecture` is a class of language
+    models. `labels`: names of the task head's classes. `ids`: pad, bos and eos ids where there is no tokenizer.
     Raises `UserError` when no Hub class computes this model; an earlier export in `folder` is replaced, other folders
     with something in them are not touched.
     """
     folder = Path(folder)
     if isinstance(system, str):
         check(system in SYSTEMS, f"no system '{system}'", f"systems: {', '.join(SYSTEMS)}")
+    notes: list[str] = []
+    network, tensors = _half(network, tensors, architecture, notes)
     body = network.model
     page = SYSTEMS[system] if isinstance(system, str) else system or system_of(SYSTEMS, body)
-    notes: list[str] = []
     config = page.write(body)
     architecture, heads = _heads_wanted(page, network, architecture, notes)
     config["architectures"] = [architecture]
@@ -188,6 +192,18 @@ def export_checkpoint(
     )
 
 
+def _half(
+    network: spec.Network, tensors: Mapping[str, Tensor], architecture: str | None, notes: list[str]
+) -> tuple[spec.Network, Mapping[str, Tensor]]:
+    """The half of a generator and a discriminator that a Hub class holds; a single model as it is."""
+    if not isinstance(network.model, spec.Adversaries):
+        return network, tensors
+    if architecture is not None and architecture.endswith(("MaskedLM", "CausalLM")):
+        return halves.generator(network, tensors)
+    notes.append("the discriminator alone was written; `architecture` ElectraForMaskedLM writes the generator")
+    return halves.discriminator(network, tensors)
+
+
 def _heads_found(system: System, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> tuple[str, tuple[str, ...]]:
     """The Hub class of a folder and our heads that it holds: its class's, and pre-training heads that lie in the file."""
     named = [str(a) for a in config.get("architectures") or ()]
@@ -198,9 +214,7 @@ def _heads_found(system: System, config: Mapping[str, Any], stored: Mapping[str,
     if "classify" in heads and _regression(config):
         heads[heads.index("classify")] = "regress"
     taken = {hub for head in heads for hub in _hub_names(system, head)}
-    for head in [
-        head for head in ("pooler", "lm", "nsp") if head in system.heads
-    ]:  # their names in the file say whose they are; a classifier's do not
+    for head in [head for head in PRETRAINING if head in system.heads]:
         names = _hub_names(system, head)
         if head not in heads and not taken.intersection(names) and _any_stored(names, system.names.prefix, stored):
             heads.append(head)
@@ -236,7 +250,9 @@ def _class_of(system: System, wanted: set[str], causal: bool) -> str:
     """The Hub class with exactly these heads (poolers apart), or else the first that has them among others."""
     wanted = {"classify" if head == "regress" else head for head in wanted}
     heads = {name: set(heads) - {"pooler"} for name, heads in system.classes.items()}
-    found = [name for name in heads if heads[name] == wanted] or [name for name in heads if heads[name] > wanted]
+    nameless = {head for head, entries in system.heads.items() if not NameMap(entries).lines}
+    found = [name for name in heads if heads[name] == wanted] or [name for name in heads if heads[name] - nameless == wanted]
+    found = found or [_base(system)]
     return found[min(causal, len(found) - 1)]  # where there are two, the second is the causal one
 
 
@@ -261,6 +277,8 @@ def _head_spec(system: System, head: str, tensors: Mapping[str, Tensor]) -> spec
         return spec.VocabHead()
     if head == "pooler":
         return spec.PoolerHead()
+    if head == "rtd":
+        return spec.ReplacedHead()
     outputs = len(tensors[f"heads.{head}.out.weight"])
     if head in ("tag", "span"):
         return spec.TokenHead(outputs=outputs)

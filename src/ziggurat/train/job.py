@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import loop, schedule, settings
 from ziggurat.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from ziggurat.train.stage import Stage
+from ziggurat.train.start import Start
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +44,6 @@ PROBE = 20
 """Steps that are timed to turn a time budget into steps."""
 PROBE_SHARE = 0.05
 """The most of a time budget that this may take."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a stage begins with."""
-
-    model: parts.Model
-    heads: Mapping[str, parts.Head] = field(default_factory=dict)
-    lineage: tuple[Mapping[str, Any], ...] = ()
-    load: Callable[[], Mapping[str, Tensor]] = dict
-    """Its weights by parameter name, read when they are needed; none from scratch."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +160,8 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     carried = len(new) < len(network.state_dict())
     title = job.title or stage.title
     say = log.debug if job.title else log.info
+    if carried and job.start.left:
+        say("%s: starts from the discriminator alone; %s is left behind", title, job.start.left)
     if carried and (new or dropped):
         say("%s: fresh weights for %s; dropped %s", title, _heads(new), _heads(dropped))
     network.to(device)

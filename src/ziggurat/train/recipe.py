@@ -161,8 +161,8 @@ def resolve(recipe: Recipe, root: Node | None = None) -> Node:
     if system is not None and size in system.sizes:
         fill = tree(dict(system.sizes[size]), f"size {recipe.system}")
         try:
-            full = recipe.body()
-            follow = {k: v for k in ("heads", "mlp") if (v := getattr(full, k, None)) != system.sizes[size].get(k)}
+            full = system.dials(size, dict(recipe.model))
+            follow = {k: v for k, v in full.items() if v != system.sizes[size].get(k)}
             fill.value |= tree(follow, "follows width").value
         except UserError:
             pass  # one of the recipe's problems
@@ -243,13 +243,25 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
     system = split(recipe.system)[0]
     ours = {"scratch", "previous", *(s.title for s in recipe.stages)}
     if system is not None and stage.objective is not None and all(s.init in ours for s in recipe.stages):
-        for why in stage.objective.misfits(stage.objective.equipped(system.model)):
+        model = stage.objective.part_of(stage.objective.equipped(_model_before(recipe, stage, system.model)))
+        for why in stage.objective.misfits(model):
             yield "objective", why
     positions = system.model.embed.positions.length if system is not None else stage.length
     if stage.length > positions:
         yield "length", f"{stage.length} is longer than the {positions} positions of {recipe.system}"
     if stage.batch.tokens is not None and stage.batch.tokens < stage.length:
         yield "batch", f"a micro-batch of {stage.batch.tokens} tokens cannot hold one example of length {stage.length}"
+
+
+def _model_before(recipe: Recipe, stage: Stage, model: Model) -> Model:
+    """What a stage starts from: the system's model, or the part of it that earlier stages have kept."""
+    kept: dict[str, Model] = {}
+    for each in recipe.stages:
+        start = kept.get(each.init, model)
+        if each is stage:
+            return start
+        kept[each.title] = each.objective.part_of(start) if each.objective is not None else start
+    return model
 
 
 def _task_problems(recipe: Recipe, stage: Stage, supervised: bool) -> Iterator[tuple[Any, ...]]:
