@@ -6,12 +6,15 @@ from collections.abc import Mapping
 
 from ziggurat.errors import check
 from ziggurat.nn.spec import Model
+from ziggurat.systems.bart import BART
 from ziggurat.systems.base import System, closest
 from ziggurat.systems.bert import BERT
 from ziggurat.systems.gpt2 import GPT2
+from ziggurat.systems.mass import MASS
 from ziggurat.systems.roberta import ROBERTA
+from ziggurat.systems.t5 import T5, T5_1_1
 
-SYSTEMS: dict[str, System] = {system.name: system for system in (BERT, ROBERTA, GPT2)}
+SYSTEMS: dict[str, System] = {system.name: system for system in (BERT, ROBERTA, GPT2, T5, T5_1_1, BART, MASS)}
 
 
 def split_name(name: str) -> tuple[System, str]:

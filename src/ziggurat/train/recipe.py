@@ -162,7 +162,9 @@ def resolve(recipe: Recipe, root: Node | None = None) -> Node:
         fill = tree(dict(system.sizes[size]), f"size {recipe.system}")
         try:
             full = recipe.body()
-            follow = {k: v for k in ("heads", "mlp") if (v := getattr(full, k, None)) != system.sizes[size].get(k)}
+            follow = {
+                k: v for k in ("heads", "mlp", "decoder_layers") if (v := getattr(full, k, None)) != system.sizes[size].get(k)
+            }
             fill.value |= tree(follow, "follows width").value
         except UserError:
             pass  # one of the recipe's problems
