@@ -24,9 +24,11 @@ LAYOUTS = {
     "bert": Layout((2,), (3,), (3,), (0, 1)),
     "roberta": Layout((2,), (3, 3), (3,), (0, 0)),
     "gpt2": Layout((), (3,), (3,), (0, 0)),
-    "encoder_decoder": Layout((2,), (3,), (3,), (0, 0)),
+    "t5": Layout((), (3,), (3,), (0, 0)),
+    "t5_1_1": Layout((), (3,), (3,), (0, 0)),
+    "bart": Layout((2,), (3, 3), (3,), (0, 0)),
+    "mass": Layout((2,), (3,), (3,), (0, 1)),
 }
-"""`encoder_decoder` is no named system but a tiny model of that structure."""
 LENGTH, ROW = 18, 24
 EXAMPLES: dict[str, dict[str, Any]] = {
     "mlm": {"kind": "mlm"},
@@ -94,6 +96,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 every_objective = pytest.mark.parametrize("name", EXAMPLES)
 every_system = pytest.mark.parametrize("system", SYSTEMS)
+TWINS = [name for name, system in SYSTEMS.items() if system.model.kind == "encoder_decoder"]
+SINGLES = [name for name in SYSTEMS if name not in TWINS]
+every_single = pytest.mark.parametrize("system", SINGLES)
+every_twin = pytest.mark.parametrize("system", TWINS)
 
 
 def objective_of(name: str) -> Objective:
@@ -103,8 +109,7 @@ def objective_of(name: str) -> Objective:
 def homes(name: str) -> list[str]:
     """The systems on whose structure an objective makes sense."""
     structures = objective_of(name).structures
-    single = list(SYSTEMS) if "single" in structures else []
-    return single + (["encoder_decoder"] if "encoder_decoder" in structures else [])
+    return [system for system in SYSTEMS if SYSTEMS[system].model.kind in structures]
 
 
 def home(name: str) -> str:
@@ -120,8 +125,12 @@ def rows_of(name: str, system: str, times: int = 1) -> dict[str, int]:
 
 
 def context(system: str = "bert", **other: Any) -> Context:
-    visibility = SYSTEMS[system].model.visibility if system in SYSTEMS else "full"
-    return Context(VOCAB, LAYOUTS[system], LENGTH, **{"visibility": visibility, "seed": 7, "progress": 0.5, **other})
+    model, layout = SYSTEMS[system].model, LAYOUTS[system]
+    about: dict[str, Any] = {"visibility": model.visibility, "seed": 7, "progress": 0.5}
+    if isinstance(model, spec.EncoderDecoder):
+        start = {"pad": VOCAB.pad, "end": VOCAB.end, "first": next(iter(layout.first), None)}[model.start]
+        about |= {"start": start, "streams": ("encoder", "decoder"), "words": model.words}
+    return Context(VOCAB, layout, LENGTH, **{**about, **other})
 
 
 def part_of(rng: np.random.Generator, sizes: np.ndarray) -> Part:
@@ -163,12 +172,7 @@ def network_of(
     system: str, objective: Objective | None = None, layers: int = 2, seed: int = 0, shaken: bool = True
 ) -> NetworkModel:
     """A tiny double-precision network with every parameter moved, so that nothing is zero or one by chance."""
-    dials = {"layers": layers, "width": 16, "heads": 2, "mlp": 24}
-    body: spec.Model
-    if system == "encoder_decoder":
-        body = spec.EncoderDecoder(vocab=VOCAB.size, decoder_layers=layers, **dials)
-    else:
-        body = model_of(f"{system}/tiny", dials, VOCAB.size)
+    body = model_of(f"{system}/tiny", {"layers": layers, "width": 16, "heads": 2, "mlp": 24}, VOCAB.size)
     if objective and objective.extra:
         body = body.model_copy(update={"embed": body.embed.model_copy(update={"extra": objective.extra})})
     network = NetworkModel(spec.Network(model=body, heads=dict(objective.heads(body)) if objective else {})).double()

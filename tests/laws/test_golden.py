@@ -23,6 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 STEPS = 20
 CASES = [("bert", "joint-bert"), ("roberta", "mlm"), ("roberta", "mlm-span"), ("gpt2", "clm"), ("bert", "tag")]
+CASES += [("t5", "t5"), ("t5_1_1", "t5"), ("bart", "bart"), ("mass", "mass"), ("bart", "classify"), ("t5", "tag")]
 
 
 def resolved(recipe: Path) -> str:
