@@ -68,6 +68,10 @@ class Context:
     """How much of the stage is done, 0 to 1, as of this block: for rates with a schedule."""
     start: int = 0
     """The token a decoder begins with (T5: the pad, BART: the end token)."""
+    streams: tuple[str, ...] = ("text",)
+    """What the model reads: `text`, or `encoder` and `decoder`. The last one's summary token stands for the document."""
+    words: str = "text"
+    """The stream whose vectors stand for single words."""
     tables: Mapping[str, Any] = field(default_factory=dict)
     """What objectives read from files of their own, by name (`Objective.tables`)."""
 

@@ -24,9 +24,11 @@ LAYOUTS = {
     "bert": Layout((2,), (3,), (3,), (0, 1)),
     "roberta": Layout((2,), (3, 3), (3,), (0, 0)),
     "gpt2": Layout((), (3,), (3,), (0, 0)),
-    "encoder_decoder": Layout((2,), (3,), (3,), (0, 0)),
+    "t5": Layout((), (3,), (3,), (0, 0)),
+    "t5_1_1": Layout((), (3,), (3,), (0, 0)),
+    "bart": Layout((2,), (3, 3), (3,), (0, 0)),
+    "mass": Layout((2,), (3,), (3,), (0, 1)),
 }
-"""`encoder_decoder` is no named system but a tiny model of that structure."""
 LENGTH, ROW = 18, 24
 EXAMPLES: dict[str, dict[str, Any]] = {
     "mlm": {"kind": "mlm"},
@@ -96,10 +98,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 every_objective = pytest.mark.parametrize("name", EXAMPLES)
 every_system = pytest.mark.parametrize("system", SYSTEMS)
+TWINS = [name for name, system in SYSTEMS.items() if system.model.kind == "encoder_decoder"]
+SINGLES = [name for name in SYSTEMS if name not in TWINS]
+every_single = pytest.mark.parametrize("system", SINGLES)
+every_twin = pytest.mark.parametrize("system", TWINS)
 
 
 _MODELS = [repr((s.sized("tiny", vocab=VOCAB.size), s.template)) for s in SYSTEMS.values()]
-SINGLE = [name for n, name in enumerate(SYSTEMS) if _MODELS[n] not in _MODELS[:n]]
+SINGLE = [name for n, name in enumerate(SYSTEMS) if _MODELS[n] not in _MODELS[:n] and name not in TWINS]
 """Systems whose models are of one stack, or of two of which later objectives train one; of several with the same model (BERT,
 StructBERT, MacBERT) the first."""
 
@@ -112,8 +118,7 @@ def homes(name: str) -> list[str]:
     """The systems on whose structure an objective makes sense."""
     structures = objective_of(name).structures
     single = SINGLE if "single" in structures else []
-    both = [name for name, s in SYSTEMS.items() if s.model.kind == "adversaries" and "adversaries" in structures]
-    return single + both + (["encoder_decoder"] if "encoder_decoder" in structures else [])
+    return single + [n for n, s in SYSTEMS.items() if s.model.kind != "single" and s.model.kind in structures and n not in single]
 
 
 def home(name: str) -> str:
@@ -129,9 +134,12 @@ def rows_of(name: str, system: str, times: int = 1) -> dict[str, int]:
 
 
 def context(system: str = "bert", **other: Any) -> Context:
-    visibility = SYSTEMS[system].model.visibility if system in SYSTEMS else "full"
-    layout = LAYOUTS[SYSTEMS[system].template if system in SYSTEMS else system]
-    return Context(VOCAB, layout, LENGTH, **{"visibility": visibility, "seed": 7, "progress": 0.5, **other})
+    model, layout = SYSTEMS[system].model, LAYOUTS.get(system) or LAYOUTS[SYSTEMS[system].template]
+    about: dict[str, Any] = {"visibility": model.visibility, "seed": 7, "progress": 0.5}
+    if isinstance(model, spec.EncoderDecoder):
+        start = {"pad": VOCAB.pad, "end": VOCAB.end, "first": next(iter(layout.first), None)}[model.start]
+        about |= {"start": start, "streams": ("encoder", "decoder"), "words": model.words}
+    return Context(VOCAB, layout, LENGTH, **{**about, **other})
 
 
 def part_of(rng: np.random.Generator, sizes: np.ndarray) -> Part:
@@ -173,12 +181,7 @@ def network_of(
     system: str, objective: Objective | None = None, layers: int = 2, seed: int = 0, shaken: bool = True
 ) -> NetworkModel:
     """A tiny double-precision network with every parameter moved, so that nothing is zero or one by chance."""
-    dials = {"layers": layers, "width": 16, "heads": 2, "mlp": 24}
-    body: spec.Model
-    if system == "encoder_decoder":
-        body = spec.EncoderDecoder(vocab=VOCAB.size, decoder_layers=layers, **dials)
-    else:
-        body = model_of(f"{system}/tiny", dials, VOCAB.size)
+    body = model_of(f"{system}/tiny", {"layers": layers, "width": 16, "heads": 2, "mlp": 24}, VOCAB.size)
     body = objective.part_of(body) if objective else body
     if objective and objective.extra:
         body = body.model_copy(update={"embed": body.embed.model_copy(update={"extra": objective.extra})})

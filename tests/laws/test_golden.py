@@ -24,6 +24,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 STEPS = 20
 CASES = [("bert", "joint-bert"), ("roberta", "mlm"), ("roberta", "mlm-span"), ("gpt2", "clm"), ("bert", "tag")]
 CASES += [("albert", "mlm-ngram"), ("electra", "rtd"), ("structbert", "joint-struct"), ("macbert", "joint-mac")]
+CASES += [("t5", "t5"), ("t5_1_1", "t5"), ("bart", "bart"), ("mass", "mass"), ("bart", "classify"), ("t5", "tag")]
 
 
 def resolved(recipe: Path) -> str:

@@ -59,7 +59,9 @@ AUTO = {
     "DoubleHeadsModel": "",  # no Auto class leads there
     "Model": "AutoModel",
 }
-CLASSES = list(dict.fromkeys(name for system in SYSTEMS.values() for name in system.classes))
+OURS = ("bert", "roberta", "gpt2", "albert", "electra", "structbert", "macbert")
+"""Systems whose parity is shown here; the others' is in tests/systems."""
+CLASSES = list(dict.fromkeys(name for system in OURS for name in SYSTEMS[system].classes))
 
 
 def family(name: str) -> str:
@@ -299,7 +301,7 @@ ENDING = {
 }  # fmt: skip
 
 
-PAIRS = [(system, head) for system in SYSTEMS for head in HEADS if system != "gpt2" or head not in ("nsp", "sop")]
+PAIRS = [(system, head) for system in OURS for head in HEADS if system != "gpt2" or head not in ("nsp", "sop")]
 
 
 @pytest.mark.parametrize(("system", "head"), PAIRS)

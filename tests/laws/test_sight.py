@@ -13,8 +13,11 @@ from examples import (
     context,
     corpus,
     every_case,
+    every_single,
     every_system,
+    every_twin,
     formed,
+    homes,
     made,
     network_of,
     objective_of,
@@ -23,10 +26,13 @@ from examples import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from test_batch import documents, same
 
 from ziggurat.data.pack import pack
 from ziggurat.nn.visibility import plan
+from ziggurat.objectives import AnyObjective
+from ziggurat.systems import SYSTEMS
 from ziggurat.types import FOREVER, NEVER, Batch, Stream, Visibility
 
 IN_PLACE = [
@@ -82,8 +88,7 @@ def closure(seen: np.ndarray) -> np.ndarray:
         reach = further
 
 
-@pytest.mark.parametrize("name", IN_PLACE)
-@every_system
+@pytest.mark.parametrize(("name", "system"), [(name, system) for name in IN_PLACE for system in homes(name)])
 def test_no_answer_is_reachable(name: str, system: str) -> None:
     """For each question, the rows whose content changes with its answer are found by changing the answer in the source and
     corrupting again. None of them may reach the row that must answer, over any number of layers; the only exception is the
@@ -110,8 +115,9 @@ def test_no_answer_is_reachable(name: str, system: str) -> None:
             assert not reach[row, telling].any(), (kind, row, telling)
 
 
+@pytest.mark.parametrize("system", ["bert", "bart", "t5"])
 @pytest.mark.parametrize("name", ["classify", "classify-pair", "regress", "tag"])
-def test_labels_leave_no_trace_in_the_text(name: str) -> None:
+def test_labels_leave_no_trace_in_the_text(name: str, system: str) -> None:
     block = corpus(name)
     other = replace(block, fields={**block.fields, "label": list(reversed(block.fields["label"]))})
     text = block.parts["text"]
@@ -119,13 +125,13 @@ def test_labels_leave_no_trace_in_the_text(name: str) -> None:
         marks = text.marks.copy()
         marks[:, 2] = 2 - marks[:, 2]
         other = replace(other, parts={"text": replace(text, marks=marks)})
-    objective, ctx = objective_of(name), context()
+    objective, ctx = objective_of(name), context(system)
     one, two = objective.form(block, ctx), objective.form(other, ctx)
     assert documents(Batch(one.streams, {}, one.keys)) == documents(Batch(two.streams, {}, two.keys))
     assert not same(one.targets[objective.kind], two.targets[objective.kind])
 
 
-@every_system
+@every_single
 def test_next_token_scores_do_not_move_with_the_answer(system: str) -> None:
     """Through the network: changing a token moves the scores from its own row on, in its own document, and none before."""
     objective = objective_of("clm")
@@ -145,6 +151,31 @@ def test_next_token_scores_do_not_move_with_the_answer(system: str) -> None:
                 content[i] = (content[i] + 11) % VOCAB.size
                 moved = set(target.index[(scores(content) != before).any(1)].tolist())
                 assert moved == set(range(i, hi - 1)), (d, i)
+
+
+@every_twin
+def test_a_decoder_says_each_token_before_it_reads_it(system: str) -> None:
+    """Under the system's own objective: what is asked is read one step later, and a decoder's token moves scores from its own row on."""
+    objective = TypeAdapter(AnyObjective).validate_python(SYSTEMS[system].objective)
+    network, ctx = network_of(system, objective, layers=3), context(system)
+    done = objective.corrupt(objective.form(corpus("clm", 3), ctx), ctx)
+    batch, ((kind, target),) = torched(done), done.targets.items()
+    stream, asked = batch.streams["decoder"], batch.targets[kind]
+
+    def scores(content: torch.Tensor) -> torch.Tensor:
+        streams = {**batch.streams, "decoder": replace(stream, content=content)}
+        return network.logits("lm", network(streams), streams, asked)
+
+    with torch.no_grad():
+        before = scores(stream.content)
+        for lo, hi in zip(stream.bounds[:-1].tolist(), stream.bounds[1:].tolist(), strict=True):
+            mine = (target.index >= lo) & (target.index < hi)
+            assert target.index[mine].tolist() == list(range(lo, hi))
+            assert stream.content[lo + 1 : hi].tolist() == target.value[mine][:-1].tolist()
+            for i in range(lo, hi, 2):
+                content = stream.content.clone()
+                content[i] = (content[i] + 11) % VOCAB.size
+                assert set(asked.index[(scores(content) != before).any(1)].tolist()) == set(range(i, hi))
 
 
 @st.composite
@@ -188,9 +219,10 @@ def test_a_token_moves_exactly_those_who_can_see_it(
     content = content.copy()
     content[k] = 5 + (content[k] - 4) % 45
     network = network_of(system, layers=layers, seed=seed)
+    name = context(system).streams[0]  # of two stacks the encoder, alone
     with torch.no_grad():
-        before = network(torched(batch).streams)["text"]
-        after = network({"text": torched(replace(batch, streams={"text": replace(stream, content=content)})).streams["text"]})[
-            "text"
-        ]
+        before, after = (
+            network({name: torched(replace(batch, streams={"text": replace(stream, content=ids)})).streams["text"]})[name]
+            for ids in (stream.content, content)
+        )
     assert np.array_equal((before != after).any(1).numpy(), reach[:, k])

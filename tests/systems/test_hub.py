@@ -15,13 +15,16 @@ from torch import Tensor
 
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.errors import UserError
+from ziggurat.evaluate.heldout import to_device
 from ziggurat.nn import spec
 from ziggurat.nn.network import NetworkModel
+from ziggurat.objectives.base import context_of
+from ziggurat.objectives.rewrite import echoed
 from ziggurat.systems import SYSTEMS, model_of
 from ziggurat.systems.hub import export_checkpoint, from_hub, import_folder, to_hub
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import TokenizerSpec, train_tokenizer
-from ziggurat.types import Stream, Target, Visibility
+from ziggurat.types import Batch, Stream, Target, Visibility
 
 DIALS = {"layers": 2, "width": 32, "heads": 2, "mlp": 48}
 TEXTS = ["the ziggurat rises in stages", "each stage is smaller than the one below it", "sand, brick and reed", "塔 由 沙 聚 成"]
@@ -300,8 +303,9 @@ def test_an_export_replaces_an_export_and_nothing_else(tmp_path: Path, monkeypat
 
 
 def trained(template: Any, vocab: int = 120) -> Tokenizer:
-    kind: Any = "bpe" if template == "gpt2" else "wordpiece"
-    made = TokenizerSpec(kind=kind, vocab=300 if kind == "bpe" else vocab, min_frequency=1)
+    kind: Any = {"gpt2": "bpe", "t5": "unigram"}.get(template, "wordpiece")
+    size = {"bpe": 300, "unigram": 100 + vocab}.get(kind, vocab)
+    made = TokenizerSpec(kind=kind, vocab=size, min_frequency=1)
     return train_tokenizer(made, iter(TEXTS * 3), template=template)
 
 
@@ -310,12 +314,12 @@ def packed(tokenizer: Tokenizer, texts: list[str], visibility: Any) -> Stream:
     layout = tokenizer.layout
     rows = [[*layout.first, *map(int, e.ids), *layout.last] for e in tokenizer.encode(texts)]
     position = np.concatenate([np.arange(len(row)) for row in rows])
-    content = torch.tensor([i for row in rows for i in row])
-    bounds = torch.tensor(np.cumsum([0, *(len(row) for row in rows)]))
-    return Stream(content, bounds, torch.tensor(position), torch.zeros_like(content), Visibility(visibility))
+    content = np.array([i for row in rows for i in row])
+    bounds = np.cumsum([0, *(len(row) for row in rows)])
+    return Stream(content, bounds, position, np.zeros_like(content), Visibility(visibility))
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", [name for name, system in SYSTEMS.items() if system.loads])
 def test_from_text_to_scores_transformers_says_the_same(system: str, tmp_path: Path) -> None:
     """Our checkpoint, exported with its tokenizer, through nothing but Auto classes and raw text."""
     transformers = pytest.importorskip("transformers")
@@ -329,11 +333,13 @@ def test_from_text_to_scores_transformers_says_the_same(system: str, tmp_path: P
     assert getattr(model.config, SYSTEMS[system].dropouts[0]) == 0.0
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs.model_max_length == ours.spec.model.embed.positions.length
-    stream = packed(tokenizer, TEXTS, ours.spec.model.visibility)
+    ctx = context_of(ours.spec.model, tokenizer, 64)
+    batch = Batch({"text": packed(tokenizer, TEXTS, ours.spec.model.visibility)}, {}, np.arange(len(TEXTS), dtype=np.uint64))
+    streams = to_device(echoed(batch, ctx), torch.device("cpu")).streams
     documents = torch.arange(len(TEXTS))
-    target = Target("text", documents, documents, torch.ones(len(TEXTS)), "document")
+    target = Target(ctx.streams[-1], documents, documents, torch.ones(len(TEXTS)), "document")
     with torch.no_grad():
-        mine = ours.logits("classify", ours({"text": stream}), {"text": stream}, target)
+        mine = ours.logits("classify", ours(streams), streams, target)
         if model.config.pad_token_id is None:
             other = torch.cat([model(**theirs(text, return_tensors="pt")).logits for text in TEXTS])
         else:

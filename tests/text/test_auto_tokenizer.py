@@ -17,6 +17,8 @@ CONFIGS = {
     "bert": {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
     "roberta": {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]},
     "gpt2": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+    "t5": {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+    "bart": {"model_type": "bart", "architectures": ["BartForConditionalGeneration"]},
 }
 
 
@@ -54,7 +56,7 @@ def assert_same(tokenizer: Tokenizer, folder: Path, lines: list[str], length: in
         assert number == getattr(tokenizer.vocab, name)
 
 
-@pytest.mark.parametrize("model", ["bert", "roberta", "gpt2", None])
+@pytest.mark.parametrize("model", ["bert", "roberta", "gpt2", "t5", "bart", None])
 @pytest.mark.parametrize(
     ("kind", "template"),
     [
@@ -64,6 +66,8 @@ def assert_same(tokenizer: Tokenizer, folder: Path, lines: list[str], length: in
         ("bpe", "gpt2"),
         ("unigram", "bert"),
         ("wordpiece", "gpt2"),
+        ("unigram", "t5"),
+        ("bpe", "t5"),
     ],
 )
 def test_auto_tokenizer_gives_the_same_ids(

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from ziggurat.context import Layout
 from ziggurat.errors import UserError
 from ziggurat.text.tokenizer import Tokenizer
-from ziggurat.text.train import PIECE, TokenizerSpec, sample, train_tokenizer
+from ziggurat.text.train import LAST, PIECE, TokenizerSpec, sample, train_tokenizer
 
 LAYOUTS = {
     "bert": Layout((2,), (3,), (3,), (0, 1)),
     "roberta": Layout((0,), (2, 2), (2,), (0, 0)),
     "gpt2": Layout((), (0,), (0,), (0, 0)),
+    "t5": Layout((), (1,), (1,), (0, 0)),
 }
 
 
@@ -30,8 +31,11 @@ def test_templates(kind: str, template: str, trained: Callable[[str, str], Token
     tokenizer = trained(kind, template)
     assert tokenizer.layout == LAYOUTS[template] and tokenizer.kind == kind
     vocab = tokenizer.vocab
-    assert vocab.special == tuple(range(len(vocab.special))) and vocab.end == LAYOUTS[template].last[0]
-    assert (vocab.mask is None) == (template == "gpt2")
+    last = len(LAST.get(template, ()))
+    first = len(vocab.special) - last
+    assert vocab.special == (*range(first), *range(vocab.size - last, vocab.size)) and vocab.end == LAYOUTS[template].last[0]
+    assert [vocab.names[name] for name in LAST.get(template, ())] == list(vocab.special[first:])
+    assert (vocab.mask is None) == (template in ("gpt2", "t5"))
     assert 700 < vocab.size <= 1000
     ids = np.concatenate([encoded.ids for encoded in tokenizer.encode(lines)])
     assert kind == "bpe" or 0 < np.mean(ids == vocab.unk) < 0.002, "an emoji is unknown, hardly anything else"
@@ -117,6 +121,8 @@ def test_bad_input() -> None:
             train_tokenizer(TokenizerSpec(), iter(texts), template="bert")
     with pytest.raises(UserError, match="too small"):
         train_tokenizer(TokenizerSpec(kind="bpe", vocab=200), iter(["text"]), template="gpt2")
+    with pytest.raises(UserError, match="too small for the 100 sentinels"):
+        train_tokenizer(TokenizerSpec(vocab=110), iter(["text"]), template="t5")
     with pytest.raises(UserError, match="too small"):
         train_tokenizer(TokenizerSpec(vocab=20), iter(["the quick brown fox jumps over the lazy dog " * 3]), template="bert")
     with pytest.raises(UserError, match="surrogate"):

@@ -44,6 +44,8 @@ class Line:
     """Matrices are stored [in, out] on the Hub; vectors are the same on both sides."""
     multiple: int = 0
     """Rows of ours are padded to a multiple of this; 0 = not padded."""
+    row: bool = False
+    """A vector that the Hub stores as a matrix of one row."""
     optional: bool = False
 
 
@@ -66,6 +68,11 @@ def fused(hub: str, *ours: str, transposed: bool = False) -> Line:
 def transposed(hub: str, ours: str) -> Line:
     """A matrix that the Hub stores [in, out] (GPT-2's `Conv1D`) and we store [out, in]."""
     return Line(hub, (ours,), transposed=True)
+
+
+def one_row(hub: str, ours: str) -> Line:
+    """A vector [n] that the Hub stores as [1, n] (BART's `final_logits_bias`)."""
+    return Line(hub, (ours,), row=True)
 
 
 def padded(hub: str, ours: str, multiple: int) -> Line:
@@ -205,6 +212,10 @@ class NameMap:
         """The parts of ours that one Hub tensor holds."""
         if line.transposed and tensor.dim() == 2:
             tensor = tensor.t().contiguous()
+        if line.row:
+            flat = tensor.dim() == 2 and len(tensor) == 1
+            check(flat, f"{name} has shape {list(tensor.shape)}, not [1, n]", "the file is of another system or is damaged")
+            return [tensor[0]]
         if line.multiple:
             vocab = self._vocab(line)
             check(
@@ -231,7 +242,7 @@ class NameMap:
             tensor = tensor[: self._vocab(line)].clone()
         if line.transposed and tensor.dim() == 2:
             tensor = tensor.t()
-        return tensor.contiguous()
+        return (tensor[None] if line.row else tensor).contiguous()
 
     def _vocab(self, line: Line) -> int:
         if not self.vocab:

@@ -125,7 +125,8 @@ def predict(
             names = objective.label_names()
             answers, values = [names[i] for i in answers], [names[i] for i in values]
         if isinstance(objective, Tag):
-            owner = np.asarray(np.searchsorted(batch.streams["text"].bounds, batch.targets["tag"].index, side="right"))
+            asked = batch.targets["tag"]
+            owner = np.asarray(np.searchsorted(batch.streams[asked.stream].bounds, asked.index, side="right"))
             answers, values = _by_document(owner, answers), _by_document(owner, values)
         gold += values
         predicted += answers

@@ -99,6 +99,7 @@ class EmbedLayer(nn.Module):
         super().__init__()
         inner = part.width or width
         self.token = nn.Embedding(vocab, inner) if own else None
+        self.scale = inner**0.5 if part.scale == "root" else None
         self.extra = nn.Embedding(part.extra, inner) if part.extra and extra else None
         places = part.positions
         self.offset = places.offset
@@ -119,10 +120,10 @@ class EmbedLayer(nn.Module):
         table = table if self.token is None else self.token.weight
         assert table is not None, "a layer without a table must be given one"
         if self.extra is None:
-            x = F.embedding(stream.content, table)
+            x = self._tokens(stream.content, table)
         else:
             added = stream.content < 0
-            x = F.embedding(stream.content.clamp(min=0), table)
+            x = self._tokens(stream.content.clamp(min=0), table)
             x = torch.where(added[:, None], self.extra((-1 - stream.content).clamp(min=0)), x)
         if self.position is not None:
             x = x + self.position(stream.position + self.offset)
@@ -136,3 +137,7 @@ class EmbedLayer(nn.Module):
         if self.segment is not None:
             x = x + self.segment(segment)
         return x if self.norm is None else self.norm(x)
+
+    def _tokens(self, ids: Tensor, table: Tensor) -> Tensor:
+        x = F.embedding(ids, table)
+        return x if self.scale is None else x * self.scale

@@ -112,6 +112,8 @@ class Embed(Spec):
     """Width of the tables where it is not the model's: a matrix leads from one to the other (ALBERT, ELECTRA)."""
     widen: Literal["needed", "always"] = "needed"
     """`always`: that matrix is there even where both are of one width (ALBERT)."""
+    scale: Literal["one", "root"] = "one"
+    """`root`: token vectors are multiplied by the root of their width before the sum (Vaswani et al., 2017, 3.4; MASS)."""
     positions: Absolute = Learned()
     segments: int = Field(0, ge=0)
     """Rows of the segment table; 0 = no table."""
@@ -270,6 +272,9 @@ class EncoderDecoder(Spec):
     """On the decoder's stream."""
     start: Literal["pad", "end", "first"] = "end"
     """The token a decoder begins with: the pad (T5), the end token (BART), or the first token of the layout."""
+    words: Literal["encoder", "decoder"] = "decoder"
+    """The stack whose vectors stand for single words when they are labelled: the decoder, which reads the same text one step
+    later (BART, 3.2), or the encoder alone (T5)."""
     init: Init = Init()
 
     @property

@@ -108,14 +108,17 @@ class EncoderDecoderModel(nn.Module):
 
     def forward(self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Reads = None) -> dict[str, Tensor]:
         """{"encoder": [S, width], "decoder": [T, width]}, and layers named in `keep` ("encoder.blocks.3"). The decoder reads
-        all of the encoder, so `read` saves work in the decoder only."""
-        source, target = streams["encoder"], streams["decoder"]
+        all of the encoder, so `read` saves work in the decoder only. Without a stream `decoder` the encoder alone is computed."""
+        source = streams["encoder"]
         parts = {"encoder": self.encoder, "decoder": self.decoder}
         wanted = {
             name: [k.removeprefix(f"{name}.") for k in keep if k.startswith(f"{name}.")] for name in parts
         }  # each stack by its own names
         x = self.encoder.embed(source, self.table)
         encoded, kept = _through(self.encoder, x, plan(source), wanted["encoder"], None)
+        if "decoder" not in streams:
+            return {"encoder": encoded, **{f"encoder.{k}": v for k, v in kept.items()}}
+        target = streams["decoder"]
         x = self.decoder.embed(target, self.table)
         seen, rows = Source(encoded, cross_plan(target, source)), _rows(read, "decoder")
         decoded, more = _through(self.decoder, x, plan(target), wanted["decoder"], rows, seen)

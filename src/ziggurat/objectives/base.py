@@ -42,14 +42,16 @@ def context_of(
     """
     vocab, layout = tokenizer.vocab, tokenizer.layout
     start: int | None = vocab.pad
+    streams, words = ("text",), "text"
     if isinstance(model, parts.EncoderDecoder):
+        streams, words = ("encoder", "decoder"), model.words  # type: ignore[assignment]
         start = {"pad": vocab.pad, "end": vocab.end, "first": next(iter(layout.first), None)}[model.start]
         if start is None:
             raise UserError(
                 f"the decoder begins with the {model.start} token, and the tokenizer has none", "choose another tokenizer"
             )
     assert start is not None
-    return Context(vocab, layout, length, model.visibility, seed, start=start, tables=tables or {})
+    return Context(vocab, layout, length, model.visibility, seed, start=start, streams=streams, words=words, tables=tables or {})
 
 
 class Asked(NamedTuple):
@@ -101,6 +103,10 @@ class Objective(Spec):
     def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """What the context must carry besides, read from the objective's own files; each thing has a `digest`."""
         return {}
+
+    def tokens(self) -> tuple[str, ...]:
+        """Special tokens of its own, which a tokenizer that is trained for it is given."""
+        return ()
 
     def needs(self, ctx: Context) -> None:
         """Raise `UserError` when the vocabulary or layout cannot serve this objective (no mask token ...)."""

@@ -23,6 +23,8 @@ from ziggurat.objectives.base import Objective
 from ziggurat.objectives.rewrite import Sequences, Text, choose, rewritten, text_of
 from ziggurat.types import Batch, Tokens
 
+SENTINELS = tuple(f"<extra_id_{n}>" for n in range(100))
+"""As many as T5's vocabulary has; the first one is first in a text."""
 FULL_TARGETS = ("mass_style", "bert_style", "deshuffling")
 
 
@@ -106,6 +108,9 @@ class SpanCorruption(Objective):
                 f"{self.variant} needs a mask token or the sentinel <extra_id_0>, and the tokenizer has neither",
                 "add one to the tokenizer",
             )
+
+    def tokens(self) -> tuple[str, ...]:
+        return SENTINELS if self.variant == "replace_spans" else ()
 
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return {"lm": parts.VocabHead()}

@@ -109,6 +109,9 @@ class InfillingGeneration(Objective):
             "write one with ziggurat.objectives.flows.save_lexicon, or leave `lexicon` out to cut spans at random",
         )
 
+    def tokens(self) -> tuple[str, ...]:
+        return (self.token,)
+
     def rows(self, ctx: Context) -> Mapping[str, int]:
         text = ctx.layout.room(ctx.length)
         most = max(1, int(np.rint(self.rate * text))) if self.target == "fragments" else ctx.length

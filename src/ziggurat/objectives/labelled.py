@@ -1,6 +1,7 @@
 """Fine-tuning objectives: classify or score a text or a pair of texts, and tag its words.
 
-Paper: BERT (Devlin et al., 2019, 3.2). Needs: labels. Feeds: stream "text", targets "classify", "regress" or "tag".
+Paper: BERT (Devlin et al., 2019, 3.2); for two stacks BART (Lewis et al., 2020, 3.1 and 3.2). Needs: labels. Feeds: the streams
+of the model, with the same text in both stacks; targets "classify", "regress" or "tag".
 """
 
 from __future__ import annotations
@@ -18,11 +19,21 @@ from ziggurat.data.cut import marks_in, pairs, single
 from ziggurat.errors import UserError, check
 from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
+from ziggurat.objectives.rewrite import echoed
 from ziggurat.types import Batch, Tokens, text_target
 
 
-def _texts(tokens: Tokens, ctx: Context) -> Batch:
-    return pairs(tokens, ctx) if "pair" in tokens.parts else single(tokens, ctx)
+def texts(tokens: Tokens, ctx: Context) -> Batch:
+    """One example a document, a text or a pair of texts, in the streams of the model."""
+    return echoed(pairs(tokens, ctx) if "pair" in tokens.parts else single(tokens, ctx), ctx)
+
+
+def words_in(batch: Batch, ctx: Context) -> Batch:
+    """Examples of the stream `text`, in the streams that a model needs to label their words: an encoder that does it needs no
+    decoder. The rows of the stream `ctx.words` are those of the text."""
+    if ctx.words == "encoder":
+        return Batch({"encoder": batch.streams["text"]}, {}, batch.keys)
+    return echoed(batch, ctx)
 
 
 def _column(tokens: Tokens, name: str) -> Sequence[Any]:
@@ -53,14 +64,23 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
-class Labels(Objective):
+class Labelled(Objective):
+    """Base of the objectives that learn from labels."""
+
+    structures: ClassVar[tuple[str, ...]] = ("single", "encoder_decoder")
+    labelled: ClassVar[bool] = True
+
+    def rows(self, ctx: Context) -> Mapping[str, int]:
+        return dict.fromkeys(ctx.streams, ctx.length)
+
+
+class Labels(Labelled):
     """Base of the objectives with a closed list of labels."""
 
     labels: tuple[str | int, ...] = Field(min_length=2)
     """The values of the label column, in the order of the classes."""
     names: tuple[str, ...] = ()
     """What to call them in reports and in the exported model; default: the labels themselves."""
-    labelled: ClassVar[bool] = True
 
     @field_validator("labels")
     @classmethod
@@ -87,24 +107,24 @@ class Classify(Labels):
     """The score reports quote; `f1` is that of the second label."""
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
-        batch = _texts(tokens, ctx)
+        batch = texts(tokens, ctx)
         value = _index(self.labels, _column(tokens, "label"), tokens.fields.get("id", ()))
-        return replace(batch, targets={"classify": text_target(np.arange(len(value)), value, at="document")})
+        target = text_target(np.arange(len(value)), value, at="document", stream=ctx.streams[-1])
+        return replace(batch, targets={"classify": target})
 
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return parts.class_heads(model, "classify", len(self.labels))
 
 
-class Regress(Objective):
+class Regress(Labelled):
     """One number for a text or a pair of texts."""
 
     kind: Literal["regress"] = "regress"
-    labelled: ClassVar[bool] = True
     metric: Literal["pearson", "spearman", "mse"] = "pearson"
     """The score reports quote."""
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
-        batch = _texts(tokens, ctx)
+        batch = texts(tokens, ctx)
         column, rows = _column(tokens, "label"), tokens.fields.get("id", ())
         with np.errstate(over="ignore"):
             value = np.array([_number(v) for v in column], np.float64).astype(np.float32)
@@ -113,7 +133,8 @@ class Regress(Objective):
             place = f" ({rows[wrong[0]]})" if len(rows) else ""
             message = f"label {column[wrong[0]]!r}{place} is not a finite number"
             raise UserError(message, f"{len(wrong)} such row(s) in this block: mend the data")
-        return replace(batch, targets={"regress": text_target(np.arange(len(value)), value, at="document")})
+        target = text_target(np.arange(len(value)), value, at="document", stream=ctx.streams[-1])
+        return replace(batch, targets={"regress": target})
 
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return parts.class_heads(model, "regress", 1)
@@ -134,7 +155,10 @@ class Tag(Labels):
         rows = tokens.fields.get("id", ())
         where = [rows[d] for d in marks.document[seen]] if len(rows) else []
         value = _index(self.labels, [names[i] for i in used], where)[inverse] if len(used) else marks.label
-        return replace(batch, targets={"tag": text_target(marks.start, value)})
+        return replace(words_in(batch, ctx), targets={"tag": text_target(marks.start, value, stream=ctx.words)})
+
+    def rows(self, ctx: Context) -> Mapping[str, int]:
+        return {"encoder": ctx.length} if ctx.words == "encoder" else super().rows(ctx)
 
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return {"tag": parts.TokenHead(outputs=len(self.labels))}

@@ -91,6 +91,9 @@ class Mixture(Objective):
     def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
         return {name: table for part in self.parts for name, table in part.tables(tokenizer).items()}
 
+    def tokens(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.tokens()))
+
     def needs(self, ctx: Context) -> None:
         for part in self.parts:
             part.needs(ctx)

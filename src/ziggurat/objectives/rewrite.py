@@ -60,6 +60,21 @@ def choose(keys: np.ndarray, counts: np.ndarray, wanted: np.ndarray, purpose: st
     return number[order[ranges(np.cumsum(found) - found, wanted)]]
 
 
+def echoed(batch: Batch, ctx: Context) -> Batch:
+    """The examples of the stream `text` for a model of two stacks: both read the same text, the decoder one step later, after
+    `ctx.start` (BART; Lewis et al., 2020, 3.1 and 3.2). Targets stay behind; a model of one stack keeps its batch.
+    """
+    if ctx.streams == ("text",):
+        return batch
+    text = batch.streams["text"]
+    content, begins = np.empty_like(text.content), text.bounds[:-1][text.lengths > 0]
+    content[1:] = text.content[:-1]
+    content[begins] = ctx.start
+    unit = None if text.unit is None else np.full_like(text.unit, -1)
+    decoder = replace(text, content=content, visibility=CAUSAL, unit=unit)
+    return Batch({"encoder": replace(text, visibility=FULL), "decoder": decoder}, {}, batch.keys)
+
+
 class Sequences(NamedTuple):
     """One run of token ids a document."""
 

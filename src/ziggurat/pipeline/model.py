@@ -19,6 +19,7 @@ from ziggurat.evaluate.heldout import to_device
 from ziggurat.nn import halves
 from ziggurat.nn.network import NetworkModel
 from ziggurat.nn.spec import Adversaries, ClassHead, TokenHead
+from ziggurat.objectives import labelled
 from ziggurat.objectives.base import context_of
 from ziggurat.pipeline.opened import Opened, open_checkpoint
 from ziggurat.text.tokenizer import Encoded, Tokenizer
@@ -84,7 +85,7 @@ class Model:
             UserError: there is no mask in the text, or the model cannot fill one.
         """
         vocab = self.tokenizer.vocab
-        fills = "lm" in self.network.heads and vocab.mask is not None and not self.causal
+        fills = "lm" in self.network.heads and vocab.mask is not None and not self.causal and self.context.streams == ("text",)
         check(fills, f"{self.folder} is no masked language model: it cannot fill masks", "use a checkpoint of a masked-LM stage")
         mask = self.tokenizer.roles["mask_token"]
         batch = cut.single(self._tokens([MASKS.sub(lambda _: mask, text)]), self.context)
@@ -156,11 +157,9 @@ class Model:
         for start in range(0, len(texts), AT_ONCE):
             part = texts[start : start + AT_ONCE]
             tokens = self._tokens(part)
-            batch = (cut.pairs if "pair" in tokens.parts else cut.single)(tokens, self.context)
-            target = Target(
-                "text", np.arange(len(part)), np.zeros(len(part), np.int64), np.ones(len(part), np.float32), "document"
-            )
-            scores = self._scores(batch, self.task, target)
+            nothing = np.zeros(len(part), np.int64)
+            target = text_target(np.arange(len(part)), nothing, at="document", stream=self.context.streams[-1])
+            scores = self._scores(labelled.texts(tokens, self.context), self.task, target)
             if self.task == "regress":
                 answers += scores[:, 0].tolist()
             else:
@@ -182,7 +181,8 @@ class Model:
         at = np.array([t for _, t in kept], np.int64) + len(self.context.layout.first)
         if not len(at):
             return []
-        best = self._scores(batch, "tag", text_target(at, np.zeros(len(at), np.int64))).argmax(-1).tolist()
+        target = text_target(at, np.zeros(len(at), np.int64), stream=self.context.words)
+        best = self._scores(labelled.words_in(batch, self.context), "tag", target).argmax(-1).tolist()
         return [(word, self._names()[i]) for (word, _), i in zip(kept, best)]
 
     def _names(self) -> list[str]:

@@ -127,7 +127,9 @@ def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Call
         return brought
     state = [[name, sources.fingerprint(recipe.sources[name], "train")] for name in used(recipe)]
     text = hashlib.sha256(json.dumps([state, mark]).encode()).hexdigest()[:16]
+    own = list(dict.fromkeys(name for stage in recipe.stages if stage.objective for name in stage.objective.tokens()))
     identity = {"spec": spec.model_dump(mode="json"), "system": recipe.system.partition("/")[0], "text": text}
+    identity |= {"tokens": own} if own else {}
     before = json.loads(made.read_text("utf-8")) if made.exists() else {}
     if before == identity:
         return Tokenizer.load(folder, segmenter=spec.segmenter)
@@ -137,6 +139,8 @@ def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Call
     template: Any = SYSTEMS[recipe.system.partition("/")[0]].template
     log.info("training a %s tokenizer of %s tokens", spec.kind, f"{spec.vocab:,}")
     tokenizer = train_tokenizer(spec, counted("reading text for the tokenizer", texts()), template=template)
+    if own:  # what the objectives ask with is there before a model is built on the vocabulary
+        tokenizer = tokenizer.add_tokens(own)
     made.unlink(missing_ok=True)
     tokenizer.save(folder)
     write_json(made, identity)

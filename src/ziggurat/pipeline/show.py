@@ -12,7 +12,7 @@ import yaml
 
 from ziggurat.config import Spec, load_tree, spelled
 from ziggurat.errors import UserError, check
-from ziggurat.nn.spec import Model, Network
+from ziggurat.nn.spec import BoundaryHead, Model, Network, VocabHead
 from ziggurat.objectives import OBJECTIVES
 from ziggurat.objectives.base import context_of
 from ziggurat.systems import SYSTEMS, split_name
@@ -167,14 +167,19 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
         seed=recipe.seed,
         ahead=False,
     )
-    return draw_batch(next(iter(loader)), tokenizer)
+    heads = chosen.objective.heads(model)
+    batch = next(iter(loader))
+    asked = {name: heads.get(chosen.objective.head_of(name)) for name in batch.targets}
+    said = [name for name, head in asked.items() if isinstance(head, (VocabHead, BoundaryHead))]
+    return draw_batch(batch, tokenizer, said=said)
 
 
 def draw_batch(
     batch: Batch, tokenizer: Pieces, *, documents: int = 3, widest: int = 48, said: Collection[str] = ("mlm", "clm", "lm")
 ) -> str:
     """A batch as text (numpy side): of the first documents every row with its token, position, segment, and what is to
-    be predicted there; then who may look at whom, `#` yes and `.` no, a row a query, for documents up to `widest` rows.
+    be predicted there; then who may look at whom, `#` yes and `.` no, a row a query, for documents up to `widest` rows. Below an
+    encoder: which of its rows the decoder may look at.
 
     `said` names the targets whose values are vocabulary ids.
     """
@@ -198,7 +203,7 @@ def _document(
         for index, value, weight in zip(target.index, target.value, target.weight):
             text = tokenizer.pieces([int(value)])[0] if target_name in said else f"{value:g}"
             text = f"{target_name}: {text}" + ("" if weight == 1 else f" (weight {weight:g})")
-            if target.at == "document" and index == d:
+            if target.at == "document" and target.stream == name and index == d:
                 whole.append(text)
             elif target.at == "token" and target.stream == name and start <= index < stop:
                 answers.setdefault(int(index), []).append(text)
@@ -210,7 +215,16 @@ def _document(
         lines.append(f"  {n:>3}  {stream.position[row]:>3} {stream.segment[row]:>3}  {pieces[n]}{said_here}")
     if stop - start > widest:
         return [*lines, f"  visibility: {stream.visibility.kind} ({stop - start} rows are too many to draw)"]
-    return [*lines, f"  visibility: {stream.visibility.kind}", *(f"  {line}" for line in draw_visibility(stream, d))]
+    lines += [f"  visibility: {stream.visibility.kind}", *(f"  {line}" for line in draw_visibility(stream, d))]
+    if name == "encoder" and "decoder" in batch.streams:
+        lines.append(f"  {'decoder':>8} {_crossing(stream, start, stop)}")
+    return lines
+
+
+def _crossing(stream: Stream, start: int, stop: int) -> str:
+    """Which rows of an encoder the decoder may look at: those that are open from the beginning."""
+    opens = stream.visibility.opens
+    return " ".join("#" if opens is None or o <= 0 else "." for o in (range(start, stop) if opens is None else opens[start:stop]))
 
 
 def draw_visibility(stream: Stream, d: int) -> list[str]:

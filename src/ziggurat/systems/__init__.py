@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from ziggurat.errors import check
 from ziggurat.nn.spec import Model
 from ziggurat.systems.albert import ALBERT
+from ziggurat.systems.bart import BART
 from ziggurat.systems.base import System, closest
 from ziggurat.systems.bert import BERT
 from ziggurat.systems.electra import ELECTRA
 from ziggurat.systems.gpt2 import GPT2
 from ziggurat.systems.macbert import MACBERT
+from ziggurat.systems.mass import MASS
 from ziggurat.systems.modelx import MODELX
 from ziggurat.systems.roberta import ROBERTA
 from ziggurat.systems.structbert import STRUCTBERT
+from ziggurat.systems.t5 import T5, T5_1_1
 
 SYSTEMS: dict[str, System] = {
-    system.name: system for system in (BERT, ROBERTA, GPT2, ALBERT, ELECTRA, STRUCTBERT, MACBERT, MODELX)
+    system.name: system for system in (BERT, ROBERTA, GPT2, ALBERT, ELECTRA, STRUCTBERT, MACBERT, T5, T5_1_1, BART, MASS, MODELX)
 }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
-from ziggurat.checkpoint.names import Entry, NameMap, nearest
+from ziggurat.checkpoint.names import Entry, NameMap, Tied, nearest
 from ziggurat.errors import UserError, check
 from ziggurat.nn import spec
 
@@ -44,10 +44,12 @@ class Knob:
     """Dotted places in the model's spec. More than one: the Hub has one value for all of them."""
     values: Mapping[Any, Any] | None = None
     """Hub value -> ours, where they are written differently."""
+    told: bool = True
+    """The entry says it; else it is only written, for readers that go by it, and another entry decides."""
 
 
-def knob(hub: str, default: Any, *ours: str, values: Mapping[Any, Any] | None = None) -> Knob:
-    return Knob(hub, default, ours, values)
+def knob(hub: str, default: Any, *ours: str, values: Mapping[Any, Any] | None = None, told: bool = True) -> Knob:
+    return Knob(hub, default, ours, values, told)
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,18 @@ class System:
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     hub: str = ""
     """The Hub's `model_type`, where it is not the name (StructBERT is written as `bert`)."""
+    when: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of `config.json` by which a folder is of this system, and not of the first one with its `model_type` (T5 1.1)."""
+    bare: tuple[str, ...] = ()
+    """Classes saved without the family's prefix, besides the headless one."""
+    alone: Mapping[str, str] = field(default_factory=dict)
+    """Classes that hold one stack of the two: "encoder" or "decoder"."""
     loads: bool = True
     """Whether today's `transformers` has classes for it; else an export is in the layout of its own release."""
     pad: int | None = None
     """Pad id written when there is no tokenizer to ask."""
+    ids: Mapping[str, int] = field(default_factory=dict)
+    """The same for other ids, by the Hub's entries."""
     pad_counts: bool = False
     """RoBERTa: positions are numbered from the pad id + 1, so the table holds pad id + 1 rows more."""
 
@@ -143,6 +153,21 @@ class System:
             return None
         return DIALS.get(dial)
 
+    def entries(self, head: str, model: spec.Model) -> tuple[Entry, ...]:
+        """Parameter names of a head. A projection that is not tied has the table that the Hub's files else leave out."""
+        if head != "lm" or model.project.tied:
+            return self.heads[head]
+        return tuple((e.hub, "heads.lm.table") if is_table(e) else e for e in self.heads[head])
+
+    def named(self, heads: Sequence[str], model: spec.Model, alone: str = "") -> NameMap:
+        """Parameter names of the body and these heads; of one stack only where `alone` says which."""
+        names = self.names + [entry for head in heads for entry in self.entries(head, model)]
+        other = {"encoder": "model.decoder.", "decoder": "model.encoder."}.get(alone)
+        if other is None:
+            return names
+        kept = [e for e in names.entries if isinstance(e, Tied) or not e.ours[0].startswith(other)]
+        return NameMap(kept, prefix=names.prefix, ignored=names.ignored)
+
     def read(self, config: Mapping[str, Any]) -> spec.Model:
         """Our spec of the body that a Hub `config.json` describes; raises `UserError` where ours would compute something else.
 
@@ -150,7 +175,10 @@ class System:
         self.demand(config, self.fixed)
         mine = _half(self.model)
         dump = mine.model_dump()
+        said: dict[str, tuple[str, Any]] = {}
         for k in self.knobs:
+            if not k.told:
+                continue
             value = config.get(k.hub)
             if value is None:
                 value = k.default(config) if callable(k.default) else k.default
@@ -162,7 +190,15 @@ class System:
                 )
                 value = k.values[value]
             for place in k.ours:
+                before, old = said.setdefault(place, (k.hub, value))
+                check(
+                    old == value,
+                    f"config.json: {before} is {old!r}, but {k.hub} {value!r}; {self.name} has one number for both",
+                    "the model would compute something else; it cannot be imported",
+                )
                 _put(dump, place, value)
+        if "start" in dump:
+            dump["start"] = _start(config, dump["start"])
         if self.pad_counts:
             pad = config.get("pad_token_id", self.pad)
             check(isinstance(pad, int), f"config.json: {self.name} needs a pad_token_id", "its positions are numbered from it")
@@ -203,7 +239,7 @@ class System:
             config["pad_token_id"] = model.embed.positions.offset - 1
             config["max_position_embeddings"] += model.embed.positions.offset
         again = self.read(config)
-        lost = [place for place in _differences(dump, again.model_dump()) if not place.startswith("init.")]
+        lost = [p for p in _differences(dump, again.model_dump()) if p != "start" and not p.startswith("init.")]
         check(
             not lost,
             f"the Hub's {self.name} classes have no model with this {', '.join(lost)}",
@@ -212,9 +248,12 @@ class System:
         return config
 
 
-def by_model_type(systems: Mapping[str, System], kind: str) -> System | None:
-    """The first system that `config.json` calls `kind`: of several (BERT, StructBERT, MacBERT) the one they all descend from."""
-    return next((system for system in systems.values() if system.model_type == kind), None)
+def by_model_type(systems: Mapping[str, System], kind: str, config: Mapping[str, Any] | None = None) -> System | None:
+    """The first system that `config.json` calls `kind`: of several (BERT, StructBERT, MacBERT) the one they all descend from,
+    unless its entries say that it is another one (`System.when`)."""
+    named = [system for system in systems.values() if system.model_type == kind]
+    marked = [s for s in named if s.when and all((config or {}).get(key) == value for key, value in s.when.items())]
+    return next(iter(marked + named), None)
 
 
 def system_of(systems: Mapping[str, System], model: spec.Model) -> System:
@@ -238,6 +277,27 @@ def closest(name: str, known: Mapping[str, object], what: str) -> UserError:
 def _half(model: spec.Model) -> spec.Single | spec.EncoderDecoder:
     """What the Hub has a class for: of a generator and a discriminator the latter."""
     return model.discriminator if isinstance(model, spec.Adversaries) else model
+
+
+def is_table(entry: Entry) -> TypeGuard[Tied]:
+    """Whether an entry says that the projection's matrix repeats the embeddings."""
+    return isinstance(entry, Tied) and entry.hub.endswith(".weight")
+
+
+STARTS = {"pad_token_id": "pad", "eos_token_id": "end", "bos_token_id": "first"}
+"""The Hub's entry for an id -> what we call the token when a decoder begins with it."""
+
+
+def _start(config: Mapping[str, Any], usual: str) -> str:
+    """Which token the decoder of a `config.json` begins with; the system's own where it does not say, or says the same number."""
+    first = config.get("decoder_start_token_id")
+    found = [ours for entry, ours in STARTS.items() if first is not None and config.get(entry) == first]
+    check(
+        first is None or found or not any(config.get(entry) is not None for entry in STARTS),
+        f"config.json: the decoder begins with token {first!r}, which is neither the pad nor the end nor the first token",
+        "such a model cannot be imported",
+    )
+    return usual if not found or usual in found else found[0]
 
 
 def _get(dump: Mapping[str, Any], place: str) -> Any:
@@ -268,3 +328,8 @@ def sizes(**shapes: tuple[int, int]) -> dict[str, dict[str, int]]:
         name: {"layers": layers, "width": width, "heads": width // HEAD_WIDTH, "mlp": 4 * width}
         for name, (layers, width) in shapes.items()
     }
+
+
+def twins(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Sizes of encoder-decoders whose stacks have as many layers each."""
+    return {name: {**dials, "decoder_layers": dials["layers"]} for name, dials in sizes.items()}

@@ -23,6 +23,7 @@ from ziggurat.nn.network import NetworkModel
 from ziggurat.systems import SYSTEMS
 from ziggurat.systems.base import System, by_model_type, closest, system_of
 from ziggurat.systems.folder import publish, read_config, read_tensors
+from ziggurat.systems.stacks import START, one_stack, other_stack, start_id, summary_note, with_table
 
 if TYPE_CHECKING:
     from ziggurat.text.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ PRETRAINING = ("pooler", "lm", "nsp", "sop", "rtd")
 OUTPUTS = {"nsp": 2, "sop": 2, "choice": 1, "span": 2}
 """Outputs that the Hub's classes take for granted."""
 POSITIONS = "model.embed.position.weight"
-IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+IDS = ("pad_token_id", "bos_token_id", "eos_token_id", START)
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,25 @@ def from_hub(folder: Path | str) -> Imported:
     kind = str(config.get("model_type", ""))
     check(not config.get("auto_map"), f"{folder} brings its own model code", "only the Hub's own classes can be imported")
     check(kind, f"{folder / 'config.json'} has no model_type", f"known: {', '.join(SYSTEMS)}")
-    system, notes = by_model_type(SYSTEMS, kind), list[str]()
+    system, notes = by_model_type(SYSTEMS, kind, config), list[str]()
     if system is None:
         raise closest(kind, {s.model_type: s for s in SYSTEMS.values()}, "system for model_type")
     model = system.read(config)
     stored = read_tensors(folder, notes)
-    architecture, heads = _heads_found(system, config, stored)
+    architecture, heads = _heads_found(system, config, stored, model)
     for head in heads:
         system.demand(config, system.head_fixed.get(head, {}))
-    names = system.names + [entry for head in heads for entry in system.heads[head]]
+    names = system.named(heads, model, system.alone.get(architecture, ""))
+    if "lm" in heads:
+        stored = with_table(system, model, stored, notes)
     tensors = names.to_ours(stored)
+    if "lm" in heads and model.project.bias:
+        tensors.setdefault("heads.lm.bias", torch.zeros(model.vocab))  # BART's, which files leave out where it is 0
     network = spec.Network(model=model, heads={head: _head_spec(system, head, tensors) for head in heads})
     with torch.device("meta"):
         expected = {name: p.shape for name, p in NetworkModel(network).state_dict().items()}
+    if architecture in system.alone:
+        tensors |= other_stack(network, system.alone[architecture], notes)
     checkpoints.match(expected, {name: t.shape for name, t in tensors.items()}, f"{folder}: what is stored")
     labels = _labels(config, network)
     tokenizer = folder if any((folder / name).exists() for name in TOKENIZER_FILES) else None
@@ -141,9 +148,12 @@ def to_hub(
         config["max_position_embeddings"] = len(kept[POSITIONS])
     if "choice" in heads and "heads.choice.out.bias" not in kept:
         kept["heads.choice.out.bias"] = kept["heads.choice.out.weight"].new_zeros(1)  # the Hub's class has one; 0 is none
-    names = page.names + [entry for head in heads for entry in page.heads[head]]
-    stored = names.to_hub(kept)
-    if architecture == _base(page):  # the Hub's headless classes are saved without the family's prefix
+    alone = page.alone.get(architecture, "")
+    if isinstance(body, spec.EncoderDecoder):
+        config["is_encoder_decoder"] = not alone
+    names = page.named(heads, body, alone)
+    stored = names.to_hub(one_stack(kept, alone))
+    if architecture == _base(page) or architecture in page.bare:  # such classes are saved without the family's prefix
         stored = {name.removeprefix(page.names.prefix): tensor for name, tensor in stored.items()}
     dtype = str(next(iter(stored.values())).dtype).removeprefix("torch.")
     config |= {"dtype": dtype, "torch_dtype": dtype}  # the second is what transformers 4 reads
@@ -204,7 +214,9 @@ def _half(
     return halves.discriminator(network, tensors)
 
 
-def _heads_found(system: System, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> tuple[str, tuple[str, ...]]:
+def _heads_found(
+    system: System, config: Mapping[str, Any], stored: Mapping[str, Tensor], model: spec.Model
+) -> tuple[str, tuple[str, ...]]:
     """The Hub class of a folder and our heads that it holds: its class's, and pre-training heads that lie in the file."""
     named = [str(a) for a in config.get("architectures") or ()]
     architecture = named[0] if named else _base(system)
@@ -213,9 +225,9 @@ def _heads_found(system: System, config: Mapping[str, Any], stored: Mapping[str,
     heads = [] if architecture == _base(system) else list(system.classes[architecture])
     if "classify" in heads and _regression(config):
         heads[heads.index("classify")] = "regress"
-    taken = {hub for head in heads for hub in _hub_names(system, head)}
+    taken = {hub for head in heads for hub in _hub_names(system, head, model)}
     for head in [head for head in PRETRAINING if head in system.heads]:
-        names = _hub_names(system, head)
+        names = _hub_names(system, head, model)
         if head not in heads and not taken.intersection(names) and _any_stored(names, system.names.prefix, stored):
             heads.append(head)
     return architecture, tuple(heads)
@@ -236,7 +248,7 @@ def _heads_wanted(
     heads = []
     for head in system.classes[architecture]:
         head = "regress" if head == "classify" and "classify" not in present and "regress" in present else head
-        if head in present or not _hub_names(system, head):
+        if head in present or not _hub_names(system, head, network.model):
             heads.append(head)
         elif head != "pooler":
             raise UserError(f"{architecture} needs a head '{head}', which the model lacks", f"it has: {', '.join(network.heads)}")
@@ -249,7 +261,7 @@ def _heads_wanted(
 def _class_of(system: System, wanted: set[str], causal: bool) -> str:
     """The Hub class with exactly these heads (poolers apart), or else the first that has them among others."""
     wanted = {"classify" if head == "regress" else head for head in wanted}
-    heads = {name: set(heads) - {"pooler"} for name, heads in system.classes.items()}
+    heads = {n: set(heads) - {"pooler"} for n, heads in system.classes.items() if heads or n not in system.alone}
     nameless = {head for head, entries in system.heads.items() if not NameMap(entries).lines}
     found = [name for name in heads if heads[name] == wanted] or [name for name in heads if heads[name] - nameless == wanted]
     found = found or [_base(system)]
@@ -261,9 +273,9 @@ def _base(system: System) -> str:
     return list(system.classes)[-1]
 
 
-def _hub_names(system: System, head: str) -> list[str]:
+def _hub_names(system: System, head: str, model: spec.Model) -> list[str]:
     """The Hub's name templates of a head's own parameters."""
-    return [line.hub for line in NameMap(system.heads[head]).lines]
+    return [line.hub for line in NameMap(system.entries(head, model)).lines]
 
 
 def _any_stored(templates: Sequence[str], prefix: str, stored: Mapping[str, Tensor]) -> bool:
@@ -338,10 +350,11 @@ def _ids(
 ) -> dict[str, int | None]:
     """Special ids for `config.json`."""
     if tokenizer is None:
-        given = {key: (ids or {}).get(key) for key in IDS}
+        twin = isinstance(network.model, spec.EncoderDecoder)
+        given = {key: (ids or {}).get(key) for key in IDS if key != START or twin}
         if system.pad_counts:
             return given | {"pad_token_id": network.model.embed.positions.offset - 1}
-        return given if ids else given | {"pad_token_id": system.pad}
+        return given if ids else given | {"pad_token_id": system.pad, **system.ids}
     vocab, layout = tokenizer.vocab, tokenizer.layout
     check(
         vocab.size <= network.model.vocab,
@@ -349,18 +362,22 @@ def _ids(
         "export with the tokenizer the model was trained with",
     )
     segments = network.model.embed.segments
-    if max(layout.segments) >= max(segments, 1):
+    if system.loads and max(layout.segments) >= max(segments, 1):
         # Without a table transformers' GPT-2 would add the token embeddings of the segment numbers: silently something else.
         check(segments, "the tokenizer numbers segments, the model has none", "export with the tokenizer it was trained with")
         notes.append(
             "the tokenizer numbers the two texts of a pair, the model has one segment: transformers can run single texts only"
         )
     pad: int | None = vocab.pad
-    if {"classify", "regress"} & set(heads) and network.model.pool.at == "last" and layout.last[-1:] == (vocab.pad,):
+    single = isinstance(network.model, spec.Single)
+    if {"classify", "regress"} & set(heads) and single and network.model.pool.at == "last" and layout.last[-1:] == (vocab.pad,):
         # The Hub's class scores the last token that is not the pad; ours the last one, which here looks like a pad.
         pad = None
         notes.append("the pad token also ends documents, so config.json names no pad: transformers scores one text at a time")
-    return {"pad_token_id": pad, "bos_token_id": layout.first[0] if layout.first else vocab.end, "eos_token_id": vocab.end}
+    if {"classify", "regress"} & set(heads):
+        notes += summary_note(network.model, vocab, layout)
+    found = {"pad_token_id": pad, "bos_token_id": layout.first[0] if layout.first else vocab.end, "eos_token_id": vocab.end}
+    return found | start_id(network.model, found)
 
 
 def _renumbered(table: Tensor, positions: spec.Absolute, pad: int) -> Tensor:

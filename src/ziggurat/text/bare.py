@@ -153,6 +153,7 @@ TEMPLATES: Mapping[str, tuple[str, str]] = {
     "bert": ("{first}:0 $A:0 {last}:0", "{first}:0 $A:0 {last}:0 $B:1 {last}:1"),
     "roberta": ("{first}:0 $A:0 {last}:0", "{first}:0 $A:0 {last}:0 {last}:0 $B:0 {last}:0"),
     "gpt2": ("$A:0 {last}:0", "$A:0 {last}:0 $B:0 {last}:0"),
+    "t5": ("$A:0 {last}:0", "$A:0 {last}:0 $B:0 {last}:0"),
 }
 """Where special tokens stand around one text and around two, with segment numbers."""
 

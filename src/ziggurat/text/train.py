@@ -28,7 +28,7 @@ from ziggurat.text.tokenizer import Tokenizer, check_text
 
 log = logging.getLogger(__name__)
 
-Template = Literal["bert", "roberta", "gpt2"]
+Template = Literal["bert", "roberta", "gpt2", "t5"]
 PIECE = 4096
 """Characters of a document that are sampled together: a few long documents must not be the whole sample."""
 
@@ -36,8 +36,11 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
     "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
     "gpt2": ("<|endoftext|>", "<|pad|>"),
+    "t5": ("<pad>", "</s>", "<unk>"),
 }
 """Special tokens by template, in the order of the published vocabularies; they get the first ids."""
+LAST: dict[str, tuple[str, ...]] = {"t5": tuple(f"<extra_id_{n}>" for n in reversed(range(100)))}
+"""Special tokens with the last ids, in their order: T5's sentinels count downwards from the end of the vocabulary."""
 ROLES: dict[str, dict[str, str]] = {
     "bert": {
         "unk_token": "[UNK]",
@@ -57,6 +60,7 @@ ROLES: dict[str, dict[str, str]] = {
     },
     # A pad of its own, unlike the published one: a classifier reads the last token that is no pad, and that is the end token.
     "gpt2": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"},
+    "t5": {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"},
 }
 
 
@@ -94,14 +98,20 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterator[str], *, template: Temp
     """Train the tokenizer of `spec` on a sample of `texts`, with the special tokens and layout of `template`.
 
     Templates: "bert" `[CLS] A [SEP] B [SEP]` with segments 0 and 1, "roberta" `<s> A </s></s> B </s>`, "gpt2"
-    `A<|endoftext|>B<|endoftext|>`. With `spec.path` that tokenizer is loaded, and texts and template are not looked at.
+    `A<|endoftext|>B<|endoftext|>`, "t5" `A </s> B </s>`, with 100 sentinels `<extra_id_0>` ... among the entries. With `spec.path` that tokenizer is loaded, and texts and template are not looked at.
     Memory is bounded by `spec.sample`. Raises `UserError` when there is no text or the vocabulary has no room for its letters.
     """
     if spec.path is not None:
         return Tokenizer.load(spec.path, segmenter=spec.segmenter if "segmenter" in spec.model_fields_set else None)
     chosen = sample(texts, spec.sample, spec.seed)
     check(chosen, "tokenizer: there is no text to train on", "check the paths and the text column of the sources")
-    special = list(SPECIAL[template])
+    special, last = list(SPECIAL[template]), LAST.get(template, ())
+    check(
+        spec.vocab >= 16 + len(last),
+        f"tokenizer: vocab {spec.vocab} is too small for the {len(last)} sentinels of {template}",
+        "choose a larger vocab",
+    )
+    wanted, spec = spec.vocab, spec.model_copy(update={"vocab": spec.vocab - len(last)})
     roles = dict(ROLES[template])
     if template == "gpt2" and spec.kind != "bpe":
         special.append("<unk>")  # bytes spell everything; letters do not
@@ -110,12 +120,13 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterator[str], *, template: Temp
     tokenizer.add_special_tokens(
         [AddedToken(name, special=True, normalized=False, lstrip=spec.kind == "bpe" and name == "<mask>") for name in special]
     )
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in last])
     vocab = tokenizer.get_vocab()
     ids = {name: vocab[name] for name in special}
     tokenizer.post_processor = _post_processor(template, ids)
     size = len(vocab)
-    if size < spec.vocab:
-        log.warning("tokenizer: %d entries instead of %d: the sample of text holds no more", size, spec.vocab)
+    if size < wanted:
+        log.warning("tokenizer: %d entries instead of %d: the sample of text holds no more", size, wanted)
     return Tokenizer(tokenizer, roles, segmenter=spec.segmenter)
 
 
@@ -262,7 +273,9 @@ def _unigram(spec: TokenizerSpec, texts: list[str], special: list[str], roles: d
 
 
 def _post_processor(template: Template, ids: dict[str, int]) -> processors.PostProcessor:
-    first, last = {"bert": ("[CLS]", "[SEP]"), "roberta": ("<s>", "</s>"), "gpt2": ("", "<|endoftext|>")}[template]
+    first, last = {"bert": ("[CLS]", "[SEP]"), "roberta": ("<s>", "</s>"), "gpt2": ("", "<|endoftext|>"), "t5": ("", "</s>")}[
+        template
+    ]
     return post_processor(template, ids, first, last)
 
 
