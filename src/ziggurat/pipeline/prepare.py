@@ -23,7 +23,7 @@ from ziggurat.data.sources import Source
 from ziggurat.data.writing import write_shards
 from ziggurat.errors import UserError
 from ziggurat.log import counted
-from ziggurat.systems import SYSTEMS
+from ziggurat.systems import find
 from ziggurat.text.phrases import finder_of, identity_of, marked
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import train_tokenizer
@@ -136,7 +136,9 @@ def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Call
     if isinstance(before, dict) and {**before, "text": text} == identity and any(run.glob("*/step-*")):
         log.info("the tokenizer stays as it is: stages were trained with it before the recipe's sources changed")
         return Tokenizer.load(folder, segmenter=spec.segmenter)
-    template: Any = SYSTEMS[recipe.system.partition("/")[0]].template
+    page = find(recipe.system.partition("/")[0])
+    assert page is not None  # the recipe was checked
+    template: Any = page.template
     log.info("training a %s tokenizer of %s tokens", spec.kind, f"{spec.vocab:,}")
     tokenizer = train_tokenizer(spec, counted("reading text for the tokenizer", texts()), template=template)
     if own:  # what the objectives ask with is there before a model is built on the vocabulary

@@ -32,8 +32,8 @@ from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
-from ziggurat.systems import SYSTEMS
-from ziggurat.systems.base import DIALS
+from ziggurat.systems import find
+from ziggurat.systems.base import DIALS, NoHubClass
 from ziggurat.systems.hub import export_checkpoint
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import job as jobs
@@ -139,7 +139,8 @@ def _begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
 def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
     """Raise `UserError` unless a checkpoint is of the recipe's system, and of its size where it gives one."""
     name = recipe.system.partition("/")[0]
-    kin = opened.system in SYSTEMS and name in SYSTEMS and SYSTEMS[opened.system].model_type == SYSTEMS[name].model_type
+    theirs, ours = find(opened.system), find(name)
+    kin = theirs is not None and ours is not None and theirs.model_type == ours.model_type
     check(
         opened.system in ("", name) or kin,
         f"init: {init} is a {opened.system} model, and the recipe's system is {recipe.system}",
@@ -188,7 +189,8 @@ def start_of(run: Run, init: str) -> Start:
     name, _, size = run.recipe.system.partition("/")
     if run.imported and not size:
         return Start(next(iter(run.imported.values())).network.model)  # without a size the shape is the checkpoint's
-    system, vocab = SYSTEMS[name], run.prepared.tokenizer.vocab
+    system, vocab = find(name), run.prepared.tokenizer.vocab
+    assert system is not None  # the recipe was checked
     model = system.sized(size, {k: v for k, v in run.recipe.model if v is not None}, vocab.size)
     if system.pad_counts and not isinstance(model, Adversaries):
         positions = model.embed.positions.model_copy(update={"offset": vocab.pad + 1})
@@ -225,9 +227,11 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     outcome = jobs.run_stage(folder, job)
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
-        exported = export_checkpoint(folder, folder / "hf")
-        for note in exported.notes:
-            log.debug("%s: %s", folder, note)
+        try:
+            for note in export_checkpoint(folder, folder / "hf").notes:
+                log.debug("%s: %s", folder, note)
+        except NoHubClass as error:
+            log.info("%s: there is no folder hf: %s", stage.title, error.message)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)
 

@@ -15,7 +15,7 @@ from ziggurat.errors import UserError, check
 from ziggurat.nn.spec import BoundaryHead, Model, Network, VocabHead
 from ziggurat.objectives import OBJECTIVES
 from ziggurat.objectives.base import context_of
-from ziggurat.systems import SYSTEMS, split_name
+from ziggurat.systems import SYSTEMS, find, split_name
 from ziggurat.train.recipe import Recipe, resolve
 from ziggurat.train.stage import STAGE_DEFAULTS, Stage
 from ziggurat.tree import Node, PathTo, nearest
@@ -36,7 +36,9 @@ def show(what: str, overrides: Sequence[str] = ()) -> str:
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return show_recipe(path, overrides)
     name = what.partition("/")[0]
-    check(name in SYSTEMS, f"'{what}' is no recipe file, system or checkpoint folder", f"systems: {nearest(name, SYSTEMS)}")
+    check(
+        find(name) is not None, f"'{what}' is no recipe file, system or checkpoint folder", f"systems: {nearest(name, SYSTEMS)}"
+    )
     return show_system(what)
 
 
@@ -89,7 +91,8 @@ def _origin(root: Node, at: PathTo) -> str:
 def show_system(name: str) -> str:
     """A system with its sizes, or one size flattened: dimensions, every knob, parameters."""
     if "/" not in name:
-        system = SYSTEMS[name]
+        system = find(name)
+        assert system is not None
         rows = [f"  {name}/{size}: {_counts(system.sized(size), system.objective)}" for size in system.sizes]
         return "\n".join([f"{name}  {system.paper}", *rows])
     system, size = split_name(name)
@@ -153,7 +156,9 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     assert chosen.objective is not None  # resolved
     folder = prepare(path, overrides)
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    model = SYSTEMS[recipe.system.partition("/")[0]].model
+    page = find(recipe.system.partition("/")[0])
+    assert page is not None  # the recipe was checked
+    model = page.model
     ctx = context_of(model, tokenizer, chosen.length, recipe.seed, chosen.objective.tables(tokenizer))
     shards = {name: Shards.open(folder / "shards" / name / "train") for name in chosen.data}
     loader = Loader(

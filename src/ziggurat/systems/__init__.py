@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ziggurat.errors import check
+from ziggurat.named import named
 from ziggurat.nn.spec import Model
 from ziggurat.systems.albert import ALBERT
 from ziggurat.systems.bart import BART
@@ -24,12 +25,18 @@ SYSTEMS: dict[str, System] = {
 }
 
 
+def find(name: str) -> System | None:
+    """The system of this name, or the one that an import path `package.module:NAME` leads to; None if there is none."""
+    found = SYSTEMS.get(name) or named(name)
+    return found if isinstance(found, System) else None
+
+
 def split_name(name: str) -> tuple[System, str]:
     """`"bert/base"` -> (the system, "base"); raises `UserError` that names the nearest system or size."""
     system, _, size = name.partition("/")
-    if system not in SYSTEMS:
+    found = find(system)
+    if found is None:
         raise closest(system, SYSTEMS, "system")
-    found = SYSTEMS[system]
     check(size, f"system '{name}' lacks a size", f"write for example {name}/tiny; sizes: {', '.join(found.sizes)}")
     if size not in found.sizes:
         raise closest(size, found.sizes, f"size of {system}")

@@ -66,12 +66,12 @@ class System:
     """The pre-training objective, as a recipe would write it."""
     template: str
     """Special-token template of a tokenizer trained for it: bert, roberta or gpt2."""
-    knobs: tuple[Knob, ...]
-    names: NameMap
+    knobs: tuple[Knob, ...] = ()
+    names: NameMap = field(default_factory=lambda: NameMap(()))
     """Parameter names of the body."""
-    heads: Mapping[str, tuple[Entry, ...]]
+    heads: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
     """Parameter names of each head, by our head's name."""
-    classes: Mapping[str, tuple[str, ...]]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The Hub's classes -> our heads they hold. Of two classes with the same heads the first is written."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Entries of `config.json` that must have this value (or be absent), because our model has no such variant."""
@@ -256,6 +256,10 @@ def by_model_type(systems: Mapping[str, System], kind: str, config: Mapping[str,
     return next(iter(marked + named), None)
 
 
+class NoHubClass(UserError):
+    """No class of `transformers` computes what this model does."""
+
+
 def system_of(systems: Mapping[str, System], model: spec.Model) -> System:
     """The system whose Hub classes can hold `model`; raises `UserError` if there is none."""
     reasons = []
@@ -266,7 +270,7 @@ def system_of(systems: Mapping[str, System], model: spec.Model) -> System:
             reasons.append(f"{system.name}: {e.message}")
         else:
             return system
-    raise UserError("no Hugging Face class computes what this model does\n  " + "\n  ".join(reasons))
+    raise NoHubClass("no Hugging Face class computes what this model does\n  " + "\n  ".join(reasons))
 
 
 def closest(name: str, known: Mapping[str, object], what: str) -> UserError:

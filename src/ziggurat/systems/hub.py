@@ -20,8 +20,8 @@ from ziggurat.checkpoint.names import NameMap
 from ziggurat.errors import UserError, check
 from ziggurat.nn import halves, spec
 from ziggurat.nn.network import NetworkModel
-from ziggurat.systems import SYSTEMS
-from ziggurat.systems.base import System, by_model_type, closest, system_of
+from ziggurat.systems import SYSTEMS, find
+from ziggurat.systems.base import by_model_type, closest, NoHubClass, System, system_of
 from ziggurat.systems.folder import publish, read_config, read_tensors
 from ziggurat.systems.stacks import START, one_stack, other_stack, start_id, summary_note, with_table
 
@@ -127,12 +127,19 @@ def to_hub(
     """
     folder = Path(folder)
     if isinstance(system, str):
-        check(system in SYSTEMS, f"no system '{system}'", f"systems: {', '.join(SYSTEMS)}")
+        found = find(system)
+        check(found is not None, f"no system '{system}'", f"systems: {', '.join(SYSTEMS)}")
+        system = found
     notes: list[str] = []
     network, tensors = _half(network, tensors, architecture, notes)
     body = network.model
-    page = SYSTEMS[system] if isinstance(system, str) else system or system_of(SYSTEMS, body)
-    config = page.write(body)
+    page = system or system_of(SYSTEMS, body)
+    if not page.classes:
+        raise NoHubClass(f"{page.name} has no classes on the Hub", "its checkpoints are read by ziggurat alone")
+    try:
+        config = page.write(body)
+    except UserError as error:
+        raise NoHubClass(error.message, error.hint) from None
     architecture, heads = _heads_wanted(page, network, architecture, notes)
     config["architectures"] = [architecture]
     for head in heads:

@@ -11,7 +11,7 @@ from ziggurat.config import Problem, Spec, complain, given
 from ziggurat.data.sources import Source, labelled, marked, splits
 from ziggurat.errors import UserError
 from ziggurat.nn.spec import Model
-from ziggurat.systems import SYSTEMS
+from ziggurat.systems import SYSTEMS, find
 from ziggurat.systems.base import System
 from ziggurat.text.train import TokenizerSpec
 from ziggurat.train.stage import BUDGETS, NAME, STAGE_DEFAULTS, BatchLimits, Evaluate, Optim, Save, Schedule, Stage, StageFields
@@ -176,7 +176,7 @@ def resolve(recipe: Recipe, root: Node | None = None) -> Node:
 def split(name: str) -> tuple[System | None, str]:
     """`bert/base` -> its system, if there is one, and the size."""
     system, _, size = name.partition("/")
-    return SYSTEMS.get(system), size
+    return find(system), size
 
 
 def _model_problems(recipe: Recipe) -> Iterator[Problem]:
