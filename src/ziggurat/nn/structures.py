@@ -49,9 +49,9 @@ class SingleModel(nn.Module):
         share, layers = self.spec.share, self.spec.layers
         if share is None:
             return list(self.blocks)  # type: ignore[arg-type]
-        # layer i belongs to group i * groups / layers, rounded down
+        # layer i belongs to group i * groups / layers, rounded down; divided as the Hub's class does, for odd splits to round alike
         groups: list[nn.ModuleList] = list(self.blocks)  # type: ignore[arg-type]
-        return [block for i in range(layers) for block in groups[i * share.groups // layers]]  # type: ignore[misc]
+        return [block for i in range(layers) for block in groups[int(i / (layers / share.groups))]]  # type: ignore[misc]
 
     def embedded(self, stream: Stream) -> Tensor:
         """[T, width]: what the first layer reads."""
