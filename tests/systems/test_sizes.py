@@ -85,6 +85,13 @@ COUNTS = {
     "mass/mini": (15_450_112, 15_450_112),
     "mass/base": (123_469_824, 123_469_824),
     "mass/middle": (208_666_624, 208_666_624),
+    "modelx/tiny": (4_385_920, 4_433_468),
+    "modelx/mini": (11_170_560, 11_267_900),
+    "modelx/small": (28_763_648, 29_058_876),
+    "modelx/medium": (41_373_184, 41_668_412),
+    "modelx/base": (109_482_240, 110_106_428),
+    "modelx/large": (335_141_888, 336_226_108),
+    "modelx/xlarge": (1_276_360_704, 1_280_595_772),
 }
 HUB = {
     "bert": ("BertModel", "BertForPreTraining"),
@@ -97,6 +104,7 @@ HUB = {
     "t5": ("T5Model", "T5ForConditionalGeneration"),
     "t5_1_1": ("T5Model", "T5ForConditionalGeneration"),
     "bart": ("BartModel", "BartForConditionalGeneration"),
+    "modelx": ("BertModel", "BertForPreTraining"),
 }
 BESIDE: dict[str, Callable[[spec.Model], int]] = {
     "t5_1_1": lambda model: model.vocab * model.width,
