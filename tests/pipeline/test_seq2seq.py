@@ -91,6 +91,8 @@ def test_from_raw_text_to_a_classifier_that_transformers_loads(system: str, worl
     assert sorted(predictions["gold"]) == sorted(row["label"] for row in rows())
     body = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "pretrain" / "hf", output_loading_info=True)
     assert not any(body[1][k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), body[1]
+    said = body[0].generate(ids["input_ids"][:1], max_new_tokens=3, num_beams=1, do_sample=False)[0].tolist()
+    assert said[0] == body[0].config.decoder_start_token_id == ours.context.start
     with pytest.raises(UserError, match="cannot fill masks"):
         try_checkpoint(folder / "pretrain", "a <mask> here")
     assert "%" in try_checkpoint(folder / "finetune", texts[0])

@@ -137,6 +137,7 @@ def to_hub(
     config |= dict.fromkeys(page.dropouts, dropout)
     config |= _label_entries(network, heads, labels)
     config |= _ids(page, network, tokenizer, heads, ids, notes)
+    config |= {entry: config[of] for entry, of in page.repeats.items()}
     wanted = ("model.", *(f"heads.{head}." for head in heads))
     kept = {name: tensor.detach().cpu() for name, tensor in tensors.items() if name.startswith(wanted)}
     if page.pad_counts:
