@@ -126,8 +126,11 @@ def test_generation_ends_with_the_end_token_of_the_vocabulary(tmp_path: Path) ->
 
 def test_another_first_token_of_the_decoder_is_kept(tmp_path: Path) -> None:
     theirs("BartForConditionalGeneration", decoder_start_token_id=0).save_pretrained(tmp_path)
-    found, _ = read(tmp_path)
+    found, network = read(tmp_path)
     assert found.network.model.start == "first"
+    for ids in ({key: found.config[key] for key in list(SHAPE)[-4:]}, None, {"pad_token_id": 1, "bos_token_id": 0}):
+        to_hub(found.network, network.state_dict(), None, "bart", tmp_path / "ours", ids=ids)
+        assert json.loads((tmp_path / "ours" / "config.json").read_text("utf-8"))["decoder_start_token_id"] == 0
 
 
 @pytest.mark.parametrize(

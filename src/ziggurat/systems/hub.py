@@ -127,7 +127,7 @@ def to_hub(
         check(system in SYSTEMS, f"no system '{system}'", f"systems: {', '.join(SYSTEMS)}")
     body = network.model
     page = SYSTEMS[system] if isinstance(system, str) else system or system_of(SYSTEMS, body)
-    notes: list[str] = []
+    notes = [] if page.loads else [f"transformers has no class for {page.name}: the folder is in the layout of its own release"]
     config = page.write(body)
     architecture, heads = _heads_wanted(page, network, architecture, notes)
     config["architectures"] = [architecture]
@@ -337,7 +337,8 @@ def _ids(
         given = {key: (ids or {}).get(key) for key in IDS if key != START or twin}
         if system.pad_counts:
             return given | {"pad_token_id": network.model.embed.positions.offset - 1}
-        return given if ids else given | {"pad_token_id": system.pad, **system.ids}
+        given |= {} if ids else {"pad_token_id": system.pad, **system.ids}
+        return given if ids and given.get(START) is not None else given | start_id(network.model, given)
     vocab, layout = tokenizer.vocab, tokenizer.layout
     check(
         vocab.size <= network.model.vocab,
