@@ -179,3 +179,26 @@ def test_negative_ids_are_learned_vectors() -> None:
     want = embed.norm(plain + embed.position.weight[2 + torch.arange(4)])
     torch.testing.assert_close(embed(batch.streams["decoder"], net.model.table), want)
     assert net.model.encoder.embed.extra is None
+
+
+def test_an_encoder_alone_needs_no_decoder() -> None:
+    """The same vectors as with one, and of the last layer only the rows that are read."""
+    net, batch = network(bart()), torched(pack(join_all(documents()), ROWS, 0))
+    few = torch.tensor([0, 5, 17, 40])
+    with torch.no_grad():
+        both = net(batch.streams)["encoder"]
+        alone = net({"encoder": batch.streams["encoder"]}, keep=["encoder.blocks.0"])
+        part = net({"encoder": batch.streams["encoder"]}, read={"encoder": few})["encoder"]
+    assert set(alone) == {"encoder", "encoder.blocks.0"} and torch.equal(alone["encoder"], both)
+    torch.testing.assert_close(part[few], both[few], atol=1e-12, rtol=1e-12)
+    assert (part.abs().sum(1) > 0).sum() == len(few)
+
+
+def test_token_vectors_may_be_scaled_before_the_sum() -> None:
+    part = bart()
+    scaled = part.model_copy(update={"embed": part.embed.model_copy(update={"scale": "root"})})
+    net = network(scaled)
+    ids = np.array([5, 7, 7])
+    embed, batch = net.model.encoder.embed, torched(Batch({"encoder": stream(ids, FULL)}, {}, np.array([1], np.uint64)))
+    want = embed.norm(WIDTH**0.5 * net.model.table[torch.from_numpy(ids)] + embed.position.weight[2 + torch.arange(3)])
+    torch.testing.assert_close(embed(batch.streams["encoder"], net.model.table), want)

@@ -84,6 +84,12 @@ def test_from_raw_text_to_a_classifier_that_transformers_loads(system: str, worl
         logits = model.eval()(**ids).logits
     assert (logits.max(0).values - logits.min(0).values).max() > 0.05
     torch.testing.assert_close(logits.log_softmax(-1), mine, atol=1e-4, rtol=0)
+    pairs = list(zip(texts[:5], texts[5:10], strict=True))
+    ids = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(ids["input_ids"], attention_mask=ids["attention_mask"]).logits
+    mine = torch.tensor([list(p.values()) for p in ours.probabilities(pairs)]).log()
+    torch.testing.assert_close(logits.log_softmax(-1), mine, atol=1e-4, rtol=0)
     assert model.config.id2label == {0: "neg", 1: "pos"}
     plain = [e.ids.tolist() for e in ours.tokenizer.encode(texts)]
     assert [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] == plain
