@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ziggurat.checkpoint.names import NameMap, fused, nearest, optional, padded, tied, transposed
+from ziggurat.checkpoint.names import NameMap, fused, nearest, one_row, optional, padded, tied, transposed
 from ziggurat.errors import UserError
 
 # a made-up system that uses every kind of line
@@ -56,6 +56,17 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+def test_a_vector_stored_as_one_row() -> None:
+    table = NameMap([one_row("final_bias", "heads.lm.bias")])
+    hub = {"final_bias": torch.arange(6.0)[None]}
+    ours = table.to_ours(hub)
+    assert ours["heads.lm.bias"].tolist() == [0, 1, 2, 3, 4, 5]
+    same(table.to_hub(ours), hub)
+    for wrong in (torch.zeros(6), torch.zeros(2, 6)):
+        with pytest.raises(UserError, match=r"not \[1, n\]"):
+            table.to_ours({"final_bias": wrong})
 
 
 @settings(max_examples=20, deadline=None)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ziggurat.data.pack import pack
+from ziggurat.nn.attention import AttentionLayer
 from ziggurat.nn.network import NetworkModel
-from ziggurat.nn.spec import Block, Embed, EncoderDecoder, LayerNorm, Learned, Mlp, Network, VocabHead
+from ziggurat.nn.spec import Block, Embed, EncoderDecoder, LayerNorm, Learned, Mlp, Network, VocabHead, class_heads
+from ziggurat.systems import SYSTEMS
 from ziggurat.types import CAUSAL, FOREVER, FULL, Batch, Stream, Target, Visibility, join_all
 
 VOCAB, WIDTH, HEADS = 61, 16, 2
@@ -179,3 +181,75 @@ def test_negative_ids_are_learned_vectors() -> None:
     want = embed.norm(plain + embed.position.weight[2 + torch.arange(4)])
     torch.testing.assert_close(embed(batch.streams["decoder"], net.model.table), want)
     assert net.model.encoder.embed.extra is None
+
+
+def test_an_encoder_alone_needs_no_decoder() -> None:
+    """The same vectors as with one, and of the last layer only the rows that are read."""
+    net, batch = network(bart()), torched(pack(join_all(documents()), ROWS, 0))
+    few = torch.tensor([0, 5, 17, 40])
+    with torch.no_grad():
+        both = net(batch.streams)["encoder"]
+        alone = net({"encoder": batch.streams["encoder"]}, keep=["encoder.blocks.0"])
+        part = net({"encoder": batch.streams["encoder"]}, read={"encoder": few})["encoder"]
+    assert set(alone) == {"encoder", "encoder.blocks.0"} and torch.equal(alone["encoder"], both)
+    torch.testing.assert_close(part[few], both[few], atol=1e-12, rtol=1e-12)
+    assert (part.abs().sum(1) > 0).sum() == len(few)
+
+
+def test_token_vectors_may_be_scaled_before_the_sum() -> None:
+    part = bart()
+    scaled = part.model_copy(update={"embed": part.embed.model_copy(update={"scale": "root"})})
+    net = network(scaled)
+    ids = np.array([5, 7, 7])
+    embed, batch = net.model.encoder.embed, torched(Batch({"encoder": stream(ids, FULL)}, {}, np.array([1], np.uint64)))
+    want = embed.norm(WIDTH**0.5 * net.model.table[torch.from_numpy(ids)] + embed.position.weight[2 + torch.arange(3)])
+    torch.testing.assert_close(embed(batch.streams["encoder"], net.model.table), want)
+
+
+@pytest.mark.parametrize("system", ["t5", "t5_1_1", "bart", "mass"])
+def test_dropout_reaches_every_place(system: str) -> None:
+    """Embeddings, attention weights and residual parts of both stacks, and heads: each alone changes the outcome."""
+    model = SYSTEMS[system].sized("tiny", {"layers": 2, "width": 16, "heads": 2, "mlp": 24}, VOCAB)
+    net = NetworkModel(Network(model=model, heads=dict(class_heads(model, "classify", 3))))
+    net.initialise(torch.Generator().manual_seed(0))
+    batch, places = torched(join_all(documents())), {}
+    asked = Target("decoder", torch.arange(6), torch.zeros(6, dtype=torch.long), torch.ones(6), "document")
+
+    def scores() -> Tensor:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return net.logits("classify", net(batch.streams), batch.streams, asked)
+
+    net.eval()
+    still = scores()
+    net.set_dropout(0.5)
+    assert torch.equal(scores(), still)
+    net.train()
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            places[name] = (module, "p")
+        elif isinstance(module, AttentionLayer):
+            places[name] = (module, "dropout")
+    assert (
+        len(places) == 2 + 2 + 2 + 2 + 4 + 1
+    )  # embeddings, blocks, attention of the encoder, and of the decoder twice; the head
+    for name, (module, field) in places.items():
+        assert getattr(module, field) == 0.5
+        net.set_dropout(0.0)
+        assert torch.equal(scores(), still)
+        setattr(module, field, 0.5)
+        assert not torch.equal(scores(), still), name
+        net.set_dropout(0.5)
+
+
+@pytest.mark.parametrize("system", ["bart", "mass"])
+def test_fresh_weights_are_normal(system: str) -> None:
+    model = SYSTEMS[system].sized("tiny", {"layers": 2, "width": 64, "heads": 2, "mlp": 96}, 400)
+    net = NetworkModel(Network(model=model, heads={"lm": VocabHead()}))
+    net.initialise(torch.Generator().manual_seed(0))
+    norms = {f"{n}.weight" for n, m in net.named_modules() if isinstance(m, torch.nn.LayerNorm)}
+    for name, p in net.named_parameters():
+        if p.ndim > 1:
+            assert float(p.detach().std()) == pytest.approx(0.02, rel=0.05), name
+        else:
+            assert (p == (1.0 if name in norms else 0.0)).all(), name

@@ -20,6 +20,8 @@ from ziggurat.types import Stream, Target, Visibility
 VOCAB, WIDTH, LAYERS, MLP, LONGEST = 400, 64, 3, 96, 32
 DIALS = {"layers": LAYERS, "width": WIDTH, "heads": 2, "mlp": MLP}
 LENGTHS = (5, 1, 9, 3)
+OURS = ("bert", "roberta", "gpt2", "albert", "electra", "structbert", "macbert")
+"""Systems of one stack whose numbers are written out here."""
 
 
 def network(system: str, **more: spec.Head) -> NetworkModel:
@@ -61,7 +63,7 @@ def target(index: list[int], at: str = "token", value: list[int] | None = None) 
     return Target("text", torch.tensor(index), torch.tensor(value or [0] * len(index)), torch.ones(len(index)), at)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", OURS)
 def test_initial_weights_follow_their_roles(system: str) -> None:
     made = fresh(system)
     init = made.spec.model.init
@@ -91,12 +93,12 @@ def test_initial_weights_follow_their_roles(system: str) -> None:
 
 def test_each_system_says_how_it_is_initialised() -> None:
     """BERT's release truncates, GPT-2's scales the residual projections, RoBERTa's does neither."""
-    found = {name: (s.model.init.truncated, s.model.init.residual) for name, s in SYSTEMS.items()}
+    found = {name: (s.model.init.truncated, s.model.init.residual) for name, s in SYSTEMS.items() if name in OURS}
     cut = dict.fromkeys(("bert", "albert", "electra", "structbert", "macbert"), (True, "same"))
     assert found == {**cut, "roberta": (False, "same"), "gpt2": (False, "scaled")}
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", OURS)
 def test_initialisation_is_its_seed(system: str) -> None:
     one, two, other = (fresh(system, seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -112,7 +114,7 @@ def test_only_the_named_parameters_are_drawn_again() -> None:
     assert changed == set(only) and len(only) == 2
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", OURS)
 def test_set_dropout_reaches_every_place(system: str) -> None:
     made = fresh(system)
     stream = stream_of(causal=system == "gpt2")
@@ -145,7 +147,7 @@ def test_set_dropout_reaches_every_place(system: str) -> None:
     torch.testing.assert_close(made({"text": stream})["text"], still)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", OURS)
 def test_parameters_are_counted_once(system: str) -> None:
     made = network(system)
     block = 4 * (WIDTH * WIDTH + WIDTH) + 2 * WIDTH * MLP + MLP + WIDTH + 4 * WIDTH
@@ -161,7 +163,7 @@ def test_parameters_are_counted_once(system: str) -> None:
     assert made.parameter_count(embeddings=False) == norm + widen + blocks + heads
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", OURS)
 def test_document_heads_read_the_summary_token(system: str) -> None:
     made = shaken(system)
     stream = stream_of(causal=system == "gpt2")
@@ -182,7 +184,7 @@ def test_document_heads_read_the_summary_token(system: str) -> None:
     torch.testing.assert_close(made.logits("classify", hidden, places, target(chosen, "document")), x)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", OURS)
 def test_the_vocabulary_loss_is_that_of_the_logits(system: str) -> None:
     made = shaken(system)
     places = {"text": stream_of(causal=system == "gpt2")}
@@ -207,7 +209,7 @@ def test_a_target_without_predictions_costs_nothing(head: str) -> None:
     assert all(p.grad is None or not p.grad.any() for p in made.parameters())
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", OURS)
 def test_the_layout_of_the_batch_changes_nothing(system: str) -> None:
     """Documents alone, ragged in one batch, with empty ones among them, and packed in rows: the same vectors."""
     made = shaken(system)

@@ -156,12 +156,46 @@ def test_label_lists_are_checked() -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_heads_are_those_of_the_system(system: str) -> None:
     model = SYSTEMS[system].sized("tiny")
-    by = {"roberta": "dense", "gpt2": "plain", "electra": "dense"}.get(system, "pooler")
+    by = model.pool.by
     for objective, name, outputs in (Classify(labels=("a", "b", "c")), "classify", 3), (Regress(), "regress", 1):
         heads = dict(objective.heads(model))
         assert ("pooler" in heads) == (by == "pooler")
-        assert heads[name] == spec.ClassHead(outputs=outputs, by=by, bias=system != "gpt2")
+        assert heads[name] == spec.ClassHead(outputs=outputs, by=by, bias=by != "plain")
     assert Tag(labels=("a", "b", "c")).heads(model) == {"tag": spec.TokenHead(outputs=3)}
+
+
+TWINS: dict[str, Any] = {"streams": ("encoder", "decoder"), "words": "decoder", "start": 9}
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_both_stacks_read_the_same_text_and_the_decoder_answers(paired: bool) -> None:
+    block = labelled(["a", "b", "a"])
+    if paired:
+        block = replace(block, parts={**block.parts, "pair": part([[[1]], [[2, 2]], [[1] * 9]], 5)})
+    objective, alone, ctx = Classify(labels=("a", "b")), context(8), replace(context(8), **TWINS)
+    one, two = objective.form(block, alone), objective.form(block, ctx)
+    text, encoder, decoder = one.streams["text"], two.streams["encoder"], two.streams["decoder"]
+    assert set(two.streams) == set(objective.rows(ctx)) == {"encoder", "decoder"} and objective.rows(ctx)["decoder"] == 8
+    assert (encoder.visibility.kind, decoder.visibility.kind) == ("full", "causal")
+    for d in range(3):
+        lo, hi = text.bounds[d : d + 2].tolist()
+        assert encoder.content[lo:hi].tolist() == text.content[lo:hi].tolist()
+        assert decoder.content[lo:hi].tolist() == [9, *text.content[lo : hi - 1].tolist()]
+        assert decoder.position[lo:hi].tolist() == encoder.position[lo:hi].tolist() == list(range(hi - lo))
+    asked = two.targets["classify"]
+    assert (asked.stream, asked.at, asked.value.tolist()) == ("decoder", "document", [0, 1, 0])
+    assert Regress().form(labelled([1, 2, 3]), ctx).targets["regress"].stream == "decoder"
+
+
+def test_tags_are_read_where_the_model_reads_words() -> None:
+    one = Tag(labels=("B", "O")).form(tagged(MARKS), context(24))
+    for words, streams in ("decoder", {"encoder", "decoder"}), ("encoder", {"encoder"}):
+        ctx = replace(context(24), **{**TWINS, "words": words})
+        two = Tag(labels=("B", "O")).form(tagged(MARKS), ctx)
+        assert set(two.streams) == set(Tag(labels=("B", "O")).rows(ctx)) == streams
+        assert two.targets["tag"].stream == words
+        assert two.targets["tag"].index.tolist() == one.targets["tag"].index.tolist()
+        assert two.targets["tag"].value.tolist() == one.targets["tag"].value.tolist()
 
 
 def test_names_for_reports() -> None:

@@ -84,6 +84,12 @@ def test_from_raw_text_to_a_classifier_that_transformers_loads(system: str, worl
         logits = model.eval()(**ids).logits
     assert (logits.max(0).values - logits.min(0).values).max() > 0.05
     torch.testing.assert_close(logits.log_softmax(-1), mine, atol=1e-4, rtol=0)
+    pairs = list(zip(texts[:5], texts[5:10], strict=True))
+    ids = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(ids["input_ids"], attention_mask=ids["attention_mask"]).logits
+    mine = torch.tensor([list(p.values()) for p in ours.probabilities(pairs)]).log()
+    torch.testing.assert_close(logits.log_softmax(-1), mine, atol=1e-4, rtol=0)
     assert model.config.id2label == {0: "neg", 1: "pos"}
     plain = [e.ids.tolist() for e in ours.tokenizer.encode(texts)]
     assert [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] == plain
@@ -91,6 +97,8 @@ def test_from_raw_text_to_a_classifier_that_transformers_loads(system: str, worl
     assert sorted(predictions["gold"]) == sorted(row["label"] for row in rows())
     body = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "pretrain" / "hf", output_loading_info=True)
     assert not any(body[1][k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), body[1]
+    said = body[0].generate(ids["input_ids"][:1], max_new_tokens=3, num_beams=1, do_sample=False)[0].tolist()
+    assert said[0] == body[0].config.decoder_start_token_id == ours.context.start
     with pytest.raises(UserError, match="cannot fill masks"):
         try_checkpoint(folder / "pretrain", "a <mask> here")
     assert "%" in try_checkpoint(folder / "finetune", texts[0])

@@ -83,7 +83,7 @@ def test_our_own_models_are_what_transformers_loads(head: str, tmp_path: Path) -
     name = "BartFor" + {"lm": "ConditionalGeneration", "span": "QuestionAnswering"}.get(head, "SequenceClassification")
     assert written.architecture == name and ("has no place for the heads lm" in "".join(written.notes)) == (head != "lm")
     back = reload(tmp_path, name)
-    assert [getattr(back.config, key) for key in list(SHAPE)[-4:]] == [1, 0, 2, 2]
+    assert [getattr(back.config, key) for key in list(SHAPE)[-4:]] == [1, 0, 2, 2] and back.config.forced_eos_token_id == 2
     assert_parity(network, back, twins(back.config, same=both(name)))
 
 
@@ -112,10 +112,25 @@ def test_old_files_are_read(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_generation_ends_with_the_end_token_of_the_vocabulary(tmp_path: Path) -> None:
+    """The Hub's class forces token 2 at the longest length, whatever the end token is, unless it is told."""
+    model = model_of("bart/tiny", {"layers": 1, "width": 16, "heads": 2, "mlp": 24}, VOCAB)
+    network = NetworkModel(spec.Network(model=model, heads={"lm": spec.VocabHead()}))
+    network.initialise(torch.Generator().manual_seed(0))
+    ids = {"pad_token_id": 5, "bos_token_id": 6, "eos_token_id": 7, "decoder_start_token_id": 7}
+    to_hub(network.spec, network.state_dict(), None, None, tmp_path, ids=ids)
+    back = reload(tmp_path, "BartForConditionalGeneration")
+    said = back.generate(torch.tensor([[6, 20, 21, 7]]), max_new_tokens=3, num_beams=1, do_sample=False)[0].tolist()
+    assert said[0] == 7 and said[-1] == 7 and 2 not in said
+
+
 def test_another_first_token_of_the_decoder_is_kept(tmp_path: Path) -> None:
     theirs("BartForConditionalGeneration", decoder_start_token_id=0).save_pretrained(tmp_path)
-    found, _ = read(tmp_path)
+    found, network = read(tmp_path)
     assert found.network.model.start == "first"
+    for ids in ({key: found.config[key] for key in list(SHAPE)[-4:]}, None, {"pad_token_id": 1, "bos_token_id": 0}):
+        to_hub(found.network, network.state_dict(), None, "bart", tmp_path / "ours", ids=ids)
+        assert json.loads((tmp_path / "ours" / "config.json").read_text("utf-8"))["decoder_start_token_id"] == 0
 
 
 @pytest.mark.parametrize(

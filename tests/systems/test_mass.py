@@ -166,4 +166,5 @@ def test_no_class_of_the_hub_is_named(tmp_path: Path) -> None:
     heads = {"lm": spec.VocabHead(), **spec.class_heads(model, "classify", 3)}
     net = NetworkModel(spec.Network(model=model, heads=heads))
     made = to_hub(net.spec, net.state_dict(), None, "mass", tmp_path)
+    assert any("transformers has no class for mass" in note for note in made.notes)
     assert any("no place for the heads" in note and "classify" in note for note in made.notes)

@@ -242,6 +242,10 @@ def test_dials_go_over_the_size() -> None:
     model = model_of("bert/tiny", {"width": 96, "heads": 3, "mlp": 100})
     assert (model.layers, model.heads, model.mlp) == (2, 3, 100)
     assert model_of("bert/tiny", {"mlp": 100}).heads == 2
+    for dials, layers in ({"layers": 3}, (3, 3)), ({"layers": 3, "decoder_layers": 1}, (3, 1)), ({"decoder_layers": 5}, (2, 5)):
+        model = model_of("t5/tiny", dials)
+        assert (model.layers, model.decoder_layers) == layers
+    assert model_of("t5/tiny", {"width": 256, "head_width": 32}).block.attention.head_width == 32
 
 
 @pytest.mark.parametrize(

@@ -270,3 +270,26 @@ def test_first_drift_names_the_stack_and_layer(place: str, tmp_path: Path) -> No
         moved = network.model.token.weight if part == "embed" else stack.blocks[int(part[-1])].mlp.down.weight
         moved.add_(0.01)
     assert (first_drift(network, streams, hidden) or "").startswith(place)
+
+
+@every_kind
+def test_fresh_weights_are_as_wide_as_the_hubs(kind: str) -> None:
+    """Every matrix and table by itself: queries smaller by the root of a head's width, because scores are not scaled."""
+    dials = {"layers": 1, "decoder_layers": 1, "width": 96, "heads": 4, "mlp": 300, "head_width": 40}
+    model = model_of(f"{kind}/tiny", dials, 500)
+    heads = {"lm": spec.VocabHead(), **spec.class_heads(model, "classify", 50)}
+    network = NetworkModel(spec.Network(model=model, heads=heads))
+    network.initialise(torch.Generator().manual_seed(0))
+    tensors = {k: v for k, v in network.state_dict().items() if not k.startswith("heads.lm")}
+    ours = SYSTEMS[kind].named(("classify",), model).to_hub(tensors)
+    config = transformers.T5Config(
+        vocab_size=500, d_model=96, d_kv=40, d_ff=300, num_layers=1, num_heads=4, num_labels=50, decoder_start_token_id=0,
+        **KINDS[kind],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.T5ForSequenceClassification(config).state_dict()
+    for name, tensor in ours.items():
+        if tensor.ndim > 1:
+            assert tensor.std().item() == pytest.approx(theirs[name].std().item(), rel=0.15), name
+        else:
+            assert torch.equal(tensor, theirs[name]), name

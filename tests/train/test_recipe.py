@@ -210,6 +210,14 @@ def test_recipes_built_in_python(path: Path) -> None:
     assert made.resolved().seed == 4
 
 
+def test_a_decoder_is_as_deep_as_its_encoder_unless_it_is_told() -> None:
+    for overrides, layers in ([], 2), (["model.layers=3"], 3), (["model.layers=3", "model.decoder_layers=1"], 1):
+        shipped = Path(__file__).parents[2] / "recipes" / "t5.yaml"
+        full = load(shipped, ["system=t5/tiny", *overrides], model=Recipe).resolved()
+        assert full.model.decoder_layers == layers and full.body() == full.resolved().body()
+        assert full.body().decoder_layers == layers  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_recipes_are_right(shipped: Path) -> None:
     load(shipped, model=Recipe).resolved()

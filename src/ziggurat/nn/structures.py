@@ -108,15 +108,17 @@ class EncoderDecoderModel(nn.Module):
 
     def forward(self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Reads = None) -> dict[str, Tensor]:
         """{"encoder": [S, width], "decoder": [T, width]}, and layers named in `keep` ("encoder.blocks.3"). The decoder reads
-        all of the encoder, so `read` saves work in the decoder only. Without a stream `decoder` the encoder alone is computed."""
+        all of the encoder, so `read` saves work in the decoder only. Without a stream `decoder` the encoder is computed alone, and
+        `read` saves work there."""
         source = streams["encoder"]
         parts = {"encoder": self.encoder, "decoder": self.decoder}
         wanted = {
             name: [k.removeprefix(f"{name}.") for k in keep if k.startswith(f"{name}.")] for name in parts
         }  # each stack by its own names
         x = self.encoder.embed(source, self.table)
-        encoded, kept = _through(self.encoder, x, plan(source), wanted["encoder"], None)
-        if "decoder" not in streams:
+        alone = "decoder" not in streams
+        encoded, kept = _through(self.encoder, x, plan(source), wanted["encoder"], _rows(read, "encoder") if alone else None)
+        if alone:
             return {"encoder": encoded, **{f"encoder.{k}": v for k, v in kept.items()}}
         target = streams["decoder"]
         x = self.decoder.embed(target, self.table)

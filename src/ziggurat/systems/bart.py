@@ -93,4 +93,5 @@ BART = System(
     dropouts=("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"),
     pad=1,
     ids={"bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2},
+    repeats={"forced_eos_token_id": "eos_token_id"},  # its class takes 2 where the entry is absent
 )

@@ -92,6 +92,8 @@ class System:
     """Pad id written when there is no tokenizer to ask."""
     ids: Mapping[str, int] = field(default_factory=dict)
     """The same for other ids, by the Hub's entries."""
+    repeats: Mapping[str, str] = field(default_factory=dict)
+    """Entries of `config.json` that repeat the id of another one."""
     pad_counts: bool = False
     """RoBERTa: positions are numbered from the pad id + 1, so the table holds pad id + 1 rows more."""
 

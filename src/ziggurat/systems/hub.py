@@ -21,7 +21,7 @@ from ziggurat.errors import UserError, check
 from ziggurat.nn import halves, spec
 from ziggurat.nn.network import NetworkModel
 from ziggurat.systems import SYSTEMS, find
-from ziggurat.systems.base import by_model_type, closest, NoHubClass, System, system_of
+from ziggurat.systems.base import NoHubClass, System, by_model_type, closest, system_of
 from ziggurat.systems.folder import publish, read_config, read_tensors
 from ziggurat.systems.stacks import START, one_stack, other_stack, start_id, summary_note, with_table
 
@@ -136,6 +136,7 @@ def to_hub(
     page = system or system_of(SYSTEMS, body)
     if not page.classes:
         raise NoHubClass(f"{page.name} has no classes on the Hub", "its checkpoints are read by ziggurat alone")
+    notes += [] if page.loads else [f"transformers has no class for {page.name}: the folder is in the layout of its own release"]
     try:
         config = page.write(body)
     except UserError as error:
@@ -148,6 +149,7 @@ def to_hub(
     config |= dict.fromkeys(page.dropouts, dropout)
     config |= _label_entries(network, heads, labels)
     config |= _ids(page, network, tokenizer, heads, ids, notes)
+    config |= {entry: config[of] for entry, of in page.repeats.items()}
     wanted = ("model.", *(f"heads.{head}." for head in heads))
     kept = {name: tensor.detach().cpu() for name, tensor in tensors.items() if name.startswith(wanted)}
     if page.pad_counts:
@@ -361,7 +363,8 @@ def _ids(
         given = {key: (ids or {}).get(key) for key in IDS if key != START or twin}
         if system.pad_counts:
             return given | {"pad_token_id": network.model.embed.positions.offset - 1}
-        return given if ids else given | {"pad_token_id": system.pad, **system.ids}
+        given |= {} if ids else {"pad_token_id": system.pad, **system.ids}
+        return given if ids and given.get(START) is not None else given | start_id(network.model, given)
     vocab, layout = tokenizer.vocab, tokenizer.layout
     check(
         vocab.size <= network.model.vocab,

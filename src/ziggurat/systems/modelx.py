@@ -8,7 +8,6 @@ The ladder that leads to it, one switch a rung, lies in recipes/modelx.
 
 from __future__ import annotations
 
-from ziggurat.nn.spec import Init
 from ziggurat.systems.base import System
 from ziggurat.systems.bert import BERT
 from ziggurat.systems.encoder import SIZES
@@ -17,7 +16,7 @@ MODELX = System(
     name="modelx",
     hub="bert",
     paper="https://arxiv.org/abs/2003.08271",
-    model=BERT.model.model_copy(update={"init": Init(std=0.02)}),
+    model=BERT.model,
     sizes={**SIZES, "xlarge": {"layers": 24, "width": 2048, "heads": 32, "mlp": 8192}},
     objective={"kind": "joint", "parts": [{"kind": "sop"}, {"kind": "mlm", "unit": "span"}]},
     template="bert",

@@ -9,6 +9,9 @@ the projection, and no factor. A model between the two (the factor with a table 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ziggurat.checkpoint.names import IGNORED, Entry, NameMap, tied
 from ziggurat.nn.spec import (
     Attention,
@@ -30,9 +33,8 @@ SCALED = {True: "width", False: "one"}
 """The Hub's `scale_decoder_outputs` -> ours."""
 
 
-def _says_scaled(config: object) -> bool:
+def _says_scaled(config: Mapping[str, Any]) -> bool:
     """Files older than `transformers` 5 say it by the tie alone."""
-    assert isinstance(config, dict)
     return config.get("tie_word_embeddings") is not False
 
 
