@@ -33,12 +33,6 @@ COUNTS = {
     "roberta/medium": (51_482_112, 51_533_401),
     "roberta/base": (124_645_632, 124_697_433),
     "roberta/large": (355_359_744, 355_412_057),
-    "gpt2/tiny": (6_960_768, 6_960_768),
-    "gpt2/mini": (16_287_488, 16_287_488),
-    "gpt2/small": (124_439_808, 124_439_808),
-    "gpt2/medium": (354_823_168, 354_823_168),
-    "gpt2/large": (774_030_080, 774_030_080),
-    "gpt2/xl": (1_557_611_200, 1_557_611_200),
     "albert/tiny": (4_137_344, 4_184_370),
     "albert/mini": (4_794_624, 4_858_290),
     "albert/small": (7_387_136, 7_484_082),
@@ -63,6 +57,55 @@ COUNTS = {
     "macbert/medium": (36_563_456, 36_849_290),
     "macbert/base": (102_267_648, 102_882_442),
     "macbert/large": (325_522_432, 326_597_258),
+    "nezha/tiny": (3_117_952, 3_156_106),
+    "nezha/mini": (8_634_624, 8_722_570),
+    "nezha/small": (23_691_776, 23_977_610),
+    "nezha/medium": (36_301_312, 36_587_146),
+    "nezha/base": (101_874_432, 102_489_226),
+    "nezha/large": (324_998_144, 326_072_970),
+    "ernie/tiny": (2_783_104, 2_818_130),
+    "ernie/mini": (7_964_928, 8_049_746),
+    "ernie/small": (22_352_384, 22_635_090),
+    "ernie/medium": (34_961_920, 35_244_626),
+    "ernie/base": (99_865_344, 100_477_010),
+    "ernie/large": (322_319_360, 323_391_058),
+    "ernie2/tiny": (4_386_304, 4_433_852),
+    "ernie2/mini": (11_171_328, 11_268_668),
+    "ernie2/small": (28_765_184, 29_060_412),
+    "ernie2/medium": (41_374_720, 41_669_948),
+    "ernie2/base": (109_484_544, 110_108_732),
+    "ernie2/large": (335_144_960, 336_229_180),
+    "modernbert/tiny": (6_865_792, 6_932_672),
+    "modernbert/mini": (16_239_872, 16_356_032),
+    "modernbert/small": (52_539_904, 52_852_928),
+    "modernbert/base": (149_014_272, 149_655_232),
+    "modernbert/large": (394_781_696, 395_881_664),
+    "modelx/tiny": (4_385_920, 4_433_468),
+    "modelx/mini": (11_170_560, 11_267_900),
+    "modelx/small": (28_763_648, 29_058_876),
+    "modelx/medium": (41_373_184, 41_668_412),
+    "modelx/base": (109_482_240, 110_106_428),
+    "modelx/large": (335_141_888, 336_226_108),
+    "modelx/xlarge": (1_276_360_704, 1_280_595_772),
+    "gpt/tiny": (5_643_264, 5_643_264),
+    "gpt/mini": (13_652_480, 13_652_480),
+    "gpt/base": (116_534_784, 116_534_784),
+    "gpt2/tiny": (6_960_768, 6_960_768),
+    "gpt2/mini": (16_287_488, 16_287_488),
+    "gpt2/small": (124_439_808, 124_439_808),
+    "gpt2/medium": (354_823_168, 354_823_168),
+    "gpt2/large": (774_030_080, 774_030_080),
+    "gpt2/xl": (1_557_611_200, 1_557_611_200),
+    "gpt3/tiny": (7_091_840, 7_091_840),
+    "gpt3/mini": (16_549_632, 16_549_632),
+    "gpt3/small": (125_226_240, 125_226_240),
+    "gpt3/medium": (355_871_744, 355_871_744),
+    "gpt3/large": (760_300_032, 760_300_032),
+    "gpt3/xl": (1_315_723_264, 1_315_723_264),
+    "gpt3/2.7b": (2_651_553_280, 2_651_553_280),
+    "gpt3/6.7b": (6_658_404_352, 6_658_404_352),
+    "gpt3/13b": (12_853_386_240, 12_853_386_240),
+    "gpt3/175b": (174_604_259_328, 174_604_259_328),
     "t5/tiny": (5_031_552, 5_031_552),
     "t5/mini": (15_570_688, 15_570_688),
     "t5/small": (60_506_624, 60_506_624),
@@ -85,13 +128,6 @@ COUNTS = {
     "mass/mini": (15_450_112, 15_450_112),
     "mass/base": (123_469_824, 123_469_824),
     "mass/middle": (208_666_624, 208_666_624),
-    "modelx/tiny": (4_385_920, 4_433_468),
-    "modelx/mini": (11_170_560, 11_267_900),
-    "modelx/small": (28_763_648, 29_058_876),
-    "modelx/medium": (41_373_184, 41_668_412),
-    "modelx/base": (109_482_240, 110_106_428),
-    "modelx/large": (335_141_888, 336_226_108),
-    "modelx/xlarge": (1_276_360_704, 1_280_595_772),
 }
 HUB = {
     "bert": ("BertModel", "BertForPreTraining"),
@@ -105,6 +141,10 @@ HUB = {
     "t5_1_1": ("T5Model", "T5ForConditionalGeneration"),
     "bart": ("BartModel", "BartForConditionalGeneration"),
     "modelx": ("BertModel", "BertForPreTraining"),
+    "ernie": ("ErnieModel", "ErnieForPreTraining"),
+    "ernie2": ("ErnieModel", "ErnieForPreTraining"),
+    "gpt": ("OpenAIGPTModel", "OpenAIGPTLMHeadModel"),
+    "modernbert": ("ModernBertModel", "ModernBertForMaskedLM"),
 }
 BESIDE: dict[str, Callable[[spec.Model], int]] = {
     "t5_1_1": lambda model: model.vocab * model.width,
@@ -156,16 +196,23 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "encoder_attention_heads": 12, "decoder_attention_heads": 12,
     },
     "bart/large": {},
+    "ernie/base": {"vocab_size": 18000},
+    "ernie2/base": {"use_task_id": True},
+    "gpt/base": {},
+    "modernbert/base": {},
+    "modernbert/large": {
+        "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 2624,
+    },
 }  # fmt: skip
 
 
-NEXT = ("bert", "albert", "structbert", "macbert", "modelx")
+NEXT = ("bert", "albert", "structbert", "macbert", "modelx", "nezha", "ernie", "ernie2")
 """Systems whose pre-training class has a head for pairs of sentences."""
 
 
 def heads(system: str, model: spec.Model, *, bare: bool) -> dict[str, spec.Head]:
     if bare:
-        plain = system in ("gpt2", "electra") or isinstance(model, spec.EncoderDecoder)
+        plain = system in ("gpt2", "gpt", "gpt3", "electra", "modernbert") or isinstance(model, spec.EncoderDecoder)
         return {} if plain else {"pooler": spec.PoolerHead()}
     if system == "electra":
         return {"rtd": spec.ReplacedHead()}

@@ -49,18 +49,32 @@ class PoolerHeadLayer(nn.Module):
         return torch.tanh(self.dense(summary))
 
 
+class TransformLayer(nn.Module):
+    """Dense layer, activation and norm, as before a vocabulary projection: [K, width] -> [K, width]."""
+
+    def __init__(self, model: spec.Model):
+        super().__init__()
+        self.dense = nn.Linear(model.width, model.width, bias=model.project.dense_bias)
+        self.activation = ACTIVATIONS[model.project.activation]
+        self.norm = norm_layer(model.block.norm, model.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.activation(self.dense(x)))
+
+
 class ClassHeadLayer(nn.Module):
     """[K, width] summary vectors (already pooled when `by: pooler`) -> [K, outputs]."""
 
     def __init__(self, head: spec.ClassHead, model: spec.Model):
         super().__init__()
         self.dense = nn.Linear(model.width, model.width) if head.by == "dense" else None
+        self.transform = TransformLayer(model) if head.by == "transform" else None
         self.activation = ACTIVATIONS[model.pool.activation]
         self.out = nn.Linear(model.width, head.outputs, bias=head.bias)
         self.drop = nn.Dropout(0.0)
 
     def forward(self, summary: Tensor) -> Tensor:
-        x = self.drop(summary)
+        x = self.drop(summary if self.transform is None else self.transform(summary))
         if self.dense is not None:
             x = self.drop(self.activation(self.dense(x)))
         return self.out(x)
@@ -71,11 +85,12 @@ class TokenHeadLayer(nn.Module):
 
     def __init__(self, head: spec.TokenHead, model: spec.Model):
         super().__init__()
+        self.transform = TransformLayer(model) if model.pool.by == "transform" else None
         self.out = nn.Linear(model.width, head.outputs)
         self.drop = nn.Dropout(0.0)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.out(self.drop(hidden))
+        return self.out(self.drop(hidden if self.transform is None else self.transform(hidden)))
 
 
 class ReplacedHeadLayer(nn.Module):

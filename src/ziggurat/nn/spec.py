@@ -172,9 +172,10 @@ class Pool(Spec):
 
     at: Literal["first", "last"] = "first"
     """The summary token: the document's first (BERT) or last (GPT-2)."""
-    by: Literal["pooler", "dense", "plain"] = "pooler"
+    by: Literal["pooler", "dense", "plain", "transform"] = "pooler"
     """`pooler`: one dense layer and tanh shared by all document heads (BERT); `dense`: each head brings its own
-    (RoBERTa); `plain`: the vector as it is (GPT-2)."""
+    (RoBERTa); `plain`: the vector as it is (GPT-2); `transform`: every head, those on tokens too, brings the dense layer, activation and
+    norm of a vocabulary head (ModernBERT)."""
     activation: Literal["tanh", "gelu"] = "tanh"
     """Of the `dense` layer (ELECTRA: gelu)."""
 
@@ -389,7 +390,7 @@ class ClassHead(Spec):
 
     kind: Literal["class"] = "class"
     outputs: int = Field(2, gt=0)
-    by: Literal["pooler", "dense", "plain"] = "pooler"
+    by: Literal["pooler", "dense", "plain", "transform"] = "pooler"
     bias: bool = True
 
 

@@ -12,17 +12,27 @@ from ziggurat.systems.bart import BART
 from ziggurat.systems.base import System, closest
 from ziggurat.systems.bert import BERT
 from ziggurat.systems.electra import ELECTRA
+from ziggurat.systems.ernie import ERNIE, ERNIE2
+from ziggurat.systems.gpt1 import GPT
 from ziggurat.systems.gpt2 import GPT2
+from ziggurat.systems.gpt3 import GPT3
 from ziggurat.systems.macbert import MACBERT
 from ziggurat.systems.mass import MASS
 from ziggurat.systems.modelx import MODELX
+from ziggurat.systems.modernbert import MODERNBERT
+from ziggurat.systems.nezha import NEZHA
 from ziggurat.systems.roberta import ROBERTA
 from ziggurat.systems.structbert import STRUCTBERT
 from ziggurat.systems.t5 import T5, T5_1_1
 
 SYSTEMS: dict[str, System] = {
-    system.name: system for system in (BERT, ROBERTA, GPT2, ALBERT, ELECTRA, STRUCTBERT, MACBERT, T5, T5_1_1, BART, MASS, MODELX)
-}
+    system.name: system
+    for system in (
+        BERT, ROBERTA, ALBERT, ELECTRA, STRUCTBERT, MACBERT, NEZHA, ERNIE, ERNIE2, MODERNBERT, MODELX,
+        GPT, GPT2, GPT3,
+        T5, T5_1_1, BART, MASS,
+    )
+}  # fmt: skip
 
 
 def find(name: str) -> System | None:

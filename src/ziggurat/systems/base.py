@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -78,6 +78,10 @@ class System:
     head_fixed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The same for single heads, by our head's name."""
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    reading: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """Makes the entries that `knobs` name of a `config.json` that says it otherwise (nested, or by its age)."""
+    writing: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """The other way round."""
     hub: str = ""
     """The Hub's `model_type`, where it is not the name (StructBERT is written as `bert`)."""
     when: Mapping[str, Any] = field(default_factory=dict)
@@ -175,8 +179,11 @@ class System:
 
         Of a generator and a discriminator the Hub describes one half at a time, and that is a model of one stack."""
         self.demand(config, self.fixed)
+        config = self.reading(config) if self.reading else config
         mine = _half(self.model)
         dump = mine.model_dump()
+        if "pattern" in dump:
+            dump["pattern"] = list(dump["pattern"])  # places are put into it
         said: dict[str, tuple[str, Any]] = {}
         for k in self.knobs:
             if not k.told:
@@ -240,6 +247,7 @@ class System:
         if self.pad_counts:
             config["pad_token_id"] = model.embed.positions.offset - 1
             config["max_position_embeddings"] += model.embed.positions.offset
+        config = dict(self.writing(config)) if self.writing else config
         again = self.read(config)
         lost = [p for p in _differences(dump, again.model_dump()) if p != "start" and not p.startswith("init.")]
         check(
@@ -309,14 +317,17 @@ def _start(config: Mapping[str, Any], usual: str) -> str:
 def _get(dump: Mapping[str, Any], place: str) -> Any:
     value: Any = dump
     for part in place.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, (list, tuple)):
+            value = value[int(part)] if int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
 def _put(dump: dict[str, Any], place: str, value: Any) -> None:
     *path, last = place.split(".")
     for part in path:
-        dump = dump[part]
+        dump = dump[int(part)] if isinstance(dump, list) else dump[part]
     dump[last] = value
 
 

@@ -5,18 +5,9 @@ Sizes below base are the published miniatures (Turc et al., 2019). The Hub's cla
 
 from __future__ import annotations
 
-from ziggurat.checkpoint.names import Entry, tied
 from ziggurat.nn.spec import Block, Embed, Init, LayerNorm, Learned, Mlp, Pool, Single, VocabProjection
 from ziggurat.systems.base import System, knob
-from ziggurat.systems.encoder import FIXED, SIZES, TIED, encoder_knobs, encoder_names
-
-LM: tuple[Entry, ...] = (
-    ("cls.predictions.transform.dense.{p}", "heads.lm.dense.{p}"),
-    ("cls.predictions.transform.LayerNorm.{p}", "heads.lm.norm.{p}"),
-    ("cls.predictions.bias", "heads.lm.bias"),
-    tied("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
-    tied("cls.predictions.decoder.bias", "cls.predictions.bias"),
-)
+from ziggurat.systems.encoder import FIXED, SIZES, TIED, encoder_classes, encoder_heads, encoder_knobs, encoder_names
 
 BERT = System(
     name="bert",
@@ -34,24 +25,8 @@ BERT = System(
     template="bert",
     knobs=(knob("vocab_size", 30522, "vocab"), *encoder_knobs("block.mlp.activation", "project.activation")),
     names=encoder_names("bert"),
-    heads={
-        "pooler": (("bert.pooler.dense.{p}", "heads.pooler.dense.{p}"),),
-        "lm": LM,
-        "nsp": (("cls.seq_relationship.{p}", "heads.nsp.out.{p}"),),
-        **{name: (("classifier.{p}", f"heads.{name}.out.{{p}}"),) for name in ("classify", "regress", "choice", "tag")},
-        "span": (("qa_outputs.{p}", "heads.span.out.{p}"),),
-    },
-    classes={
-        "BertForPreTraining": ("pooler", "lm", "nsp"),
-        "BertForMaskedLM": ("lm",),
-        "BertLMHeadModel": ("lm",),
-        "BertForNextSentencePrediction": ("pooler", "nsp"),
-        "BertForSequenceClassification": ("pooler", "classify"),
-        "BertForMultipleChoice": ("pooler", "choice"),
-        "BertForTokenClassification": ("tag",),
-        "BertForQuestionAnswering": ("span",),
-        "BertModel": ("pooler",),
-    },
+    heads=encoder_heads("bert"),
+    classes=encoder_classes("Bert", "BertLMHeadModel"),
     fixed=FIXED,
     head_fixed=TIED,
     pad=0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ziggurat.checkpoint.names import NameMap
+from collections.abc import Mapping
+
+from ziggurat.checkpoint.names import Entry, NameMap, tied
 from ziggurat.systems.base import CAUSAL, GELU, Knob, knob, sizes
 
 SIZES = sizes(tiny=(2, 128), mini=(4, 256), small=(4, 512), medium=(8, 512), base=(12, 768), large=(24, 1024))
@@ -32,6 +34,38 @@ def encoder_names(prefix: str) -> NameMap:
         ],
         prefix=f"{prefix}.",
     )
+
+
+def encoder_heads(prefix: str) -> Mapping[str, tuple[Entry, ...]]:
+    """Head names of the Hub's BERT and of what keeps to it."""
+    return {
+        "pooler": ((f"{prefix}.pooler.dense.{{p}}", "heads.pooler.dense.{p}"),),
+        "lm": (
+            ("cls.predictions.transform.dense.{p}", "heads.lm.dense.{p}"),
+            ("cls.predictions.transform.LayerNorm.{p}", "heads.lm.norm.{p}"),
+            ("cls.predictions.bias", "heads.lm.bias"),
+            tied("cls.predictions.decoder.weight", f"{prefix}.embeddings.word_embeddings.weight"),
+            tied("cls.predictions.decoder.bias", "cls.predictions.bias"),
+        ),
+        "nsp": (("cls.seq_relationship.{p}", "heads.nsp.out.{p}"),),
+        **{name: (("classifier.{p}", f"heads.{name}.out.{{p}}"),) for name in ("classify", "regress", "choice", "tag")},
+        "span": (("qa_outputs.{p}", "heads.span.out.{p}"),),
+    }
+
+
+def encoder_classes(family: str, causal: str) -> Mapping[str, tuple[str, ...]]:
+    """Their classes, by the family's name in the Hub's (`Bert`) and its causal class."""
+    return {
+        f"{family}ForPreTraining": ("pooler", "lm", "nsp"),
+        f"{family}ForMaskedLM": ("lm",),
+        **({causal: ("lm",)} if causal else {}),
+        f"{family}ForNextSentencePrediction": ("pooler", "nsp"),
+        f"{family}ForSequenceClassification": ("pooler", "classify"),
+        f"{family}ForMultipleChoice": ("pooler", "choice"),
+        f"{family}ForTokenClassification": ("tag",),
+        f"{family}ForQuestionAnswering": ("span",),
+        f"{family}Model": ("pooler",),
+    }
 
 
 def encoder_knobs(*activations: str) -> tuple[Knob, ...]:
