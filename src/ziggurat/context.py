@@ -68,6 +68,8 @@ class Context:
     """How much of the stage is done, 0 to 1, as of this block: for rates with a schedule."""
     start: int = 0
     """The token a decoder begins with (T5: the pad, BART: the end token)."""
+    structure: str = "single"
+    """The model's: `single` or `encoder_decoder`."""
     tables: Mapping[str, Any] = field(default_factory=dict)
     """What objectives read from files of their own, by name (`Objective.tables`)."""
 

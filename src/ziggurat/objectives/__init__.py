@@ -28,6 +28,7 @@ from ziggurat.objectives.pairs import NextSentence, SentenceOrder
 from ziggurat.objectives.permuted import Permuted
 from ziggurat.objectives.prefix import Prefix
 from ziggurat.objectives.pseudo import PseudoMasked
+from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.objectives.similar import MaskedAsCorrection
 from ziggurat.objectives.unilm import UniLM
 
@@ -71,7 +72,8 @@ AnyObjective = Annotated[
     | Mixture
     | Classify
     | Regress
-    | Tag,
+    | Tag
+    | Seq2Seq,
     Field(discriminator="kind"),
     WrapValidator(_outside),
     SerializeAsAny(),
@@ -103,6 +105,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classify": Classify,
     "regress": Regress,
     "tag": Tag,
+    "seq2seq": Seq2Seq,
 }
 
 __all__ = ["OBJECTIVES", "AnyObjective", "Objective"]

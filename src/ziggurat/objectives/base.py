@@ -37,7 +37,7 @@ def context_of(
                 f"the decoder begins with the {model.start} token, and the tokenizer has none", "choose another tokenizer"
             )
     assert start is not None
-    return Context(vocab, layout, length, model.visibility, seed, start=start, tables=tables or {})
+    return Context(vocab, layout, length, model.visibility, seed, start=start, structure=model.kind, tables=tables or {})
 
 
 class Objective(Spec):
@@ -50,6 +50,8 @@ class Objective(Spec):
     """Learned input vectors that are no vocabulary item: content id -1 is the first, -2 the second."""
     labelled: ClassVar[bool] = False
     """Needs supervised columns; its stage is a fine-tuning."""
+    writes: ClassVar[bool] = False
+    """Its answers are texts, the column `pair`; at test time they are generated."""
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         """Documents -> examples, each one document of the batch, at most `ctx.length` tokens. Default: windows."""
