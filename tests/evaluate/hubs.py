@@ -80,9 +80,8 @@ def bart(seed: int = 0, **more: Any) -> tuple[Any, NetworkModel]:
         "layernorm_embedding": "embed.norm",
     }  # fmt: skip
     for name, value in theirs.items():
-        if ".encoder." in name or ".decoder." in name:
-            if "embed_tokens" not in name:
-                state[".".join(names.get(part, part) for part in name.split("."))] = value
+        if (".encoder." in name or ".decoder." in name) and "embed_tokens" not in name:
+            state[".".join(names.get(part, part) for part in name.split("."))] = value
     return hub, network(model, state)
 
 

@@ -44,6 +44,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "classify-pair": {"kind": "classify", "labels": ["a", "b", "c"]},
     "regress": {"kind": "regress"},
     "tag": {"kind": "tag", "labels": ["O", "B", "I"]},
+    "seq2seq-pair": {"kind": "seq2seq", "target": 7, "noise": 0.4},
+    "seq2seq-mask-pair": {"kind": "seq2seq", "asks": "mask", "target": 7},
+    "seq2seq-pseudo-pair": {"kind": "seq2seq", "asks": "pseudo", "noise": 0.3},
+    "seq2seq-attn-pair": {"kind": "seq2seq", "asks": "attn", "noise": 0.5},
+    "seq2seq-query-pair": {"kind": "seq2seq", "asks": "query", "noise": 0.3},
+    "seq2seq-future-pair": {"kind": "seq2seq", "asks": "future", "noise": 0.4},
     "mac": {"kind": "mac", "rate": 0.3},
     "joint-mac": {"kind": "joint", "parts": [{"kind": "mac"}, {"kind": "sop"}]},
     "sbo": {"kind": "sbo"},
@@ -121,7 +127,9 @@ def rows_of(name: str, system: str, times: int = 1) -> dict[str, int]:
 
 def context(system: str = "bert", **other: Any) -> Context:
     visibility = SYSTEMS[system].model.visibility if system in SYSTEMS else "full"
-    return Context(VOCAB, LAYOUTS[system], LENGTH, **{"visibility": visibility, "seed": 7, "progress": 0.5, **other})
+    structure = SYSTEMS[system].model.kind if system in SYSTEMS else system
+    told = {"visibility": visibility, "structure": structure, "seed": 7, "progress": 0.5, **other}
+    return Context(VOCAB, LAYOUTS[system], LENGTH, **told)
 
 
 def part_of(rng: np.random.Generator, sizes: np.ndarray) -> Part:

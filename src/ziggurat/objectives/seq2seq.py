@@ -109,12 +109,9 @@ class Seq2Seq(Objective):
 
     def misfits(self, model: parts.Model) -> list[str]:
         found = super().misfits(model)
-        if not found and isinstance(model, parts.Single):
-            if self.asks in ("mask", *ROWS) and model.visibility == "causal":
-                found.append(f"seq2seq with `asks: {self.asks}` is for models that read both ways, this one is causal")
-            rows = model.embed.segments
-            if rows and self.segments and max(self.segments) >= rows:
-                found.append(f"seq2seq has segment numbers up to {max(self.segments)}, the model's table {rows} rows")
+        rows = model.embed.segments
+        if not found and rows and self.segments and max(self.segments) >= rows:
+            found.append(f"seq2seq has segment numbers up to {max(self.segments)}, the model's table {rows} rows")
         return found
 
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
@@ -233,7 +230,7 @@ class Seq2Seq(Objective):
 
     def _seen(self, stream: Stream, before: np.ndarray, ctx: Context) -> Stream:
         """The stream as its first `before` (int64[D]) tokens of a document, and those behind them, see it."""
-        if ctx.visibility == "causal":
+        if ctx.visibility == "causal" and self.asks == "next":
             return replace(stream, visibility=CAUSAL)
         clock = np.maximum(stream.inside() - np.repeat(before, stream.lengths) + 1, 0).astype(np.int32)
         return replace(stream, visibility=Visibility("custom", clock, clock, np.full_like(clock, FOREVER), np.zeros_like(clock)))
