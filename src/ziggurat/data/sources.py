@@ -150,6 +150,11 @@ def labelled(source: Source) -> bool:
     return source.kind == "docstring_backticks" or (source.kind in ("files", "hub") and source.columns.labelled)
 
 
+def writes(source: Source) -> bool:
+    """Whether the documents have a second text, which a model can learn to write."""
+    return source.kind in ("files", "hub") and source.columns.pair is not None
+
+
 def splits(source: Source) -> tuple[Split, ...]:
     """The splits that a source has."""
     names: list[Split] = ["train"]

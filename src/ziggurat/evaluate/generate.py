@@ -7,7 +7,9 @@ Letters in shapes: `D` prompts, `W` beams, `R` hypotheses (D or D * W), `V` voca
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,19 +82,16 @@ class Writer:
         asks = torch.arange(n, device=self.device) == 1
         # the asking row stands at the next position and knows what the token knows
         clock = self.clock[:, None].expand(-1, n)
-        columns = {
-            "content": torch.stack([tokens, torch.full_like(tokens, self.way.query or 0)][:n], 1),
-            "position": self.position[:, None] + asks,
-            "segment": self.segment[:, None].expand(-1, n),
-        }
+        content = torch.stack([tokens, torch.full_like(tokens, self.way.query or 0)][:n], 1)
+        position, segment = self.position[:, None] + asks, self.segment[:, None].expand(-1, n)
         times = (clock, torch.where(asks, NEVER, clock), torch.full_like(clock, FOREVER), asks.long().expand(count, -1))
         lane = times[3] * int(self.way.sees_itself)
         visibility = Visibility("custom", *(t.reshape(-1) for t in (*times[:3], lane)))
         bounds = torch.arange(count + 1, device=self.device) * n
-        flat = {name: x.reshape(-1) for name, x in columns.items()}
-        return self._ask({self.way.stream: Stream(bounds=bounds, visibility=visibility, **flat)})
+        stream = Stream(content.reshape(-1), bounds, position.reshape(-1), segment.reshape(-1), visibility)
+        return self._ask({self.way.stream: stream})
 
-    def _ask(self, streams: dict[str, Stream]) -> Tensor:
+    def _ask(self, streams: Mapping[str, Stream]) -> Tensor:
         bounds = streams[self.way.stream].bounds
         at = bounds[1:] - 1
         hidden = self.network(streams, read={self.way.stream: at}, cache=self.cache)
@@ -110,7 +109,7 @@ def _with_query(stream: Stream, writer: Writer) -> Stream:
     seen = stream.visibility
     assert seen.clock is not None and way.query is not None
     position, clock, segment = (x.cpu().numpy() for x in (writer.position, writer.clock, writer.segment))
-    times = dict(clock=clock, opens=NEVER, closes=FOREVER, lane=int(way.sees_itself))
+    times: dict[str, Any] = dict(clock=clock, opens=NEVER, closes=FOREVER, lane=int(way.sees_itself))
     return replace(
         stream,
         content=np.insert(stream.content, last, way.query),

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ziggurat.evaluate.scores import Metric, metric
+from ziggurat.evaluate.text_scores import text_metric
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
+from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.types import Batch, Target
 
 CHUNK = 512
@@ -132,6 +134,8 @@ def _by_document(owner: np.ndarray, values: Sequence[Any]) -> list[list[Any]]:
 
 def metric_of(objective: Objective) -> Metric:
     """The metric that reports quote for a labelled objective."""
+    if isinstance(objective, Seq2Seq):
+        return text_metric(objective.metric)
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
     if objective.metric in ("f1", "token_f1"):
         assert isinstance(objective, Labels)

@@ -136,7 +136,7 @@ class Seq2Seq(Objective):
         b, end = tokens.parts["pair"], np.array([self._end(ctx)], np.int32)
         opening = self._opening(ctx)
         write = np.minimum(np.diff(b.bounds), self._most(ctx) - 1 - len(opening))
-        said = [opening, Piece(b.ids, b.bounds[:-1], write, b.words), tuple(end.tolist())]
+        said: list[Piece | tuple[int, ...]] = [opening, Piece(b.ids, b.bounds[:-1], write, b.words), tuple(end.tolist())]
         if ctx.structure == "encoder_decoder":
             gold = assemble(said, [0] * 3, tokens.keys, ctx).streams["text"]
             streams = {"encoder": self._encoder(tokens, ctx), "decoder": self._shifted(gold, ctx)}
@@ -217,16 +217,17 @@ class Seq2Seq(Objective):
 
     def _source(self, tokens: Tokens, ctx: Context) -> tuple[list[Piece | tuple[int, ...]], tuple[int, int]]:
         """The slots before a target in one stack, and the segment numbers of both."""
-        a, layout = tokens.parts["text"], ctx.layout
-        room = ctx.length - self._most(ctx) - len(layout.first) - len(layout.between)
-        check(room >= 1, f"length {ctx.length} leaves no room for a source before a target of {self._most(ctx)} tokens",
-              "set a larger length or a smaller `target`")  # fmt: skip
+        a, first, between, end = tokens.parts["text"], ctx.layout.first, ctx.layout.between, self._end(ctx)
+        if not first and not between and end is not None:
+            between = (end,)  # something must say the first word
+        room = ctx.length - self._most(ctx) - len(first) - len(between)
+        check(
+            room >= 1,
+            f"length {ctx.length} leaves no room for a source before a target of {self._most(ctx)} tokens",
+            "set a larger length or a smaller `target`",
+        )
         text = Piece(a.ids, a.bounds[:-1], np.minimum(np.diff(a.bounds), room), a.words)
-        between = layout.between
-        if not layout.first and not between:
-            end = self._end(ctx)
-            between = () if end is None else (end,)  # something must say the first word
-        return [layout.first, text, between], self._segments(ctx)
+        return [first, text, between], self._segments(ctx)
 
     def _seen(self, stream: Stream, before: np.ndarray, ctx: Context) -> Stream:
         """The stream as its first `before` (int64[D]) tokens of a document, and those behind them, see it."""
