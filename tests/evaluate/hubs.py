@@ -133,3 +133,41 @@ def t5(seed: int = 0, **more: Any) -> tuple[Any, NetworkModel]:
                     state[f"{ours}.mlp.{y}.weight"] = theirs[place]
             state[f"{ours}.mlp_norm.weight"] = theirs[f"{hers}.{n}.layer_norm.weight"]
     return hub, network(model, state)
+
+
+def prophetnet(seed: int = 0) -> tuple[Any, NetworkModel]:
+    """The pad is 0, as released: positions are numbered from the pad id + 1. The Hub's masks overflow in float64: it stays in float32."""
+    import transformers
+
+    torch.manual_seed(seed)
+    config = transformers.ProphetNetConfig(
+        vocab_size=VOCAB, hidden_size=WIDTH, encoder_ffn_dim=24, decoder_ffn_dim=24, num_encoder_layers=3, num_decoder_layers=3,
+        num_encoder_attention_heads=HEADS, num_decoder_attention_heads=HEADS, max_position_embeddings=64, dropout=0.0,
+        attention_dropout=0.0, activation_dropout=0.0, num_buckets=8, relative_max_distance=12, ngram=2, pad_token_id=0,
+        eos_token_id=END, decoder_start_token_id=END, bos_token_id=END,
+    )  # fmt: skip
+    hub = shaken(transformers.ProphetNetForConditionalGeneration(config), seed)
+    with torch.no_grad():
+        for name, p in hub.named_parameters():
+            if "decoder" in name and name.endswith("out_proj.weight"):
+                p *= 0.2
+    norm = spec.LayerNorm(eps=1e-5)
+    embed = spec.Embed(positions=spec.Learned(length=63, offset=1), norm=norm, extra=2)
+    model = spec.EncoderDecoder(
+        vocab=VOCAB, width=WIDTH, layers=3, decoder_layers=3, heads=HEADS, mlp=24, embed=embed, block=spec.Block(norm=norm),
+        decoder_attention=spec.Attention(distances=spec.ContentBuckets(count=8, longest=12)),
+        project=spec.VocabProjection(transform=False, bias=False),
+    )  # fmt: skip
+    theirs = hub.state_dict()
+    names = {
+        "self_attn": "attention", "cross_attn": "cross", "self_attn_layer_norm": "attention_norm",
+        "cross_attn_layer_norm": "cross_norm", "feed_forward_layer_norm": "mlp_norm", "query_proj": "q", "key_proj": "k",
+        "value_proj": "v", "out_proj": "out", "feed_forward": "mlp", "intermediate": "up", "output": "down", "layers": "blocks",
+        "position_embeddings": "embed.position", "embeddings_layer_norm": "embed.norm", "ngram_embeddings": "embed.extra",
+        "relative_pos_embeddings": "distances.read", "prophetnet": "model",
+    }  # fmt: skip
+    state = {"model.token.weight": theirs["prophetnet.word_embeddings.weight"]}
+    for name, value in theirs.items():
+        if "word_embeddings" not in name and name != "lm_head.weight":
+            state[".".join(names.get(part, part) for part in name.split("."))] = value
+    return hub.float(), network(model, state)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hubs import END, PAD, VOCAB, bart, gpt2, t5
+from hubs import END, PAD, VOCAB, bart, gpt2, prophetnet, t5
 
 from ziggurat.evaluate.generate import allowed, drawn, generate
 from ziggurat.objectives.decoding import Continuation, Decoding
@@ -19,6 +19,7 @@ HUBS: dict[str, Any] = {
     "gpt2": lambda: gpt2(4),
     "bart": lambda: bart(7),
     "bart-forced": lambda: bart(8, forced_bos_token_id=0, forced_eos_token_id=END),
+    "prophetnet": lambda: prophetnet(26),
     "t5": lambda: t5(23),
     "t5-1.1": lambda: t5(7, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
 }
@@ -48,8 +49,8 @@ def prompts(name: str, texts: list[list[int]]) -> Batch:
 
 def theirs(name: str, hub: Any, texts: list[list[int]], how: Decoding, **more: Any) -> list[list[int]]:
     """The Hub's continuation of each text in one padded batch (GPT-2: padded on the left), without the end token."""
-    longest, left = max(map(len, texts)), name == "gpt2"
-    pads = [[PAD] * (longest - len(t)) for t in texts]
+    longest, left, pad = max(map(len, texts)), name == "gpt2", hub.config.pad_token_id
+    pads = [[pad] * (longest - len(t)) for t in texts]
     ids = torch.tensor([p + t if left else t + p for p, t in zip(pads, texts)])
     mask = torch.tensor([[0] * len(p) + [1] * len(t) if left else [1] * len(t) + [0] * len(p) for p, t in zip(pads, texts)])
     forced = {"forced_bos_token_id": 0, "forced_eos_token_id": END} if name == "bart-forced" else {"forced_eos_token_id": None}
@@ -64,12 +65,13 @@ def theirs(name: str, hub: Any, texts: list[list[int]], how: Decoding, **more: A
 def way(name: str) -> Continuation:
     if name == "gpt2":
         return Continuation(end=END)
-    return Continuation("decoder", end=END, first=0 if name == "bart-forced" else None)
+    query = -2 if name == "prophetnet" else None  # its first predicting stream has the last vector
+    return Continuation("decoder", query, end=END, first=0 if name == "bart-forced" else None)
 
 
 def unpadded(rows: list[list[int]], ours: list[list[int]]) -> list[list[int]]:
     """A Hub text that was cut at `most` without an end token is filled with pads where another one is longer."""
-    return [row[: len(mine)] if set(row[len(mine) :]) <= {PAD} else row for row, mine in zip(rows, ours)]
+    return [row[: len(mine)] if set(row[len(mine) :]) <= {PAD, 0} else row for row, mine in zip(rows, ours)]
 
 
 @pytest.mark.parametrize("name", HUBS)
