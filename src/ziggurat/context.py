@@ -75,6 +75,11 @@ class Context:
     tables: Mapping[str, Any] = field(default_factory=dict)
     """What objectives read from files of their own, by name (`Objective.tables`)."""
 
+    @property
+    def structure(self) -> Literal["single", "encoder_decoder"]:
+        """The model's."""
+        return "encoder_decoder" if "decoder" in self.streams else "single"
+
     def at_epoch(self, epoch: int) -> Context:
         return replace(self, epoch=epoch)
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import ziggurat as zg
 from ziggurat.cli import app
 from ziggurat.pipeline.run import run
 from ziggurat.pipeline.tryout import try_checkpoint
+from ziggurat.types import CAUSAL, Stream
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +173,26 @@ def test_going_on(tasks: Path) -> None:
     ids = model.tokenizer.encode(["the river"])[0].ids.tolist()
     made = theirs.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, pad_token_id=0)[0].tolist()
     assert reader.decode(made, skip_special_tokens=True) == said
+
+
+def test_going_on_is_asking_again_and_again(tasks: Path) -> None:
+    """Against a loop without a cache, beyond the model's positions too: there it reads the last ones."""
+    model = zg.load(tasks / "runs/tasks/pretrain")
+    longest, vocab = model.context.length, model.tokenizer.vocab
+    model.context = replace(model.context, length=12)
+    ids = before = model.tokenizer.encode(["the river"])[0].ids.tolist()
+    for _ in range(20):
+        window = torch.tensor(ids[-12:])
+        n = len(window)
+        stream = Stream(window, torch.tensor([0, n]), torch.arange(n), torch.zeros(n, dtype=torch.int64), CAUSAL)
+        with torch.no_grad():
+            scores = model.network.model.table @ model.network({"text": stream})["text"][-1]
+        scores[[i for i in vocab.special if i != vocab.end]] = -torch.inf
+        if (best := int(scores.argmax())) == vocab.end:
+            break
+        ids = [*ids, best]
+    assert longest > 12 and len(ids) > len(before) + 12
+    assert model.go_on("the river", 20) == model.tokenizer.decode(ids)
 
 
 def test_tags_and_numbers(tasks: Path) -> None:

@@ -163,6 +163,11 @@ def marked(source: Source) -> bool:
     return bool(source.phrases or source.columns.spans or source.columns.tags)
 
 
+def writes(source: Source) -> bool:
+    """Whether the documents have a second text, which a model can learn to write."""
+    return source.kind in ("files", "hub") and source.columns.pair is not None
+
+
 def splits(source: Source) -> tuple[Split, ...]:
     """The splits that a source has."""
     names: list[Split] = ["train"]

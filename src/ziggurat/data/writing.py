@@ -118,7 +118,7 @@ class ShardWriter:
         if not self._parts:
             self._parts = tuple(documents[0].texts)
             self._fields = tuple(documents[0].fields)
-            self._labelled = bool(documents[0].fields or documents[0].marks)
+            self._labelled = bool(documents[0].fields or documents[0].marks or len(self._parts) > 1)
         for d in documents:
             if d.texts.keys() != set(self._parts) or d.fields.keys() != set(self._fields):
                 have, first = sorted({*d.texts, *d.fields}), sorted({*self._parts, *self._fields})

@@ -1,4 +1,4 @@
-"""What a model must beat: majority, TF-IDF with a linear model, the most frequent label of each word.
+"""What a model must beat: majority, TF-IDF with a linear model, the most frequent label of each word, a copy of the source.
 
 They follow scikit-learn's `TfidfVectorizer(ngram_range=(1, 2))` with `LogisticRegression()` or `Ridge()`, so that the
 row in a report means what its name says; each Han character counts as a word, so Chinese gets character n-grams.
@@ -27,7 +27,7 @@ WORD = re.compile(rf"[{HAN}]|\b[^\W{HAN}]{{2,}}|(?<=[{HAN}])[^\W{HAN}]{{2,}}")
 
 
 def baselines(
-    kind: Literal["classify", "regress", "tag"],
+    kind: Literal["classify", "regress", "tag", "seq2seq"],
     train: Sequence[Any],
     train_labels: Sequence[Any],
     test: Sequence[Any],
@@ -37,7 +37,7 @@ def baselines(
     """Test score of each baseline by its name.
 
     `train` and `test` are texts or (text, pair) tuples; for `tag` they are lists of words, with one list of labels a
-    sentence. A constant prediction has no correlation, so `mean` is nan under `pearson` and `spearman`.
+    sentence; for `seq2seq` labels are texts. A constant prediction has no correlation, so `mean` is nan under `pearson` and `spearman`.
     """
     score = scores.metric(metric) if isinstance(metric, str) else metric
     check(score.task == kind, f"metric {score.name!r} is for {score.task!r}, the task is {kind!r}")
@@ -46,13 +46,19 @@ def baselines(
 
 
 def predict(
-    kind: Literal["classify", "regress", "tag"], train: Sequence[Any], train_labels: Sequence[Any], test: Sequence[Any]
+    kind: Literal["classify", "regress", "tag", "seq2seq"],
+    train: Sequence[Any],
+    train_labels: Sequence[Any],
+    test: Sequence[Any],
 ) -> dict[str, list[Any]]:
     """The baselines' predictions for `test`, by the baseline's name; the arguments are those of `baselines`."""
     check(len(train) == len(train_labels), f"{len(train)} training examples but {len(train_labels)} labels")
     check(len(train) > 0, "baselines need training examples", "the training split of the task is empty")
     if kind == "tag":
         return _tag(train, train_labels, test)
+    if kind == "seq2seq":
+        top = Counter(train_labels).most_common(1)[0][0]
+        return {"copy of the source": list(test), "most frequent target": [top] * len(test)}
     x, x_test = tfidf(train, test)
     if kind == "regress":
         y = np.asarray(train_labels, np.float64)

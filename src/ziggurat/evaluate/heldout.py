@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from ziggurat.evaluate.scores import Metric, metric
+from ziggurat.evaluate.text_scores import text_metric
 from ziggurat.nn.heads import ReplacedHeadLayer
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Asked, Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
+from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.types import Batch, Target
 
 CHUNK = 512
@@ -141,6 +143,8 @@ def _by_document(owner: np.ndarray, values: Sequence[Any]) -> list[list[Any]]:
 
 def metric_of(objective: Objective) -> Metric:
     """The metric that reports quote for a labelled objective."""
+    if isinstance(objective, Seq2Seq):
+        return text_metric(objective.metric)
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
     if objective.metric in ("f1", "token_f1"):
         assert isinstance(objective, Labels)

@@ -26,7 +26,7 @@ class Metric:
     """A metric and how to read it. `metric(gold, predicted)` is its value over all examples, a float."""
 
     name: str
-    task: Literal["classify", "regress", "tag"]
+    task: Literal["classify", "regress", "tag", "seq2seq"]
     statistics: Statistics
     """(gold, predicted) -> float64[N, S]: one row an example; a sentence is one example of a tagging task."""
     value: Callable[[np.ndarray], np.ndarray]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ziggurat.nn import spec
+from ziggurat.nn.cache import Past
 from ziggurat.nn.positions import FunctionalLayer, RelativeLayer, RotaryLayer, build_distances
 from ziggurat.nn.visibility import Plan, allow
 
@@ -41,7 +42,7 @@ def pick(
 
 
 def kernel_of(plan: Plan, device: torch.device, dtype: torch.dtype, dropout: float, *, biased: bool = False) -> Kernel:
-    masked, length = plan.mask is not None, plan.key.length
+    masked, length, biased = plan.mask is not None, plan.key.length, biased or plan.stepwise
     return pick(plan.kind, device=device.type, dtype=dtype, length=length, dropout=dropout, masked=masked, biased=biased)
 
 
@@ -182,7 +183,8 @@ def _flex_attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> T
 class AttentionLayer(nn.Module):
     """Multi-head attention over packed tokens: [T, width] -> [T, width], or [R, width] for the rows int64[R] in `read`.
 
-    It reads itself, or with `source` [S, width] another stack's vectors (`cross=True`: neither distances nor a window).
+    It reads itself, or with `source` [S, width] another stack's vectors (`cross=True`: neither distances nor a window). With a
+    `past`, keys and values are those of tokens read before, too.
     """
 
     def __init__(self, part: spec.Attention, width: int, heads: int, *, cross: bool = False):
@@ -196,11 +198,18 @@ class AttentionLayer(nn.Module):
         self.window = None if cross else part.window
         self.dropout = 0.0
 
-    def forward(self, x: Tensor, plan: Plan, read: Tensor | None = None, source: Tensor | None = None) -> Tensor:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, width] -> keys and values, [T, heads, dim] each."""
+        k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.k, self.v))
+        return k, v
+
+    def forward(
+        self, x: Tensor, plan: Plan, read: Tensor | None = None, source: Tensor | None = None, past: Past | None = None
+    ) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         plan = plan.near(self.window)
         seen = x if source is None else source
-        k, v = (layer(seen).unflatten(-1, (self.heads, -1)) for layer in (self.k, self.v))
+        k, v = self.project(seen) if past is None else past.keys(self, seen)
         biased = plan.bias is not None or not isinstance(self.distances, RotaryLayer | None)
         if read is not None and kernel_of(plan, k.device, k.dtype, dropout, biased=biased) in ("plain", "sdpa"):
             x, plan, read = x[read], plan.only(read), None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ziggurat.nn import spec
 from ziggurat.nn.attention import AttentionLayer
+from ziggurat.nn.cache import LayerPast
 from ziggurat.nn.positions import sinusoid
 from ziggurat.nn.visibility import Plan
 from ziggurat.types import Stream
@@ -74,14 +75,17 @@ class BlockLayer(nn.Module):
         self.pre = part.norm_at == "pre"
         self.drop = nn.Dropout(0.0)
 
-    def forward(self, x: Tensor, plan: Plan, read: Tensor | None = None, source: Source | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, plan: Plan, read: Tensor | None = None, source: Source | None = None, past: LayerPast | None = None
+    ) -> Tensor:
         rows = x if read is None else x[read]
         normed = self.attention_norm(x) if self.pre else x
-        x = self._add(rows, self.attention(normed, plan, read), self.attention_norm)
+        own, other = (None, None) if past is None else (past.own, past.cross)
+        x = self._add(rows, self.attention(normed, plan, read, past=own), self.attention_norm)
         if self.cross is not None and self.cross_norm is not None and source is not None:
             normed = self.cross_norm(x) if self.pre else x
             layout = source.plan if read is None else source.plan.only(read)
-            x = self._add(x, self.cross(normed, layout, source=source.hidden), self.cross_norm)
+            x = self._add(x, self.cross(normed, layout, source=source.hidden, past=other), self.cross_norm)
         return self._add(x, self.mlp(self.mlp_norm(x) if self.pre else x), self.mlp_norm)
 
     def _add(self, x: Tensor, part: Tensor, norm: nn.Module) -> Tensor:

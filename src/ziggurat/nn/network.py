@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ziggurat.nn import spec
 from ziggurat.nn.attention import AttentionLayer
 from ziggurat.nn.boundary import BoundaryHeadLayer, boundaries
+from ziggurat.nn.cache import Cache
 from ziggurat.nn.heads import ReplacedHeadLayer, VocabHeadLayer, build_head, summary, summary_row
 from ziggurat.nn.loss import binary_cross_entropy, cross_entropy, squared_error, vocab_cross_entropy
 from ziggurat.nn.structures import build_model
@@ -27,9 +28,23 @@ class NetworkModel(nn.Module):
         self.heads = nn.ModuleDict({name: build_head(head, part.model) for name, head in part.heads.items()})
 
     def forward(
-        self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Mapping[str, Tensor] | None = None
+        self,
+        streams: Mapping[str, Stream],
+        keep: Sequence[str] = (),
+        read: Mapping[str, Tensor] | None = None,
+        cache: Cache | None = None,
     ) -> dict[str, Tensor]:
-        return self.model(streams, keep, read)
+        """What the structure says; with a `cache`, of streams that continue what it holds."""
+        return self.model(streams, keep, read) if cache is None else self.model(streams, keep, read, cache)
+
+    def cache(self, rows: int) -> Cache:
+        """An empty cache for the generation of `rows` texts."""
+        model = self.spec.model
+        if isinstance(model, spec.EncoderDecoder):
+            layers = model.decoder_layers
+        else:
+            layers = model.layers * (model.share.inner if isinstance(model, spec.Single) and model.share else 1)
+        return Cache(rows, layers, self.model.table.device)
 
     def read(self, streams: Mapping[str, Stream], targets: Iterable[Target]) -> dict[str, Tensor]:
         """The rows of each stream, int64[R] ascending, that the heads of these targets look at."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ziggurat.nn import spec
+from ziggurat.nn.cache import Cache
 from ziggurat.nn.layers import BlockLayer, EmbedLayer, Source, norm_layer
 from ziggurat.nn.positions import BucketLayer
 from ziggurat.nn.visibility import Plan, cross_plan, plan
@@ -62,14 +63,17 @@ class SingleModel(nn.Module):
         x = lender.drop(lender.summed(stream))
         return x if self.widen is None else self.widen(x)
 
-    def forward(self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Reads = None) -> dict[str, Tensor]:
+    def forward(
+        self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Reads = None, cache: Cache | None = None
+    ) -> dict[str, Tensor]:
         """{"text": [T, width]}, and each layer's output named in `keep` ("blocks.3") under that name.
 
         `read`: rows that somebody will read; the others may come out as 0. For a sparse masked LM that saves most of the last
-        layer: a tenth of a small model's step.
+        layer: a tenth of a small model's step. With a `cache` the stream continues what the cache holds.
         """
         stream = streams["text"]
-        hidden, kept = _through(self, self.embedded(stream), plan(stream), keep, _rows(read, "text"))
+        layout = plan(stream) if cache is None else cache.slots.step(stream)
+        hidden, kept = _through(self, self.embedded(stream), layout, keep, _rows(read, "text"), cache=cache)
         return {"text": hidden, **kept}
 
 
@@ -106,26 +110,40 @@ class EncoderDecoderModel(nn.Module):
         """[V, width]: the token embeddings."""
         return self.token.weight
 
-    def forward(self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Reads = None) -> dict[str, Tensor]:
+    def forward(
+        self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Reads = None, cache: Cache | None = None
+    ) -> dict[str, Tensor]:
         """{"encoder": [S, width], "decoder": [T, width]}, and layers named in `keep` ("encoder.blocks.3"). The decoder reads
         all of the encoder, so `read` saves work in the decoder only. Without a stream `decoder` the encoder is computed alone, and
-        `read` saves work there."""
+        `read` saves work there. With a `cache` the decoder continues what the cache holds, and the stream `encoder` is given with
+        the first step alone."""
+        alone = "decoder" not in streams
+        if cache is not None and cache.encoded is not None:
+            target = streams["decoder"]
+            return {"decoder": self._decoded(target, cache.encoded, cache.cross(target), read, cache)}
         source = streams["encoder"]
         parts = {"encoder": self.encoder, "decoder": self.decoder}
         wanted = {
             name: [k.removeprefix(f"{name}.") for k in keep if k.startswith(f"{name}.")] for name in parts
         }  # each stack by its own names
         x = self.encoder.embed(source, self.table)
-        alone = "decoder" not in streams
         encoded, kept = _through(self.encoder, x, plan(source), wanted["encoder"], _rows(read, "encoder") if alone else None)
         if alone:
             return {"encoder": encoded, **{f"encoder.{k}": v for k, v in kept.items()}}
         target = streams["decoder"]
+        if cache is not None:
+            cache.encoder, cache.encoded = source, encoded
+            return {"encoder": encoded, "decoder": self._decoded(target, encoded, cache.cross(target), read, cache)}
         x = self.decoder.embed(target, self.table)
         seen, rows = Source(encoded, cross_plan(target, source)), _rows(read, "decoder")
         decoded, more = _through(self.decoder, x, plan(target), wanted["decoder"], rows, seen)
         named = {f"encoder.{k}": v for k, v in kept.items()} | {f"decoder.{k}": v for k, v in more.items()}
         return {"encoder": encoded, "decoder": decoded, **named}
+
+    def _decoded(self, target: Stream, encoded: Tensor, layout: Plan, read: Reads, cache: Cache) -> Tensor:
+        """[T, width]: a step of the decoder."""
+        x, seen = self.decoder.embed(target, self.table), Source(encoded, layout)
+        return _through(self.decoder, x, cache.slots.step(target), (), _rows(read, "decoder"), seen, cache)[0]
 
 
 class AdversariesModel(nn.Module):
@@ -194,6 +212,7 @@ def _through(
     keep: Sequence[str],
     rows: Tensor | None,
     source: Source | None = None,
+    cache: Cache | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A stack's vectors [T, width] and the outputs of the layers named in `keep`. Of the last layer only `rows` are computed,
     when they are few and no layer is kept; the others are 0."""
@@ -204,7 +223,7 @@ def _through(
         rows = None
     blocks = stack.order
     for i, block in enumerate(blocks):
-        x = block(x, layout, rows if i == len(blocks) - 1 else None, source)
+        x = block(x, layout, rows if i == len(blocks) - 1 else None, source, cache.layers[i] if cache else None)
         if f"blocks.{i}" in keep:
             kept[f"blocks.{i}"] = x
     if stack.final_norm is not None:

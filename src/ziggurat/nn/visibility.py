@@ -64,6 +64,8 @@ class Plan:
     """Positions count up along every document, so a distance is a difference of places and one row stands for all."""
     bias: Tensor | None = None
     """float[rows or 1, heads, query.length, key.length] added to the scores of every layer"""
+    stepwise: bool = False
+    """A step of generation: lengths change with every call, so no kernel may be compiled for them."""
     memo: dict[Any, Any] = field(default_factory=dict)
     """What the layers of one forward pass share, made when it is first asked for."""
 
@@ -93,7 +95,7 @@ class Plan:
             for name, pair in (("position", self.position), ("segment", self.segment))
         }
         query = Side(side.rows, most, slots, places)
-        return Plan(query, self.key, mask, False, empty, "custom", self.bounds, bias=bias, **at_read)  # type: ignore[arg-type]
+        return Plan(query, self.key, mask, False, empty, "custom", self.bounds, bias=bias, stepwise=self.stepwise, **at_read)  # type: ignore[arg-type]
 
     def distance(self) -> Tensor:
         """int64[rows or 1, query.length, key.length]: the key's position minus the query's."""

@@ -29,6 +29,7 @@ from ziggurat.objectives.permuted import Permuted
 from ziggurat.objectives.prefix import Prefix
 from ziggurat.objectives.pseudo import PseudoMasked
 from ziggurat.objectives.replaced import Replaced
+from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.objectives.similar import MaskedAsCorrection
 from ziggurat.objectives.unilm import UniLM
 
@@ -73,7 +74,8 @@ AnyObjective = Annotated[
     | Mixture
     | Classify
     | Regress
-    | Tag,
+    | Tag
+    | Seq2Seq,
     Field(discriminator="kind"),
     WrapValidator(_outside),
     SerializeAsAny(),
@@ -106,6 +108,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classify": Classify,
     "regress": Regress,
     "tag": Tag,
+    "seq2seq": Seq2Seq,
 }
 
 __all__ = ["OBJECTIVES", "AnyObjective", "Objective"]

@@ -75,6 +75,8 @@ class Objective(Spec):
     """Learned input vectors that are no vocabulary item: content id -1 is the first, -2 the second."""
     labelled: ClassVar[bool] = False
     """Needs supervised columns; its stage is a fine-tuning."""
+    writes: ClassVar[bool] = False
+    """Its answers are texts, the column `pair`; at test time they are generated."""
 
     @property
     def marked(self) -> bool:

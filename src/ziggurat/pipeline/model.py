@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from ziggurat.data import cut
 from ziggurat.data.rows import join_words
 from ziggurat.data.runs import bounds_of
 from ziggurat.errors import UserError, check
+from ziggurat.evaluate.generate import generate
 from ziggurat.evaluate.heldout import to_device
+from ziggurat.evaluate.written import asked, write
 from ziggurat.nn import halves
 from ziggurat.nn.network import NetworkModel
 from ziggurat.nn.spec import Adversaries, ClassHead, TokenHead
 from ziggurat.objectives import labelled
 from ziggurat.objectives.base import context_of
+from ziggurat.objectives.decoding import Continuation, Decoding
 from ziggurat.pipeline.opened import Opened, open_checkpoint
+from ziggurat.systems import SYSTEMS
 from ziggurat.text.tokenizer import Encoded, Tokenizer
 from ziggurat.types import CAUSAL, Batch, Part, Stream, Target, Tokens, text_target
 
@@ -57,8 +62,10 @@ class Model:
         self.network = opened.build()
         self.tokenizer: Tokenizer = opened.tokenizer
         self.labels = opened.labels
-        kinds = [opened.lineage[-1].get("objective", {}).get("kind")] if opened.lineage else []
-        self.causal = opened.network.model.visibility == "causal" or kinds == ["clm"]
+        system = SYSTEMS[opened.system].objective if opened.system in SYSTEMS else {}
+        self.objective: Mapping[str, Any] = opened.lineage[-1].get("objective", system) if opened.lineage else system
+        """What it was last trained with, as a recipe would write it; an imported model's is its system's."""
+        self.causal = opened.network.model.visibility == "causal" or self.objective.get("kind") == "clm"
         """Reads from left to right."""
         model = opened.network.model
         self.context = context_of(model, self.tokenizer, model.embed.positions.length)
@@ -111,24 +118,54 @@ class Model:
         ids = [*self.context.layout.first, *self.tokenizer.encode([text])[0].ids.tolist()]
         ids = ids or [vocab.end if vocab.end is not None else vocab.pad]
         before = len(ids)
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(tokens):
+        draws = torch.Generator().manual_seed(seed)
+        way = Continuation(end=vocab.end, banned=tuple(i for i in vocab.special if i != vocab.end))
+        while (wanted := tokens - len(ids) + before) > 0:
             window = np.array(ids[-longest:], np.int32)
             n = len(window)
             stream = Stream(window, np.array([0, n]), np.arange(n, dtype=np.int32), np.zeros(n, np.int32), CAUSAL)
-            batch = Batch({"text": stream}, {}, np.zeros(1, np.uint64))
-            scores = self._scores(batch, "lm", text_target(np.array([n - 1]), np.array([0])))[0]
-            scores[[i for i in vocab.special if i != vocab.end]] = -torch.inf
-            if temperature > 0:
-                chosen = int(torch.multinomial((scores / temperature).softmax(-1), 1, generator=generator))
-            else:
-                chosen = int(scores.argmax())
-            if chosen == vocab.end:
+            # where the text has outgrown the positions, the oldest token is left out at every step
+            how = Decoding(most=min(wanted, longest - n + 1), temperature=temperature)
+            (new,) = generate(self.network, Batch({"text": stream}, {}, np.zeros(1, np.uint64)), way, how, draws)
+            ids += new
+            if len(new) < how.most:
                 break
-            ids.append(chosen)
         made = self.tokenizer.decode(ids)  # whole, for a piece of a word says less than the word
         said = self.tokenizer.decode(ids[:before])
         return text + made.removeprefix(said) if made.startswith(said) else made
+
+    @property
+    def writes(self) -> bool:
+        """Reads one text and writes another: an encoder-decoder, or a model fine-tuned with `seq2seq`."""
+        return "lm" in self.network.heads and (
+            self.context.structure == "encoder_decoder" or self.objective.get("kind") == "seq2seq"
+        )
+
+    def generate(self, texts: Sequence[str], **how: Any) -> list[str]:
+        """The text that the model writes after each of the texts; `how` are fields of `Decoding`: `most` tokens, `beams`, `temperature`,
+        `top_p` ... By default those of the fine-tuning.
+
+        A model that was not fine-tuned with `seq2seq` is asked as in its pre-training: BART writes the clean text, T5 what stood
+        in place of its sentinels.
+
+        Raises:
+            UserError: the model cannot write, or a field of `how` is wrong.
+        """
+        if isinstance(texts, str):
+            raise UserError("generate takes a list of texts, not one text", "write generate([text])")
+        found = asked(self.network.spec.model, self.objective) if "lm" in self.network.heads else None
+        if found is None:
+            raise UserError(
+                f"{self.folder} does not write texts",
+                "use an encoder-decoder, a causal model, or a model fine-tuned with the objective seq2seq",
+            )
+        try:
+            decoding = Decoding.model_validate({**found.generate.model_dump(), **how})
+        except ValidationError as e:
+            place = ".".join(map(str, e.errors()[0]["loc"]))
+            raise UserError(f"generate: {place}: {e.errors()[0]['msg']}", f"fields: {', '.join(Decoding.model_fields)}") from None
+        found.needs(self.context)
+        return write(self.network, found, self._tokens(texts), self.tokenizer, self.context, decoding)
 
     def predict(self, texts: Sequence[Text | Sequence[str]]) -> list[Any]:
         """The answers of a fine-tuned model, one a text: a label, a number, or for tagging a list of (word, label).

@@ -26,6 +26,7 @@ from ziggurat.evaluate.heldout import metric_of
 from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Labels, Regress, Tag
+from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import worth
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
@@ -102,7 +103,8 @@ def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -
     log.info("baselines of %s on the same rows", name)
     test = list(sources.documents(source, "test"))
     by_id = {d.id: d for d in sources.documents(source, "train")}
-    kind: Any = "regress" if isinstance(objective, Regress) else "tag" if isinstance(objective, Tag) else "classify"
+    kinds = ((Regress, "regress"), (Tag, "tag"), (Seq2Seq, "seq2seq"))
+    kind: Any = next((name for base, name in kinds if isinstance(objective, base)), "classify")
     metric = metric_of(objective)
     sums: dict[str, list[float]] = defaultdict(list)
     for seed in seeds if stage.examples else seeds[:1]:
@@ -123,6 +125,8 @@ def _examples(documents: list[Document], objective: Objective) -> tuple[list[Any
         names = dict(zip(map(str, objective.labels), objective.label_names()))
         words = [[d.texts["text"][m.start : m.end] for m in d.marks] for d in documents]
         return words, [[names[m.label] for m in d.marks] for d in documents]
+    if isinstance(objective, Seq2Seq):
+        return [d.texts["text"] for d in documents], [d.texts["pair"] for d in documents]
     texts = [(d.texts["text"], d.texts["pair"]) if "pair" in d.texts else d.texts["text"] for d in documents]
     labels = [d.fields["label"] for d in documents]
     if isinstance(objective, Labels):

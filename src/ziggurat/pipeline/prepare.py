@@ -170,12 +170,17 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
         documents = marked(documents, finder_of(phrases))
     documents = counted(f"tokenizing {name}/{split}", documents)
     facts.unlink(missing_ok=True)  # they are about the old shards
+    wanted = split != "valid" or "valid" in source.model_fields_set
+    few = "%s: too few documents to hold some out; no loss is measured on it"
     try:
         shards = write_shards(place, documents, tokenizer, source=identity)
     except sources.EmptySplit:
-        if split != "valid" or "valid" in source.model_fields_set:
+        if wanted:
             raise
-        log.warning("%s: too few documents to hold some out; no loss is measured on it", name)
+        log.warning(few, name)
+        return False
+    if not len(shards) and not wanted:  # all of them hold test rows
+        log.warning(few, name)
         return False
     found.shards[name, split] = shards
     found.facts[name, split] = {

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ziggurat.data.loader import once
 from ziggurat.data.shards import Shards
+from ziggurat.data.sources import documents
 from ziggurat.evaluate.heldout import Predictions, first, held_out, predict
+from ziggurat.evaluate.written import write
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective, context_of
+from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
@@ -54,7 +58,18 @@ class Scorer:
     def answers(self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype) -> Predictions:
         """The network's answers on the task's test rows."""
         (name,) = stage.data
+        if isinstance(objective, Seq2Seq):
+            return self._written(network, objective, name, stage.length, dtype)
         return predict(network, objective, self._batches(name, "test", objective, stage.length, network), dtype)
+
+    def _written(self, network: NetworkModel, objective: Seq2Seq, name: str, length: int, dtype: torch.dtype) -> Predictions:
+        """The texts that it writes, beside those of the source as they were before any tokenizer."""
+        shards = self.shards[name, "test"]
+        gold = {d.id: d.texts["pair"] for d in documents(self.recipe.sources[name], "test")}
+        every = np.arange(len(shards))
+        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed)
+        predicted = write(network, objective, shards.read(every), self.tokenizer, ctx, dtype=dtype)
+        return Predictions([gold[i] for i in shards.ids(every)], predicted)
 
     def _batches(self, name: str, split: str, objective: Objective, length: int, network: NetworkModel) -> Iterator[Batch]:
         tables = objective.tables(self.tokenizer)

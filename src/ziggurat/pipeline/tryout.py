@@ -12,7 +12,7 @@ WIDEST = 24
 
 def try_checkpoint(checkpoint: Path | str, text: str) -> str:
     """Labels with their probabilities, the words with their tags, or a number from a fine-tuned checkpoint; of a masked LM
-    the five most probable tokens for each mask; of a causal LM the text and its most probable continuation.
+    the five most probable tokens for each mask; of a causal LM the text and its most probable continuation; of a model that writes texts, its text.
 
     Raises:
         UserError: no checkpoint, or there is nothing in the text that it could answer.
@@ -32,6 +32,8 @@ def try_checkpoint(checkpoint: Path | str, text: str) -> str:
             f"{checkpoint} has no head that could answer; its heads: {', '.join(model.network.heads) or 'none'}",
             "use a checkpoint of a text stage or of a finetune stage",
         )
+    if model.writes:
+        return model.generate([text])[0]
     if model.causal:
         return model.go_on(text)
     blocks = [

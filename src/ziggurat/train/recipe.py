@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ziggurat.config import Problem, Spec, complain, given
-from ziggurat.data.sources import Source, labelled, marked, splits
+from ziggurat.data.sources import Source, labelled, marked, splits, writes
 from ziggurat.errors import UserError
 from ziggurat.nn.spec import Model
 from ziggurat.systems import SYSTEMS, find
@@ -275,7 +275,11 @@ def _task_problems(recipe: Recipe, stage: Stage, supervised: bool) -> Iterator[t
         source = recipe.sources.get(name)
         if source is None:
             continue
-        if not labelled(source):
+        if stage.objective is not None and stage.objective.writes:
+            if not writes(source):
+                where = "name the column of what is to be written, as in columns: {text: ..., pair: ...}"
+                yield "data", f"source '{name}' has no second text; {where}", ("sources", name)
+        elif not labelled(source):
             yield (
                 "data",
                 f"source '{name}' declares no labels; name their column, as in columns: {{label: ...}}",
