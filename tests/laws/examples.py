@@ -24,6 +24,7 @@ LAYOUTS = {
     "bert": Layout((2,), (3,), (3,), (0, 1)),
     "roberta": Layout((2,), (3, 3), (3,), (0, 0)),
     "gpt2": Layout((), (3,), (3,), (0, 0)),
+    "xlnet": Layout((), (3,), (3, 2), (0, 1), 2),
     "encoder_decoder": Layout((2,), (3,), (3,), (0, 0)),
 }
 """`encoder_decoder` is no named system but a tiny model of that structure."""

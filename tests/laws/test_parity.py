@@ -41,6 +41,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 96, "n_positions": LENGTH, "vocab_size": VOCAB, "pad_token_id": 2,
         "bos_token_id": 1, "eos_token_id": 1,
     },
+    "xlnet": {"d_model": 64, "n_layer": 3, "n_head": 4, "d_inner": 96, "vocab_size": VOCAB, "pad_token_id": 3},
 }  # fmt: skip
 AUTO = {
     "ForPreTraining": "AutoModelForPreTraining",
@@ -52,14 +53,17 @@ AUTO = {
     "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForQuestionAnsweringSimple": "AutoModelForQuestionAnswering",
     "DoubleHeadsModel": "",  # no Auto class leads there
     "Model": "AutoModel",
 }
+LEFT_OUT = {"XLNetForQuestionAnswering"}
+"""Its end scores are conditioned on a beam of starts: not a head of ours."""
 CLASSES = [name for system in SYSTEMS.values() for name in system.classes]
 
 
 def family(name: str) -> str:
-    return next(s for s in ("roberta", "bert", "gpt2") if name.lower().startswith(s))
+    return next(s for s in ("roberta", "bert", "gpt2", "xlnet") if name.lower().startswith(s))
 
 
 def auto(name: str) -> Any:
@@ -135,7 +139,9 @@ def network_of(part: spec.Network, tensors: dict[str, Tensor]) -> NetworkModel:
 
 def texts_for(network: NetworkModel, pad: int | None, **how: Any) -> Texts:
     model = network.spec.model
-    return texts(3 if pad is None else pad, segments=model.embed.segments, causal=model.visibility == "causal", **how)
+    compared = spec.compares_segments(model)  # XLNet: any numbers, and its classes read the last column
+    how = {"segments": 2 if compared else model.embed.segments, "left": compared, **how}
+    return texts(3 if pad is None else pad, causal=model.visibility == "causal", **how)
 
 
 @torch.no_grad()
@@ -168,7 +174,7 @@ def their_scores(model: Any, t: Texts) -> tuple[dict[str, Tensor], list[Tensor]]
     inputs: dict[str, Any] = {"input_ids": t.ids, "attention_mask": t.mask, "output_hidden_states": True}
     if family(name) == "bert":  # absolute numbers of columns unless told otherwise
         inputs |= {"token_type_ids": t.segment, "position_ids": t.position}
-    elif family(name) == "roberta" and model.config.type_vocab_size > 1:
+    elif family(name) == "xlnet" or (family(name) == "roberta" and model.config.type_vocab_size > 1):
         inputs |= {"token_type_ids": t.segment}
     if name.endswith("MultipleChoice"):
         inputs = {k: v[None] if isinstance(v, Tensor) else v for k, v in inputs.items()}  # 1 question, a choice a document
@@ -178,7 +184,7 @@ def their_scores(model: Any, t: Texts) -> tuple[dict[str, Tensor], list[Tensor]]
     scores: dict[str, Tensor] = {}
     if name.endswith("ForPreTraining"):
         scores = {"lm": t.flat(out.prediction_logits), "nsp": out.seq_relationship_logits}
-    elif name.endswith("QuestionAnswering"):
+    elif name.endswith(("QuestionAnswering", "QuestionAnsweringSimple")):
         scores = {"span": t.flat(torch.stack([out.start_logits, out.end_logits], -1))}
     elif name.endswith("MultipleChoice"):
         scores = {"choice": out.logits.reshape(-1, 1)}
@@ -252,11 +258,11 @@ def test_every_class_of_transformers_goes_both_ways(name: str, tmp_path: Path) -
 
 
 def test_all_classes_of_this_transformers_are_covered() -> None:
-    from transformers.models import bert, gpt2, roberta
+    from transformers.models import bert, gpt2, roberta, xlnet
 
-    public = {n for room in (bert, roberta, gpt2) for n in dir(room) if isinstance(getattr(room, n), type)}
+    public = {n for room in (bert, roberta, gpt2, xlnet) for n in dir(room) if isinstance(getattr(room, n), type)}
     models = {n for n in public if issubclass(getattr(transformers, n, object), transformers.PreTrainedModel)}
-    assert {n for n in models if "PreTrainedModel" not in n} == set(CLASSES)
+    assert {n for n in models if "PreTrainedModel" not in n} - LEFT_OUT == set(CLASSES)
 
 
 HEADS = {
@@ -278,6 +284,10 @@ CLASS_OF = {
     ("roberta", "sop"): "RobertaForMaskedLM",
     ("gpt2", "lm"): "GPT2LMHeadModel",
     ("gpt2", "choice"): "GPT2DoubleHeadsModel",
+    ("xlnet", "lm"): "XLNetLMHeadModel",
+    ("xlnet", "nsp"): "XLNetLMHeadModel",
+    ("xlnet", "sop"): "XLNetLMHeadModel",
+    ("xlnet", "span"): "XLNetForQuestionAnsweringSimple",
 }
 ENDING = {
     "classify": "ForSequenceClassification", "regress": "ForSequenceClassification", "choice": "ForMultipleChoice",
@@ -294,7 +304,7 @@ def test_our_own_models_are_what_transformers_loads(system: str, head: str, tmp_
     network = NetworkModel(spec.Network(model=model, heads=HEADS[head](model))).eval()
     network.initialise(torch.Generator().manual_seed(1))
     shake(network, 1)
-    cls = {"bert": "Bert", "roberta": "Roberta", "gpt2": "GPT2"}[system]
+    cls = {"bert": "Bert", "roberta": "Roberta", "gpt2": "GPT2", "xlnet": "XLNet"}[system]
     name = CLASS_OF.get((system, head)) or cls + ENDING[head]
     written = to_hub(network.spec, network.state_dict(), None, None, tmp_path, ids={"pad_token_id": 3})
     assert written.architecture == name
@@ -359,6 +369,9 @@ def test_roberta_counts_positions_from_the_pad_id(pad: int, left: bool, tmp_path
         ("RobertaModel", {"pad_token_id": 0}),
         ("GPT2LMHeadModel", {"activation_function": "gelu", "layer_norm_epsilon": 1e-2}),
         ("GPT2LMHeadModel", {"n_inner": None}),
+        ("XLNetLMHeadModel", {"ff_activation": "gelu_new", "layer_norm_eps": 1e-3}),
+        ("XLNetForTokenClassification", {"ff_activation": "relu"}),
+        ("XLNetForSequenceClassification", {"num_labels": 1}),
     ],
     ids=str,
 )  # fmt: skip
@@ -386,6 +399,7 @@ SLIPS: dict[str, tuple[str, dict[str, Any]]] = {
     "position offset": ("RobertaModel", {"embed.positions.offset": 1, "embed.positions.length": LENGTH + 1}),
     "norm at the other end": ("BertModel", {"block.norm_at": "pre"}),
     "number of heads": ("BertModel", {"heads": 2}),
+    "XLNet from left to right": ("XLNetModel", {"visibility": "causal"}),
 }
 
 

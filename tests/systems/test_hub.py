@@ -309,7 +309,9 @@ def packed(tokenizer: Tokenizer, texts: list[str], visibility: Any) -> Stream:
     position = np.concatenate([np.arange(len(row)) for row in rows])
     content = torch.tensor([i for row in rows for i in row])
     bounds = torch.tensor(np.cumsum([0, *(len(row) for row in rows)]))
-    return Stream(content, bounds, torch.tensor(position), torch.zeros_like(content), Visibility(visibility))
+    segment = torch.zeros_like(content)
+    segment[bounds[1:] - 1] = layout.summary or 0
+    return Stream(content, bounds, torch.tensor(position), segment, Visibility(visibility))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

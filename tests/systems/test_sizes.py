@@ -38,11 +38,18 @@ COUNTS = {
     "gpt2/medium": (354_823_168, 354_823_168),
     "gpt2/large": (774_030_080, 774_030_080),
     "gpt2/xl": (1_557_611_200, 1_557_611_200),
+    "xlnet/tiny": (4_525_696, 4_557_696),
+    "xlnet/mini": (11_614_464, 11_646_464),
+    "xlnet/small": (30_044_672, 30_076_672),
+    "xlnet/medium": (43_704_832, 43_736_832),
+    "xlnet/base": (116_718_336, 116_750_336),
+    "xlnet/large": (360_268_800, 360_300_800),
 }
 HUB = {
     "bert": ("BertModel", "BertForPreTraining"),
     "roberta": ("RobertaModel", "RobertaForMaskedLM"),
     "gpt2": ("GPT2Model", "GPT2LMHeadModel"),
+    "xlnet": ("XLNetModel", "XLNetLMHeadModel"),
 }
 # Published configurations by the Hub's own names, typed from the papers' released files.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -57,12 +64,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt2/medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
     "gpt2/large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
     "gpt2/xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+    "xlnet/tiny": {"d_model": 128, "n_layer": 2, "n_head": 2, "d_inner": 512},
+    "xlnet/base": {"d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072},
+    "xlnet/large": {},
 }  # fmt: skip
 
 
 def heads(system: str, model: spec.Single, *, bare: bool) -> dict[str, spec.Head]:
     if bare:
-        return {} if system == "gpt2" else {"pooler": spec.PoolerHead()}
+        return {} if system in ("gpt2", "xlnet") else {"pooler": spec.PoolerHead()}
     lm: dict[str, spec.Head] = {"lm": spec.VocabHead()}
     return lm | (spec.class_heads(model, "nsp", 2) if system == "bert" else {})
 

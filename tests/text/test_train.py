@@ -21,6 +21,7 @@ LAYOUTS = {
     "bert": Layout((2,), (3,), (3,), (0, 1)),
     "roberta": Layout((0,), (2, 2), (2,), (0, 0)),
     "gpt2": Layout((), (0,), (0,), (0, 0)),
+    "xlnet": Layout((), (4,), (4, 3), (0, 1), 2),
 }
 
 
@@ -30,7 +31,12 @@ def test_templates(kind: str, template: str, trained: Callable[[str, str], Token
     tokenizer = trained(kind, template)
     assert tokenizer.layout == LAYOUTS[template] and tokenizer.kind == kind
     vocab = tokenizer.vocab
-    assert vocab.special == tuple(range(len(vocab.special))) and vocab.end == LAYOUTS[template].last[0]
+    assert vocab.special == tuple(range(len(vocab.special))) and vocab.end == (
+        LAYOUTS[template].last[0] if template != "xlnet" else 2
+    )
+    if template == "xlnet":  # as published
+        names = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
+        assert tokenizer.pieces(range(9)) == names and (vocab.pad, vocab.mask, vocab.unk) == (5, 6, 0)
     assert (vocab.mask is None) == (template == "gpt2")
     assert 700 < vocab.size <= 1000
     ids = np.concatenate([encoded.ids for encoded in tokenizer.encode(lines)])

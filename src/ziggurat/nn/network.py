@@ -13,7 +13,8 @@ from ziggurat.nn.attention import AttentionLayer
 from ziggurat.nn.boundary import BoundaryHeadLayer, boundaries
 from ziggurat.nn.heads import VocabHeadLayer, build_head, summary, summary_row
 from ziggurat.nn.loss import cross_entropy, squared_error, vocab_cross_entropy
-from ziggurat.nn.structures import build_model
+from ziggurat.nn.memory import Memory
+from ziggurat.nn.structures import SingleModel, build_model
 from ziggurat.types import Loss, Stream, Target
 
 
@@ -27,9 +28,17 @@ class NetworkModel(nn.Module):
         self.heads = nn.ModuleDict({name: build_head(head, part.model) for name, head in part.heads.items()})
 
     def forward(
-        self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Mapping[str, Tensor] | None = None
+        self,
+        streams: Mapping[str, Stream],
+        keep: Sequence[str] = (),
+        read: Mapping[str, Tensor] | None = None,
+        memory: Memory | None = None,
     ) -> dict[str, Tensor]:
-        return self.model(streams, keep, read)
+        """See the structure's own `forward`; only a single stack can have a `memory`."""
+        if memory is None:
+            return self.model(streams, keep, read)
+        assert isinstance(self.model, SingleModel), "only a single stack has a memory"
+        return self.model(streams, keep, read, memory)
 
     def read(self, streams: Mapping[str, Stream], targets: Iterable[Target]) -> dict[str, Tensor]:
         """The rows of each stream, int64[R] ascending, that the heads of these targets look at."""

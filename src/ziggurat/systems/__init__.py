@@ -10,8 +10,9 @@ from ziggurat.systems.base import System, closest
 from ziggurat.systems.bert import BERT
 from ziggurat.systems.gpt2 import GPT2
 from ziggurat.systems.roberta import ROBERTA
+from ziggurat.systems.xlnet import XLNET
 
-SYSTEMS: dict[str, System] = {system.name: system for system in (BERT, ROBERTA, GPT2)}
+SYSTEMS: dict[str, System] = {system.name: system for system in (BERT, ROBERTA, GPT2, XLNET)}
 
 
 def split_name(name: str) -> tuple[System, str]:

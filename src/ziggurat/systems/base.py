@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -63,7 +63,7 @@ class System:
     objective: Mapping[str, Any]
     """The pre-training objective, as a recipe would write it."""
     template: str
-    """Special-token template of a tokenizer trained for it: bert, roberta or gpt2."""
+    """Special-token template of a tokenizer trained for it: bert, roberta, gpt2 or xlnet."""
     knobs: tuple[Knob, ...]
     names: NameMap
     """Parameter names of the body."""
@@ -82,6 +82,8 @@ class System:
     """Whether today's `transformers` has classes for it; else an export is in the layout of its own release."""
     pad: int | None = None
     """Pad id written when there is no tokenizer to ask."""
+    pads: Literal["left", ""] = ""
+    """Where the exported tokenizer must put pads; empty = where the tokenizer itself says (XLNet's classes read the last column)."""
     pad_counts: bool = False
     """RoBERTa: positions are numbered from the pad id + 1, so the table holds pad id + 1 rows more."""
 

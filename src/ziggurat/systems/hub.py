@@ -138,13 +138,14 @@ def to_hub(
     if "choice" in heads and "heads.choice.out.bias" not in kept:
         kept["heads.choice.out.bias"] = kept["heads.choice.out.weight"].new_zeros(1)  # the Hub's class has one; 0 is none
     names = page.names + [entry for head in heads for entry in page.heads[head]]
-    stored = names.to_hub(kept)
+    stored = names.bind(heads=getattr(body, "heads", 0)).to_hub(kept)
     if architecture == _base(page):  # the Hub's headless classes are saved without the family's prefix
         stored = {name.removeprefix(page.names.prefix): tensor for name, tensor in stored.items()}
     dtype = str(next(iter(stored.values())).dtype).removeprefix("torch.")
     config |= {"dtype": dtype, "torch_dtype": dtype}  # the second is what transformers 4 reads
     longest = network.model.embed.positions.length
-    publish(folder, config, stored, None if tokenizer is None else partial(tokenizer.save, model_max_length=longest))
+    how: dict[str, Any] = {"model_max_length": longest} | ({"padding_side": page.pads} if page.pads else {})
+    publish(folder, config, stored, None if tokenizer is None else partial(tokenizer.save, **how))
     return Exported(folder, architecture, tuple(notes))
 
 
@@ -331,7 +332,9 @@ def _ids(
         "export with the tokenizer the model was trained with",
     )
     segments = network.model.embed.segments
-    if max(layout.segments) >= max(segments, 1):
+    summary = getattr(layout, "summary", None)
+    most = max(layout.segments) if summary is None else max(*layout.segments, summary)
+    if most >= max(segments, 1) and not spec.compares_segments(network.model):
         # Without a table transformers' GPT-2 would add the token embeddings of the segment numbers: silently something else.
         check(segments, "the tokenizer numbers segments, the model has none", "export with the tokenizer it was trained with")
         notes.append(
