@@ -88,7 +88,7 @@ def test_initial_weights_follow_their_roles(system: str) -> None:
 def test_each_system_says_how_it_is_initialised() -> None:
     """BERT's release truncates, GPT-2's scales the residual projections, RoBERTa's does neither."""
     found = {name: (s.model.init.truncated, s.model.init.residual) for name, s in SYSTEMS.items()}
-    assert found == {"bert": (True, "same"), "roberta": (False, "same"), "gpt2": (False, "scaled")}
+    assert found == {"bert": (True, "same"), "roberta": (False, "same"), "gpt2": (False, "scaled"), "xlnet": (False, "same")}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -141,6 +141,12 @@ def test_set_dropout_reaches_every_place(system: str) -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_parameters_are_counted_once(system: str) -> None:
     made = network(system)
+    if system == "xlnet":  # no biases on five matrices, three vectors and two of segments, no norm but the blocks'
+        block = 5 * WIDTH * WIDTH + 5 * WIDTH + 2 * WIDTH * MLP + MLP + WIDTH + 4 * WIDTH
+        heads = VOCAB + WIDTH * WIDTH + WIDTH + 2 * (3 * WIDTH + 3)
+        assert made.parameter_count() == (VOCAB + 1) * WIDTH + LAYERS * block + heads
+        assert made.parameter_count(embeddings=False) == LAYERS * block + heads
+        return
     block = 4 * (WIDTH * WIDTH + WIDTH) + 2 * WIDTH * MLP + MLP + WIDTH + 4 * WIDTH
     tables = (VOCAB + LONGEST + {"bert": 2, "roberta": 2 + 1, "gpt2": 0}[system]) * WIDTH
     norm = 2 * WIDTH  # on the embeddings, or after the last layer of GPT-2
@@ -158,9 +164,10 @@ def test_document_heads_read_the_summary_token(system: str) -> None:
     places = {"text": stream}
     hidden = made(places)
     bounds = stream.bounds.tolist()
-    rows = bounds[1:] if system == "gpt2" else bounds[:-1]
+    last = system in ("gpt2", "xlnet")
+    rows = bounds[1:] if last else bounds[:-1]
     chosen = [2, 0, 3, 1]
-    x = torch.stack([hidden["text"][rows[d] - (system == "gpt2")] for d in chosen])
+    x = torch.stack([hidden["text"][rows[d] - last] for d in chosen])
     state = made.state_dict()
     if system != "gpt2":
         dense = "heads.pooler.dense" if system == "bert" else "heads.classify.dense"
