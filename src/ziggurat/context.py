@@ -46,6 +46,8 @@ class Layout:
     last: tuple[int, ...] = ()
     segments: tuple[int, int] = (0, 0)
     """Segment number of A (with `first`, `between`) and of B (with the `last` of a pair)."""
+    summary: int | None = None
+    """Segment number of the very last token where it has one of its own (XLNet's class token: 2)."""
 
     def room(self, length: int, *, pair: bool = False) -> int:
         """Tokens of text that fit beside the special ones in `length` tokens."""

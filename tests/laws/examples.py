@@ -28,6 +28,7 @@ LAYOUTS = {
     "t5_1_1": Layout((), (3,), (3,), (0, 0)),
     "bart": Layout((2,), (3, 3), (3,), (0, 0)),
     "mass": Layout((2,), (3,), (3,), (0, 1)),
+    "xlnet": Layout((), (3,), (3, 2), (0, 1), 2),
 }
 LENGTH, ROW = 18, 24
 EXAMPLES: dict[str, dict[str, Any]] = {

@@ -51,6 +51,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **SHAPE, "num_hidden_layers": 5, "max_position_embeddings": LENGTH, "local_attention": 16, "pad_token_id": 0,
         "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
     },
+    "xlnet": {"d_model": 64, "n_layer": 3, "n_head": 4, "d_inner": 96, "vocab_size": VOCAB, "pad_token_id": 3},
 }  # fmt: skip
 AUTO = {
     "ForPreTraining": "AutoModelForPreTraining",
@@ -62,11 +63,14 @@ AUTO = {
     "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForQuestionAnsweringSimple": "AutoModelForQuestionAnswering",
     "DoubleHeadsModel": "",  # no Auto class leads there
     "Model": "AutoModel",
 }
-OURS = ("bert", "roberta", "gpt2", "albert", "electra", "structbert", "macbert", "modelx", "ernie", "gpt", "modernbert")
+OURS = ("bert", "roberta", "gpt2", "albert", "electra", "structbert", "macbert", "modelx", "ernie", "gpt", "modernbert", "xlnet")
 """Systems whose parity is shown here; the others' is in tests/systems."""
+LEFT_OUT = {"XLNetForQuestionAnswering"}
+"""Its end scores are conditioned on a beam of starts: not a head of ours."""
 CLASSES = list(dict.fromkeys(name for system in OURS for name in SYSTEMS[system].classes))
 
 
@@ -147,7 +151,9 @@ def network_of(part: spec.Network, tensors: dict[str, Tensor]) -> NetworkModel:
 
 def texts_for(network: NetworkModel, pad: int | None, **how: Any) -> Texts:
     model = network.spec.model
-    return texts(3 if pad is None else pad, segments=model.embed.segments, causal=model.visibility == "causal", **how)
+    compared = spec.compares_segments(model)  # XLNet: any numbers, and its classes read the last column
+    how = {"segments": 2 if compared else model.embed.segments, "left": compared, **how}
+    return texts(3 if pad is None else pad, causal=model.visibility == "causal", **how)
 
 
 @torch.no_grad()
@@ -180,7 +186,7 @@ def their_scores(model: Any, t: Texts) -> tuple[dict[str, Tensor], list[Tensor]]
     inputs: dict[str, Any] = {"input_ids": t.ids, "attention_mask": t.mask, "output_hidden_states": True}
     if family(name) in ("bert", "albert", "electra", "ernie"):  # absolute numbers of columns unless told otherwise
         inputs |= {"token_type_ids": t.segment, "position_ids": t.position}
-    elif family(name) == "roberta" and model.config.type_vocab_size > 1:
+    elif family(name) == "xlnet" or (family(name) == "roberta" and model.config.type_vocab_size > 1):
         inputs |= {"token_type_ids": t.segment}
     if name.endswith("MultipleChoice"):
         inputs = {k: v[None] if isinstance(v, Tensor) else v for k, v in inputs.items()}  # 1 question, a choice a document
@@ -194,7 +200,7 @@ def their_scores(model: Any, t: Texts) -> tuple[dict[str, Tensor], list[Tensor]]
         scores = {"lm": t.flat(out.prediction_logits), "sop": out.sop_logits}
     elif name.endswith("ForPreTraining"):
         scores = {"lm": t.flat(out.prediction_logits), "nsp": out.seq_relationship_logits}
-    elif name.endswith("QuestionAnswering"):
+    elif name.endswith(("QuestionAnswering", "QuestionAnsweringSimple")):
         scores = {"span": t.flat(torch.stack([out.start_logits, out.end_logits], -1))}
     elif name.endswith("MultipleChoice"):
         scores = {"choice": out.logits.reshape(-1, 1)}
@@ -270,12 +276,12 @@ def test_every_class_of_transformers_goes_both_ways(name: str, tmp_path: Path) -
 
 
 def test_all_classes_of_this_transformers_are_covered() -> None:
-    from transformers.models import albert, bert, electra, ernie, gpt2, modernbert, openai, roberta
+    from transformers.models import albert, bert, electra, ernie, gpt2, modernbert, openai, roberta, xlnet
 
-    rooms = (bert, roberta, gpt2, albert, electra, ernie, openai, modernbert)
+    rooms = (bert, roberta, gpt2, albert, electra, ernie, openai, modernbert, xlnet)
     public = {n for room in rooms for n in dir(room) if isinstance(getattr(room, n), type)}
     models = {n for n in public if issubclass(getattr(transformers, n, object), transformers.PreTrainedModel)}
-    assert {n for n in models if "PreTrainedModel" not in n} == set(CLASSES)
+    assert {n for n in models if "PreTrainedModel" not in n} - LEFT_OUT == set(CLASSES)
 
 
 HEADS = {
@@ -311,6 +317,10 @@ CLASS_OF = {
     ("electra", "lm"): "ElectraForMaskedLM",
     ("electra", "nsp"): "ElectraForMaskedLM",
     ("electra", "sop"): "ElectraForMaskedLM",
+    ("xlnet", "lm"): "XLNetLMHeadModel",
+    ("xlnet", "nsp"): "XLNetLMHeadModel",
+    ("xlnet", "sop"): "XLNetLMHeadModel",
+    ("xlnet", "span"): "XLNetForQuestionAnsweringSimple",
 }
 ENDING = {
     "classify": "ForSequenceClassification", "regress": "ForSequenceClassification", "choice": "ForMultipleChoice",
@@ -334,7 +344,7 @@ def test_our_own_models_are_what_transformers_loads(system: str, head: str, tmp_
     cls = {"bert": "Bert", "roberta": "Roberta", "gpt2": "GPT2", "albert": "Albert", "electra": "Electra", "ernie": "Ernie"}.get(
         kind
     )
-    cls = cls or {"openai-gpt": "OpenAIGPT", "modernbert": "ModernBert"}[kind]
+    cls = cls or {"openai-gpt": "OpenAIGPT", "modernbert": "ModernBert", "xlnet": "XLNet"}[kind]
     name = CLASS_OF.get((kind, head)) or cls + ENDING[head]
     page = system if system == "ernie" else None  # its models are BERT's too, and BERT is found first
     written = to_hub(network.spec, network.state_dict(), None, page, tmp_path, ids={"pad_token_id": 3})
@@ -419,6 +429,9 @@ def test_roberta_counts_positions_from_the_pad_id(pad: int, left: bool, tmp_path
         ("ElectraForMaskedLM", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3}),
         ("ElectraForTokenClassification", {"is_decoder": True, "type_vocab_size": 4}),
         ("ElectraForSequenceClassification", {"num_labels": 1}),
+        ("XLNetLMHeadModel", {"ff_activation": "gelu_new", "layer_norm_eps": 1e-3}),
+        ("XLNetForTokenClassification", {"ff_activation": "relu"}),
+        ("XLNetForSequenceClassification", {"num_labels": 1}),
     ],
     ids=str,
 )  # fmt: skip
@@ -448,6 +461,7 @@ SLIPS: dict[str, tuple[str, dict[str, Any]]] = {
     "number of heads": ("BertModel", {"heads": 2}),
     "exact for tanh GELU in ALBERT's head": ("AlbertForMaskedLM", {"project.activation": "gelu"}),
     "tanh for GELU in ELECTRA's document head": ("ElectraForSequenceClassification", {"pool.activation": "tanh"}),
+    "XLNet from left to right": ("XLNetModel", {"visibility": "causal"}),
 }
 
 

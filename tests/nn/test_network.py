@@ -20,7 +20,7 @@ from ziggurat.types import Stream, Target, Visibility
 VOCAB, WIDTH, LAYERS, MLP, LONGEST = 400, 64, 3, 96, 32
 DIALS = {"layers": LAYERS, "width": WIDTH, "heads": 2, "mlp": MLP}
 LENGTHS = (5, 1, 9, 3)
-OURS = ("bert", "roberta", "gpt2", "albert", "electra", "structbert", "macbert")
+OURS = ("bert", "roberta", "gpt2", "albert", "electra", "structbert", "macbert", "xlnet")
 """Systems of one stack whose numbers are written out here."""
 
 
@@ -95,7 +95,7 @@ def test_each_system_says_how_it_is_initialised() -> None:
     """BERT's release truncates, GPT-2's scales the residual projections, RoBERTa's does neither."""
     found = {name: (s.model.init.truncated, s.model.init.residual) for name, s in SYSTEMS.items() if name in OURS}
     cut = dict.fromkeys(("bert", "albert", "electra", "structbert", "macbert"), (True, "same"))
-    assert found == {**cut, "roberta": (False, "same"), "gpt2": (False, "scaled")}
+    assert found == {**cut, "roberta": (False, "same"), "gpt2": (False, "scaled"), "xlnet": (False, "same")}
 
 
 @pytest.mark.parametrize("system", OURS)
@@ -150,6 +150,12 @@ def test_set_dropout_reaches_every_place(system: str) -> None:
 @pytest.mark.parametrize("system", OURS)
 def test_parameters_are_counted_once(system: str) -> None:
     made = network(system)
+    if system == "xlnet":  # no biases on five matrices, three vectors and two of segments, no norm but the blocks'
+        block = 5 * WIDTH * WIDTH + 5 * WIDTH + 2 * WIDTH * MLP + MLP + WIDTH + 4 * WIDTH
+        heads = VOCAB + WIDTH * WIDTH + WIDTH + 2 * (3 * WIDTH + 3)
+        assert made.parameter_count() == (VOCAB + 1) * WIDTH + LAYERS * block + heads
+        assert made.parameter_count(embeddings=False) == LAYERS * block + heads
+        return
     block = 4 * (WIDTH * WIDTH + WIDTH) + 2 * WIDTH * MLP + MLP + WIDTH + 4 * WIDTH
     inner = {"albert": 128}.get(system, WIDTH)  # width of the tables
     tables = (VOCAB + LONGEST + {"roberta": 2 + 1, "gpt2": 0}.get(system, 2)) * inner
@@ -170,9 +176,10 @@ def test_document_heads_read_the_summary_token(system: str) -> None:
     places = {"text": stream}
     hidden = made(places)
     bounds = stream.bounds.tolist()
-    rows = bounds[1:] if system == "gpt2" else bounds[:-1]
+    last = system in ("gpt2", "xlnet")
+    rows = bounds[1:] if last else bounds[:-1]
     chosen = [2, 0, 3, 1]
-    x = torch.stack([hidden["text"][rows[d] - (system == "gpt2")] for d in chosen])
+    x = torch.stack([hidden["text"][rows[d] - last] for d in chosen])
     state = made.state_dict()
     if system != "gpt2":
         dense = "heads.classify.dense" if system in ("roberta", "electra") else "heads.pooler.dense"

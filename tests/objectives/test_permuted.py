@@ -20,7 +20,7 @@ from ziggurat.errors import UserError
 from ziggurat.objectives.permuted import Permuted
 from ziggurat.types import NEVER, Batch, Tokens
 
-XLNET = Layout((), (SEP,), (SEP, CLS), (0, 1))
+XLNET = Layout((), (SEP,), (SEP, CLS), (0, 1), 2)
 SPECIAL = {PAD, UNK, CLS, SEP, MASK}
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},

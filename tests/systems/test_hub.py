@@ -334,7 +334,9 @@ def packed(tokenizer: Tokenizer, texts: list[str], visibility: Any) -> Stream:
     position = np.concatenate([np.arange(len(row)) for row in rows])
     content = np.array([i for row in rows for i in row])
     bounds = np.cumsum([0, *(len(row) for row in rows)])
-    return Stream(content, bounds, position, np.zeros_like(content), Visibility(visibility))
+    segment = np.zeros_like(content)
+    segment[bounds[1:] - 1] = layout.summary or 0
+    return Stream(content, bounds, position, segment, Visibility(visibility))
 
 
 @pytest.mark.parametrize("system", [name for name in HELD if SYSTEMS[name].loads])

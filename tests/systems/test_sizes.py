@@ -106,6 +106,12 @@ COUNTS = {
     "gpt3/6.7b": (6_658_404_352, 6_658_404_352),
     "gpt3/13b": (12_853_386_240, 12_853_386_240),
     "gpt3/175b": (174_604_259_328, 174_604_259_328),
+    "xlnet/tiny": (4_525_696, 4_557_696),
+    "xlnet/mini": (11_614_464, 11_646_464),
+    "xlnet/small": (30_044_672, 30_076_672),
+    "xlnet/medium": (43_704_832, 43_736_832),
+    "xlnet/base": (116_718_336, 116_750_336),
+    "xlnet/large": (360_268_800, 360_300_800),
     "t5/tiny": (5_031_552, 5_031_552),
     "t5/mini": (15_570_688, 15_570_688),
     "t5/small": (60_506_624, 60_506_624),
@@ -145,6 +151,7 @@ HUB = {
     "ernie2": ("ErnieModel", "ErnieForPreTraining"),
     "gpt": ("OpenAIGPTModel", "OpenAIGPTLMHeadModel"),
     "modernbert": ("ModernBertModel", "ModernBertForMaskedLM"),
+    "xlnet": ("XLNetModel", "XLNetLMHeadModel"),
 }
 BESIDE: dict[str, Callable[[spec.Model], int]] = {
     "t5_1_1": lambda model: model.vocab * model.width,
@@ -203,6 +210,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "modernbert/large": {
         "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 2624,
     },
+    "xlnet/tiny": {"d_model": 128, "n_layer": 2, "n_head": 2, "d_inner": 512},
+    "xlnet/base": {"d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072},
+    "xlnet/large": {},
 }  # fmt: skip
 
 
@@ -212,7 +222,7 @@ NEXT = ("bert", "albert", "structbert", "macbert", "modelx", "nezha", "ernie", "
 
 def heads(system: str, model: spec.Model, *, bare: bool) -> dict[str, spec.Head]:
     if bare:
-        plain = system in ("gpt2", "gpt", "gpt3", "electra", "modernbert") or isinstance(model, spec.EncoderDecoder)
+        plain = system in ("gpt2", "gpt", "gpt3", "electra", "modernbert", "xlnet") or isinstance(model, spec.EncoderDecoder)
         return {} if plain else {"pooler": spec.PoolerHead()}
     if system == "electra":
         return {"rtd": spec.ReplacedHead()}

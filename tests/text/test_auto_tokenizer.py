@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ziggurat.data.cut import longest_first
 from ziggurat.text.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -19,6 +21,7 @@ CONFIGS = {
     "gpt2": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
     "t5": {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
     "bart": {"model_type": "bart", "architectures": ["BartForConditionalGeneration"]},
+    "xlnet": {"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"]},
 }
 
 
@@ -30,7 +33,8 @@ def pair(tokenizer: Tokenizer, a: list[int], b: list[int]) -> tuple[list[int], l
     """Ids and segment numbers of two texts."""
     layout = tokenizer.layout
     head, tail = [*layout.first, *a, *layout.between], [*b, *layout.last]
-    return head + tail, [layout.segments[0]] * len(head) + [layout.segments[1]] * len(tail)
+    types = [layout.segments[0]] * len(head) + [layout.segments[1]] * len(tail)
+    return head + tail, types if layout.summary is None else [*types[:-1], layout.summary]
 
 
 def assert_same(tokenizer: Tokenizer, folder: Path, lines: list[str], length: int = 24) -> None:
@@ -41,7 +45,12 @@ def assert_same(tokenizer: Tokenizer, folder: Path, lines: list[str], length: in
     whole = theirs(lines)
     for line, ids, expected in zip(lines, whole["input_ids"], ours, strict=True):
         assert ids == single(tokenizer, expected), line
-    segments = tokenizer.layout.segments
+    segments, summary = tokenizer.layout.segments, tokenizer.layout.summary
+    if summary is not None:
+        assert theirs.padding_side == "left"
+        assert all(types == [segments[0]] * (len(types) - 1) + [summary] for types in whole["token_type_ids"])
+        padded = theirs(["a", lines[0] + " a b c d e"], padding=True)
+        assert padded["input_ids"][0][0] == theirs.pad_token_id and padded["input_ids"][0][-1] == theirs.cls_token_id
     assert ("token_type_ids" in whole) == (segments[0] != segments[1])
     pairs = theirs(lines[:-1], lines[1:])
     for i, (a, b) in enumerate(itertools.pairwise(ours)):
@@ -51,12 +60,17 @@ def assert_same(tokenizer: Tokenizer, folder: Path, lines: list[str], length: in
     room = tokenizer.layout.room(length)
     for expected, ids in zip(ours, theirs(lines, truncation=True)["input_ids"], strict=True):
         assert ids == single(tokenizer, expected[:room])
+    both = theirs(lines[:-1], lines[1:], truncation="longest_first")["input_ids"]
+    room = tokenizer.layout.room(length, pair=True)
+    for (a, b), ids in zip(itertools.pairwise(ours), both, strict=True):
+        keep_a, keep_b = (int(n[0]) for n in longest_first(np.array([len(a)]), np.array([len(b)]), room))
+        assert ids == pair(tokenizer, a[:keep_a], b[:keep_b])[0]
     roles = {"pad": theirs.pad_token_id, "mask": theirs.mask_token_id, "unk": theirs.unk_token_id}
     for name, number in roles.items():
         assert number == getattr(tokenizer.vocab, name)
 
 
-@pytest.mark.parametrize("model", ["bert", "roberta", "gpt2", "t5", "bart", None])
+@pytest.mark.parametrize("model", ["bert", "roberta", "gpt2", "t5", "bart", "xlnet", None])
 @pytest.mark.parametrize(
     ("kind", "template"),
     [
@@ -68,6 +82,8 @@ def assert_same(tokenizer: Tokenizer, folder: Path, lines: list[str], length: in
         ("wordpiece", "gpt2"),
         ("unigram", "t5"),
         ("bpe", "t5"),
+        ("unigram", "xlnet"),
+        ("bpe", "xlnet"),
     ],
 )
 def test_auto_tokenizer_gives_the_same_ids(

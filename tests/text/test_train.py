@@ -22,6 +22,7 @@ LAYOUTS = {
     "roberta": Layout((0,), (2, 2), (2,), (0, 0)),
     "gpt2": Layout((), (0,), (0,), (0, 0)),
     "t5": Layout((), (1,), (1,), (0, 0)),
+    "xlnet": Layout((), (4,), (4, 3), (0, 1), 2),
 }
 
 
@@ -33,8 +34,12 @@ def test_templates(kind: str, template: str, trained: Callable[[str, str], Token
     vocab = tokenizer.vocab
     last = len(LAST.get(template, ()))
     first = len(vocab.special) - last
-    assert vocab.special == (*range(first), *range(vocab.size - last, vocab.size)) and vocab.end == LAYOUTS[template].last[0]
+    assert vocab.special == (*range(first), *range(vocab.size - last, vocab.size))
+    assert vocab.end == (LAYOUTS[template].last[0] if template != "xlnet" else 2)
     assert [vocab.names[name] for name in LAST.get(template, ())] == list(vocab.special[first:])
+    if template == "xlnet":  # as published
+        names = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
+        assert tokenizer.pieces(range(9)) == names and (vocab.pad, vocab.mask, vocab.unk) == (5, 6, 0)
     assert (vocab.mask is None) == (template in ("gpt2", "t5"))
     assert 700 < vocab.size <= 1000
     ids = np.concatenate([encoded.ids for encoded in tokenizer.encode(lines)])

@@ -2,7 +2,7 @@
 
 A template is a dotted name with placeholders: `{i}` and `{j}` are numbers that count from 0, `{p}` is `weight` or
 `bias`, any other (`{head}`) is one part of a name. A plain line is a pair `(hub, ours)`; `fused`, `transposed`,
-`padded` and `tied` make lines for tensors that are stored in another shape, and `optional` marks one that may be
+`folded`, `padded` and `tied` make lines for tensors that are stored in another shape, and `optional` marks one that may be
 missing. Reading is strict both ways: a name that no line knows and a line that finds no name are errors.
 """
 
@@ -47,6 +47,8 @@ class Line:
     row: bool = False
     """A vector that the Hub stores as a matrix of one row."""
     optional: bool = False
+    fold: tuple[int, int] | None = None
+    """(dimension, size): this dimension of ours is two on the Hub, the first of them of that size (0: the number of heads)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,15 @@ def transposed(hub: str, ours: str) -> Line:
 def one_row(hub: str, ours: str) -> Line:
     """A vector [n] that the Hub stores as [1, n] (BART's `final_logits_bias`)."""
     return Line(hub, (ours,), row=True)
+
+
+def folded(hub: str, ours: str, *, at: int, size: int = 0, transposed: bool = False) -> Line:
+    """A tensor whose dimension `at` the Hub stores as two, [size, rest]: XLNet's matrices [width, heads, dim].
+
+    size  of the first of the two; 0 = the number of heads, which `bind(heads=...)` gives
+    transposed  after folding, the Hub's matrix is [in, out]
+    """
+    return Line(hub, (ours,), transposed=transposed, fold=(at, size))
 
 
 def padded(hub: str, ours: str, multiple: int) -> Line:
@@ -106,11 +117,13 @@ class NameMap:
         prefix: str = "",
         ignored: Sequence[str] = IGNORED,
         vocab: int = 0,
+        heads: int = 0,
     ):
         self.entries = tuple(entry if isinstance(entry, Tied) else _line(entry) for entry in entries)
         self.prefix = prefix
         self.ignored = tuple(ignored)
         self.vocab = vocab
+        self.heads = heads
         for line in self.lines:
             lost = [name for ours in line.ours for name in _places(line.hub) - _places(ours)]
             if lost or not line.ours:
@@ -118,12 +131,15 @@ class NameMap:
 
     def __add__(self, entries: Iterable[Entry]) -> NameMap:
         """The same table with further lines (the heads of one Hub class), asked after the ones it has."""
-        return NameMap((*self.entries, *entries), prefix=self.prefix, ignored=self.ignored, vocab=self.vocab)
+        more = {"prefix": self.prefix, "ignored": self.ignored, "vocab": self.vocab, "heads": self.heads}
+        return NameMap((*self.entries, *entries), **more)  # type: ignore[arg-type]
 
-    def bind(self, *, vocab: int = 0, **values: str) -> NameMap:
-        """The table for one model: `vocab` sizes the padded lines, and placeholders (`head="sentiment"`) get their values."""
+    def bind(self, *, vocab: int = 0, heads: int = 0, **values: str) -> NameMap:
+        """The table for one model: `vocab` sizes the padded lines, `heads` the folded ones, and placeholders
+        (`head="sentiment"`) get their values."""
         bound = [_bind(entry, values) for entry in self.entries]
-        return NameMap(bound, prefix=self.prefix, ignored=self.ignored, vocab=vocab or self.vocab)
+        sizes = {"vocab": vocab or self.vocab, "heads": heads or self.heads}
+        return NameMap(bound, prefix=self.prefix, ignored=self.ignored, **sizes)
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:
@@ -210,6 +226,14 @@ class NameMap:
 
     def _split(self, line: Line, name: str, tensor: Tensor) -> list[Tensor]:
         """The parts of ours that one Hub tensor holds."""
+        if line.fold is not None:
+            at, size = line.fold
+            check(
+                tensor.dim() > at + 1 and (not size or tensor.shape[at] == size),
+                f"{name} has shape {list(tensor.shape)}; its dimension {at} should be two, the first of {size or 'all heads'}",
+                "the file is of another system or is damaged",
+            )
+            tensor = tensor.flatten(at, at + 1)
         if line.transposed and tensor.dim() == 2:
             tensor = tensor.t().contiguous()
         if line.row:
@@ -242,6 +266,11 @@ class NameMap:
             tensor = tensor[: self._vocab(line)].clone()
         if line.transposed and tensor.dim() == 2:
             tensor = tensor.t()
+        if line.fold is not None:
+            at, size = line.fold
+            if not size and not self.heads:
+                raise ValueError(f"{line.hub} is folded by heads: bind(heads=...) first")
+            tensor = tensor.unflatten(at, (size or self.heads, -1))
         return (tensor[None] if line.row else tensor).contiguous()
 
     def _vocab(self, line: Line) -> int:

@@ -124,7 +124,8 @@ def assemble(slots: Sequence[Piece | tuple[int, ...]], segments: Sequence[int], 
 
     `segments` has the segment number of each slot, `keys` (uint64[E]) become the documents' keys. Returns a batch of one
     stream `text` without targets. Its `unit` numbers the words 0, 1, 2 ... within the example and is -1 for special tokens;
-    a word never crosses from one slot into another, and a run that begins inside a word begins a unit.
+    a word never crosses from one slot into another, and a run that begins inside a word begins a unit. Where the layout has a
+    segment number for its last token, and the last slot is the layout's, that token gets it.
     """
     sizes = [np.full(len(keys), len(s), np.int64) if isinstance(s, tuple) else s.length for s in slots]
     bounds = bounds_of(np.sum(sizes, axis=0))
@@ -148,6 +149,9 @@ def assemble(slots: Sequence[Piece | tuple[int, ...]], segments: Sequence[int], 
         if number != segments[0]:
             segment[where] = number
         at = at + size
+    layout = ctx.layout
+    if layout.summary is not None and layout.last and slots[-1] == layout.last:
+        segment[bounds[1:] - 1] = layout.summary
     words = np.cumsum(begins, dtype=np.int32)
     nonempty = lengths > 0
     before = np.zeros(len(keys), np.int32)

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ziggurat.nn.visibility import Plan, Side, _lie, allow, cross_plan
+from ziggurat.nn.visibility import Plan, Side, allow, cross_plan, lie
 from ziggurat.types import FOREVER, NEVER, Stream
 
 LEAST = 32
@@ -94,7 +94,7 @@ class Slots:
 
         Tokens that are keys for nobody later (`opens = NEVER`) get the last slots and lose them with the next step.
         """
-        side, _, _, _ = _lie(stream)
+        side, _, _, _ = lie(stream)
         bounds, total = stream.bounds, len(stream.content)
         document = torch.searchsorted(bounds, torch.arange(total, device=bounds.device), right=True) - 1
         clock, opens, closes, lane = self._spelled(stream, document)

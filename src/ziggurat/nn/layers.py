@@ -60,8 +60,9 @@ class Source:
 class BlockLayer(nn.Module):
     """One Transformer layer, norm before (GPT-2) or after (BERT) each residual part: [T, width] -> [T, width].
 
-    With `cross`, a second attention between the two parts reads an encoder. `opening`: there is no norm before the attention. With `read` (int64[R]) only these rows come out,
-    [R, width], and nothing is computed for the others that these do not need.
+    With `cross`, a second attention between the two parts reads an encoder. `opening`: there is no norm before the attention.
+    With `read` (int64[R]) only these rows come out, [R, width], and nothing is computed for the others that these do not need.
+    With `memory` [M, width] attention reads these rows too, before its own, as the plan says.
     """
 
     def __init__(self, part: spec.Block, width: int, heads: int, hidden: int, *, cross: bool = False, opening: bool = False):
@@ -76,12 +77,21 @@ class BlockLayer(nn.Module):
         self.drop = nn.Dropout(0.0)
 
     def forward(
-        self, x: Tensor, plan: Plan, read: Tensor | None = None, source: Source | None = None, past: LayerPast | None = None
+        self,
+        x: Tensor,
+        plan: Plan,
+        read: Tensor | None = None,
+        source: Source | None = None,
+        past: LayerPast | None = None,
+        memory: Tensor | None = None,
     ) -> Tensor:
         rows = x if read is None else x[read]
         normed = self.attention_norm(x) if self.pre else x
+        keys = None
+        if memory is not None:
+            keys = torch.cat([self.attention_norm(memory) if self.pre else memory, normed])
         own, other = (None, None) if past is None else (past.own, past.cross)
-        x = self._add(rows, self.attention(normed, plan, read, past=own), self.attention_norm)
+        x = self._add(rows, self.attention(normed, plan, read, keys, own), self.attention_norm)
         if self.cross is not None and self.cross_norm is not None and source is not None:
             normed = self.cross_norm(x) if self.pre else x
             layout = source.plan if read is None else source.plan.only(read)

@@ -14,7 +14,8 @@ from ziggurat.nn.boundary import BoundaryHeadLayer, boundaries
 from ziggurat.nn.cache import Cache
 from ziggurat.nn.heads import ReplacedHeadLayer, VocabHeadLayer, build_head, summary, summary_row
 from ziggurat.nn.loss import binary_cross_entropy, cross_entropy, squared_error, vocab_cross_entropy
-from ziggurat.nn.structures import build_model
+from ziggurat.nn.memory import Memory
+from ziggurat.nn.structures import SingleModel, build_model
 from ziggurat.types import Loss, Stream, Target
 
 
@@ -33,8 +34,12 @@ class NetworkModel(nn.Module):
         keep: Sequence[str] = (),
         read: Mapping[str, Tensor] | None = None,
         cache: Cache | None = None,
+        memory: Memory | None = None,
     ) -> dict[str, Tensor]:
-        """What the structure says; with a `cache`, of streams that continue what it holds."""
+        """What the structure says; with a `cache`, of streams that continue what it holds. Only a single stack can have a `memory`."""
+        if memory is not None:
+            assert isinstance(self.model, SingleModel), "only a single stack has a memory"
+            return self.model(streams, keep, read, cache, memory)
         return self.model(streams, keep, read) if cache is None else self.model(streams, keep, read, cache)
 
     def cache(self, rows: int) -> Cache:

@@ -427,6 +427,12 @@ class Network(Spec):
     heads: dict[str, Head] = {}
 
 
+def compares_segments(model: Model) -> bool:
+    """Whether segments are only compared with one another, so that any numbers will do (XLNet)."""
+    distances = model.block.attention.distances
+    return isinstance(distances, Relative) and distances.segments
+
+
 def class_heads(model: Model, name: str, outputs: int) -> dict[str, Head]:
     """The heads of one classification task in the system's own manner of pooling."""
     by = model.pool.by

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ziggurat.nn import spec
 from ziggurat.nn.cache import Cache
 from ziggurat.nn.layers import BlockLayer, EmbedLayer, Source, norm_layer
+from ziggurat.nn.memory import Memory, with_memory
 from ziggurat.nn.positions import BucketLayer
 from ziggurat.nn.visibility import Plan, cross_plan, plan
 from ziggurat.types import Stream
@@ -64,16 +65,24 @@ class SingleModel(nn.Module):
         return x if self.widen is None else self.widen(x)
 
     def forward(
-        self, streams: Mapping[str, Stream], keep: Sequence[str] = (), read: Reads = None, cache: Cache | None = None
+        self,
+        streams: Mapping[str, Stream],
+        keep: Sequence[str] = (),
+        read: Reads = None,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
     ) -> dict[str, Tensor]:
-        """{"text": [T, width]}, and each layer's output named in `keep` ("blocks.3") under that name.
+        """{"text": [T, width]}, and under their names what `keep` lists: the first layer's input ("embed"), outputs ("blocks.3").
 
         `read`: rows that somebody will read; the others may come out as 0. For a sparse masked LM that saves most of the last
-        layer: a tenth of a small model's step. With a `cache` the stream continues what the cache holds.
+        layer: a tenth of a small model's step. With a `cache` the stream continues what the cache holds. `memory`: what the documents
+        remember of an earlier window (`nn/memory`).
         """
         stream = streams["text"]
         layout = plan(stream) if cache is None else cache.slots.step(stream)
-        hidden, kept = _through(self, self.embedded(stream), layout, keep, _rows(read, "text"), cache=cache)
+        if memory is not None:
+            layout = with_memory(layout, stream, memory)
+        hidden, kept = _through(self, self.embedded(stream), layout, keep, _rows(read, "text"), cache=cache, memory=memory)
         return {"text": hidden, **kept}
 
 
@@ -213,17 +222,19 @@ def _through(
     rows: Tensor | None,
     source: Source | None = None,
     cache: Cache | None = None,
+    memory: Memory | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A stack's vectors [T, width] and the outputs of the layers named in `keep`. Of the last layer only `rows` are computed,
-    when they are few and no layer is kept; the others are 0."""
-    total, kept = len(x), {}
+    when they are few and that layer is not kept; the others are 0."""
+    total, kept = len(x), {"embed": x} if "embed" in keep else {}
     if stack.buckets is not None:
         layout = replace(layout, bias=stack.buckets(layout))
-    if rows is not None and (keep or 2 * len(rows) > total):
-        rows = None
     blocks = stack.order
+    if rows is not None and (f"blocks.{len(blocks) - 1}" in keep or 2 * len(rows) > total):
+        rows = None
     for i, block in enumerate(blocks):
-        x = block(x, layout, rows if i == len(blocks) - 1 else None, source, cache.layers[i] if cache else None)
+        remembered = None if memory is None else memory.hidden[i]
+        x = block(x, layout, rows if i == len(blocks) - 1 else None, source, cache.layers[i] if cache else None, remembered)
         if f"blocks.{i}" in keep:
             kept[f"blocks.{i}"] = x
     if stack.final_norm is not None:

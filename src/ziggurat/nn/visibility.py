@@ -149,7 +149,7 @@ def allow(query: Any, key: Any) -> Any:
 
 def plan(stream: Stream) -> Plan:
     """The layout of a stream that reads itself: full and causal rows of one document each carry no mask at all."""
-    side, member, inside, whole = _lie(stream)
+    side, member, inside, whole = lie(stream)
     visibility: Visibility = stream.visibility
     rows, length = side.rows, side.length
     layout: dict[str, Any] = dict(query=side, key=side, kind=visibility.kind, bounds=stream.bounds.to(torch.int32))
@@ -173,8 +173,8 @@ def cross_plan(reader: Stream, source: Stream) -> Plan:
 
     (So MASS closes its masked slots to the decoder: they open at 1, and the encoder's own tokens live at clock 1.)
     """
-    query, mine, _, whole_q = _lie(reader)
-    key, theirs, _, whole_k = _lie(source)
+    query, mine, _, whole_q = lie(reader)
+    key, theirs, _, whole_k = lie(source)
     bounds = source.bounds.to(torch.int32)
     opens = source.visibility.opens
     if whole_q and whole_k and opens is None:
@@ -196,7 +196,7 @@ def _counts(stream: Stream) -> bool:
     return bool((steps == 1).all())
 
 
-def _lie(stream: Stream) -> tuple[Side, Tensor, Tensor, bool]:
+def lie(stream: Stream) -> tuple[Side, Tensor, Tensor, bool]:
     """How a stream lies in rows; for each place the number of its document (-1: none) and its place in the row, int[rows, length];
     and whether every row is one document and full."""
     total, documents = len(stream.content), len(stream.bounds) - 1

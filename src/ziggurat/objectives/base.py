@@ -38,9 +38,16 @@ def context_of(
     """What objectives may know when a model is trained on this tokenizer's tokens, `length` at most an example.
 
     Raises:
-        UserError: the model's decoder begins with a token that the tokenizer lacks.
+        UserError: the model's decoder begins with a token that the tokenizer lacks, or the tokenizer gives its last token a
+            segment number (as XLNet's does) for which the model's table has no row.
     """
     vocab, layout = tokenizer.vocab, tokenizer.layout
+    rows = model.embed.segments
+    if layout.summary is not None and 0 < rows <= layout.summary and not parts.compares_segments(model):
+        raise UserError(
+            f"the tokenizer gives its last token the segment number {layout.summary}, and the model has {rows} segments",
+            "choose another tokenizer, or a model that compares segments (xlnet)",
+        )
     start: int | None = vocab.pad
     streams, words = ("text",), "text"
     if isinstance(model, parts.EncoderDecoder):

@@ -69,13 +69,13 @@ class Permuted(Objective):
             drawn = ctx.uniform(tokens.keys, np.arange(len(tokens)), np.zeros(len(tokens), np.int64), "plm.reverse")
             tokens = reversed_texts(tokens, drawn < self.reverse)
         if not self.pairs:
-            return _class_segment(windows(tokens, ctx), ctx)
+            return windows(tokens, ctx)
 
         def wish(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.ones(len(keys), bool), np.full(len(keys), self.random)
 
         cut = segments(tokens, ctx, wish, "plm.pairs", self.reuse)
-        return _class_segment(pair_up(cut.a, cut.b, cut.keys, ctx), ctx)
+        return pair_up(cut.a, cut.b, cut.keys, ctx)
 
     def corrupt(self, batch: Batch, ctx: Context) -> Batch:
         stream = batch.streams["text"]
@@ -205,16 +205,6 @@ def _reversed_part(part: Part, chosen: np.ndarray) -> Part:
         marks=np.zeros((0, 3), np.int64),
         mark_bounds=np.zeros(len(part.bounds), np.int64),
     )
-
-
-def _class_segment(batch: Batch, ctx: Context) -> Batch:
-    """XLNet numbers A and its separator 0, B and its separator 1, and the class token, which comes last, 2."""
-    layout, stream = ctx.layout, batch.streams["text"]
-    if len(layout.last) < 2 or layout.segments[0] == layout.segments[1]:
-        return batch
-    segment = stream.segment.copy()
-    segment[stream.bounds[1:] - 1] = layout.segments[1] + 1
-    return replace(batch, streams={**batch.streams, "text": replace(stream, segment=segment)})
 
 
 def _with_queries(batch: Batch, stream: Stream, asked: np.ndarray, rank: np.ndarray) -> Batch:

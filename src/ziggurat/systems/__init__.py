@@ -24,12 +24,14 @@ from ziggurat.systems.nezha import NEZHA
 from ziggurat.systems.roberta import ROBERTA
 from ziggurat.systems.structbert import STRUCTBERT
 from ziggurat.systems.t5 import T5, T5_1_1
+from ziggurat.systems.xlnet import XLNET
 
 SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
         BERT, ROBERTA, ALBERT, ELECTRA, STRUCTBERT, MACBERT, NEZHA, ERNIE, ERNIE2, MODERNBERT, MODELX,
         GPT, GPT2, GPT3,
+        XLNET,
         T5, T5_1_1, BART, MASS,
     )
 }  # fmt: skip

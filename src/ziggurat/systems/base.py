@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from pydantic import ValidationError
 
@@ -65,7 +65,7 @@ class System:
     objective: Mapping[str, Any]
     """The pre-training objective, as a recipe would write it."""
     template: str
-    """Special-token template of a tokenizer trained for it: bert, roberta or gpt2."""
+    """Special-token template of a tokenizer trained for it: bert, roberta, gpt2, t5 or xlnet."""
     knobs: tuple[Knob, ...] = ()
     names: NameMap = field(default_factory=lambda: NameMap(()))
     """Parameter names of the body."""
@@ -98,6 +98,8 @@ class System:
     """The same for other ids, by the Hub's entries."""
     repeats: Mapping[str, str] = field(default_factory=dict)
     """Entries of `config.json` that repeat the id of another one."""
+    pads: Literal["left", ""] = ""
+    """Where the exported tokenizer must put pads; empty = where the tokenizer itself says (XLNet's classes read the last column)."""
     pad_counts: bool = False
     """RoBERTa: positions are numbered from the pad id + 1, so the table holds pad id + 1 rows more."""
 

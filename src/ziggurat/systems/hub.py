@@ -160,14 +160,15 @@ def to_hub(
     alone = page.alone.get(architecture, "")
     if isinstance(body, spec.EncoderDecoder):
         config["is_encoder_decoder"] = not alone
-    names = page.named(heads, body, alone)
+    names = page.named(heads, body, alone).bind(heads=getattr(body, "heads", 0))
     stored = names.to_hub(one_stack(kept, alone))
     if architecture == _base(page) or architecture in page.bare:  # such classes are saved without the family's prefix
         stored = {name.removeprefix(page.names.prefix): tensor for name, tensor in stored.items()}
     dtype = str(next(iter(stored.values())).dtype).removeprefix("torch.")
     config |= {"dtype": dtype, "torch_dtype": dtype}  # the second is what transformers 4 reads
     longest = network.model.embed.positions.length
-    publish(folder, config, stored, None if tokenizer is None else partial(tokenizer.save, model_max_length=longest))
+    how: dict[str, Any] = {"model_max_length": longest} | ({"padding_side": page.pads} if page.pads else {})
+    publish(folder, config, stored, None if tokenizer is None else partial(tokenizer.save, **how))
     return Exported(folder, architecture, tuple(notes))
 
 
@@ -372,7 +373,9 @@ def _ids(
         "export with the tokenizer the model was trained with",
     )
     segments = network.model.embed.segments
-    if system.loads and max(layout.segments) >= max(segments, 1):
+    summary = getattr(layout, "summary", None)
+    most = max(layout.segments) if summary is None else max(*layout.segments, summary)
+    if system.loads and most >= max(segments, 1) and not spec.compares_segments(network.model):
         # Without a table transformers' GPT-2 would add the token embeddings of the segment numbers: silently something else.
         check(segments, "the tokenizer numbers segments, the model has none", "export with the tokenizer it was trained with")
         notes.append(

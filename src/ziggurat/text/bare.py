@@ -17,9 +17,9 @@ WELL_KNOWN: Mapping[str, tuple[str, ...]] = {
     "unk_token": ("[UNK]", "<unk>", "<|endoftext|>"),
     "bos_token": ("<s>", "<|endoftext|>"),
     "eos_token": ("</s>", "<|endoftext|>"),
-    "sep_token": ("[SEP]", "</s>"),
+    "sep_token": ("[SEP]", "<sep>", "</s>"),
     "pad_token": ("[PAD]", "<pad>"),
-    "cls_token": ("[CLS]", "<s>"),
+    "cls_token": ("[CLS]", "<cls>", "<s>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
 """The names a role's token goes by, tried in this order."""
@@ -154,8 +154,10 @@ TEMPLATES: Mapping[str, tuple[str, str]] = {
     "roberta": ("{first}:0 $A:0 {last}:0", "{first}:0 $A:0 {last}:0 {last}:0 $B:0 {last}:0"),
     "gpt2": ("$A:0 {last}:0", "$A:0 {last}:0 $B:0 {last}:0"),
     "t5": ("$A:0 {last}:0", "$A:0 {last}:0 $B:0 {last}:0"),
+    "xlnet": ("$A:0 {last}:0 {first}:2", "$A:0 {last}:0 $B:1 {last}:1 {first}:2"),
 }
-"""Where special tokens stand around one text and around two, with segment numbers."""
+"""Where special tokens stand around one text and around two, with segment numbers. `first` is the class token, which in XLNet
+stands last."""
 
 
 def template(name: str, ids: Mapping[str, int], first: str, last: str) -> processors.TemplateProcessing:

@@ -95,11 +95,12 @@ class Tokenizer:
         chosen = segmenter or config.get("word_segmenter", "characters")
         return cls(tokenizer, roles, config={key: config[key] for key in KEPT if key in config}, segmenter=chosen)
 
-    def save(self, folder: str | Path, *, model_max_length: int | None = None) -> None:
+    def save(self, folder: str | Path, *, model_max_length: int | None = None, padding_side: str = "") -> None:
         """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into `folder`.
 
         `transformers.AutoTokenizer.from_pretrained(folder)` then gives the same ids, whatever the model type of a config.json beside
-        them. `model_max_length` is the longest input of the model in tokens, special ones included (default: as imported).
+        them. `model_max_length` is the longest input of the model in tokens, special ones included, `padding_side` (left, right) where it
+        puts pads (default of both: as imported).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +110,8 @@ class Tokenizer:
         config |= self._config | self.roles
         # GPT-2 adds a token embedding for every segment id it is given: they are named only where the layout has two.
         config.setdefault("model_input_names", ["input_ids", *["token_type_ids"] * self._two_segments(), "attention_mask"])
+        if padding_side:
+            config["padding_side"] = padding_side
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
         if self.segmenter != "characters":
@@ -155,15 +158,22 @@ class Tokenizer:
     def layout(self) -> Layout:
         """Where special tokens stand, read off encodings of a single text and of a pair.
 
-        `UserError` if the template is not `first A last` and `first A between B last` with one segment number for A and one for B.
+        `UserError` if the template is not `first A last` and `first A between B last` with one segment number for A and one for B,
+        and at most one more for the last token.
         """
         word = self._probe_word()
         single, pair = self._tokenizer.encode(word), self._tokenizer.encode(word, word)
         ids, owners = pair.ids, pair.sequence_ids
         (a, a_end), (b, b_end) = (_span(owners, 0), _span(owners, 1))
-        layout = Layout(tuple(ids[:a]), tuple(ids[a_end:b]), tuple(ids[b_end:]), segments=(pair.type_ids[0], pair.type_ids[-1]))
+        types = list(pair.type_ids)
+        one, two = types[0], types[b]
+        own = types[-1] if b_end < len(ids) and types[-1] != two and types[-1] == single.type_ids[-1] else None
+        layout = Layout(tuple(ids[:a]), tuple(ids[a_end:b]), tuple(ids[b_end:]), segments=(one, two), summary=own)
         regular = a < a_end <= b < b_end and single.ids == [*layout.first, *ids[a:a_end], *layout.last]
-        if not regular or pair.type_ids != [layout.segments[0]] * b + [layout.segments[1]] * (len(ids) - b):
+        expected = [one] * b + [two] * (len(ids) - b)
+        if own is not None:
+            expected[-1] = own
+        if not regular or types != expected:
             raise UserError(
                 f"tokenizer: cannot use its template, which makes {single.tokens} of one text and {pair.tokens} "
                 f"(segments {pair.type_ids}) of two",
@@ -239,7 +249,7 @@ class Tokenizer:
 
     def _two_segments(self) -> bool:
         try:
-            return self.layout.segments[0] != self.layout.segments[1]
+            return self.layout.segments[0] != self.layout.segments[1] or self.layout.summary is not None
         except UserError:
             return True
 

@@ -28,7 +28,7 @@ from ziggurat.text.tokenizer import Tokenizer, check_text
 
 log = logging.getLogger(__name__)
 
-Template = Literal["bert", "roberta", "gpt2", "t5"]
+Template = Literal["bert", "roberta", "gpt2", "t5", "xlnet"]
 PIECE = 4096
 """Characters of a document that are sampled together: a few long documents must not be the whole sample."""
 
@@ -37,6 +37,7 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
     "gpt2": ("<|endoftext|>", "<|pad|>"),
     "t5": ("<pad>", "</s>", "<unk>"),
+    "xlnet": ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"),
 }
 """Special tokens by template, in the order of the published vocabularies; they get the first ids."""
 LAST: dict[str, tuple[str, ...]] = {"t5": tuple(f"<extra_id_{n}>" for n in reversed(range(100)))}
@@ -61,7 +62,18 @@ ROLES: dict[str, dict[str, str]] = {
     # A pad of its own, unlike the published one: a classifier reads the last token that is no pad, and that is the end token.
     "gpt2": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"},
     "t5": {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"},
+    "xlnet": {
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "<sep>",
+        "pad_token": "<pad>",
+        "cls_token": "<cls>",
+        "mask_token": "<mask>",
+    },
 }
+SIDES: dict[str, str] = {"xlnet": "left"}
+"""Where pads go, if not on the right: XLNet's class token must be the last of the row."""
 
 
 class TokenizerSpec(Spec):
@@ -98,7 +110,8 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterator[str], *, template: Temp
     """Train the tokenizer of `spec` on a sample of `texts`, with the special tokens and layout of `template`.
 
     Templates: "bert" `[CLS] A [SEP] B [SEP]` with segments 0 and 1, "roberta" `<s> A </s></s> B </s>`, "gpt2"
-    `A<|endoftext|>B<|endoftext|>`, "t5" `A </s> B </s>`, with 100 sentinels `<extra_id_0>` ... among the entries. With `spec.path` that tokenizer is loaded, and texts and template are not looked at.
+    `A<|endoftext|>B<|endoftext|>`, "t5" `A </s> B </s>`, with 100 sentinels `<extra_id_0>` ... among the entries, "xlnet" `A<sep>B<sep><cls>`
+    with segments 0, 1 and 2. With `spec.path` that tokenizer is loaded, and texts and template are not looked at.
     Memory is bounded by `spec.sample`. Raises `UserError` when there is no text or the vocabulary has no room for its letters.
     """
     if spec.path is not None:
@@ -127,7 +140,8 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterator[str], *, template: Temp
     size = len(vocab)
     if size < wanted:
         log.warning("tokenizer: %d entries instead of %d: the sample of text holds no more", size, wanted)
-    return Tokenizer(tokenizer, roles, segmenter=spec.segmenter)
+    config = {"padding_side": SIDES[template]} if template in SIDES else None
+    return Tokenizer(tokenizer, roles, config=config, segmenter=spec.segmenter)
 
 
 def sample(texts: Iterable[str], characters: int, seed: int) -> list[str]:
@@ -273,9 +287,13 @@ def _unigram(spec: TokenizerSpec, texts: list[str], special: list[str], roles: d
 
 
 def _post_processor(template: Template, ids: dict[str, int]) -> processors.PostProcessor:
-    first, last = {"bert": ("[CLS]", "[SEP]"), "roberta": ("<s>", "</s>"), "gpt2": ("", "<|endoftext|>"), "t5": ("", "</s>")}[
-        template
-    ]
+    first, last = {
+        "bert": ("[CLS]", "[SEP]"),
+        "roberta": ("<s>", "</s>"),
+        "gpt2": ("", "<|endoftext|>"),
+        "t5": ("", "</s>"),
+        "xlnet": ("<cls>", "<sep>"),
+    }[template]
     return post_processor(template, ids, first, last)
 
 
