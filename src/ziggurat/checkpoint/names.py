@@ -45,6 +45,8 @@ class Line:
     multiple: int = 0
     """Rows of ours are padded to a multiple of this; 0 = not padded."""
     optional: bool = False
+    zeros: bool = False
+    """All of ours but the first are zeros of its shape, which the Hub does not store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,14 @@ def fused(hub: str, *ours: str, transposed: bool = False) -> Line:
 def transposed(hub: str, ours: str) -> Line:
     """A matrix that the Hub stores [in, out] (GPT-2's `Conv1D`) and we store [out, in]."""
     return Line(hub, (ours,), transposed=True)
+
+
+def beside(hub: str, ours: str, *zeros: str) -> Line:
+    """A tensor, and beside it tensors of ours of the same shape that the Hub's layout lacks: read as zeros, left out on export.
+
+    For biases that change nothing (of all keys: softmax does not see it).
+    """
+    return Line(hub, (ours, *zeros), zeros=True)
 
 
 def padded(hub: str, ours: str, multiple: int) -> Line:
@@ -214,6 +224,8 @@ class NameMap:
             )
             gap = tensor.new_zeros(-vocab % line.multiple, *tensor.shape[1:])
             return [_cat([tensor, gap])]
+        if line.zeros:
+            return [tensor, *(tensor.new_zeros(tensor.shape) for _ in line.ours[1:])]
         if len(line.ours) == 1:
             return [tensor]
         pieces = len(line.ours)
@@ -226,7 +238,7 @@ class NameMap:
 
     def _merge(self, line: Line, parts: list[Tensor]) -> Tensor:
         """The Hub tensor that holds these parts: `_split` backwards."""
-        tensor = parts[0] if len(parts) == 1 else _cat(parts)
+        tensor = parts[0] if len(parts) == 1 or line.zeros else _cat(parts)
         if line.multiple:
             tensor = tensor[: self._vocab(line)].clone()
         if line.transposed and tensor.dim() == 2:

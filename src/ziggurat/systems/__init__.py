@@ -8,10 +8,16 @@ from ziggurat.errors import check
 from ziggurat.nn.spec import Model
 from ziggurat.systems.base import System, closest
 from ziggurat.systems.bert import BERT
+from ziggurat.systems.ernie_gen import ERNIE_GEN
 from ziggurat.systems.gpt2 import GPT2
+from ziggurat.systems.prophetnet import PROPHETNET, PROPHETNET_LM
 from ziggurat.systems.roberta import ROBERTA
+from ziggurat.systems.unilm import UNILM
+from ziggurat.systems.unilm2 import UNILM2
 
-SYSTEMS: dict[str, System] = {system.name: system for system in (BERT, ROBERTA, GPT2)}
+SYSTEMS: dict[str, System] = {
+    system.name: system for system in (BERT, ROBERTA, GPT2, PROPHETNET, PROPHETNET_LM, UNILM, UNILM2, ERNIE_GEN)
+}
 
 
 def split_name(name: str) -> tuple[System, str]:

@@ -78,6 +78,8 @@ class System:
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     hub: str = ""
     """The Hub's `model_type`, where it is not the name (StructBERT is written as `bert`)."""
+    when: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of `config.json` by which a folder is of this system, and not of the first one with its `model_type` (T5 1.1)."""
     loads: bool = True
     """Whether today's `transformers` has classes for it; else an export is in the layout of its own release."""
     pad: int | None = None
@@ -195,9 +197,12 @@ class System:
         return config
 
 
-def by_model_type(systems: Mapping[str, System], kind: str) -> System | None:
-    """The first system that `config.json` calls `kind`: of several (BERT, StructBERT, MacBERT) the one they all descend from."""
-    return next((system for system in systems.values() if system.model_type == kind), None)
+def by_model_type(systems: Mapping[str, System], kind: str, config: Mapping[str, Any] | None = None) -> System | None:
+    """The first system that `config.json` calls `kind`: of several (BERT, StructBERT, MacBERT) the one they all descend from,
+    unless its entries say that it is another one (`System.when`)."""
+    named = [system for system in systems.values() if system.model_type == kind]
+    marked = [s for s in named if s.when and all((config or {}).get(key) == value for key, value in s.when.items())]
+    return next(iter(marked + named), None)
 
 
 def system_of(systems: Mapping[str, System], model: spec.Model) -> System:

@@ -32,7 +32,7 @@ TASKS = ("classify", "regress", "choice", "tag", "span")
 """Heads of tasks: when there is one, the export is of its class and the pre-training heads stay behind."""
 OUTPUTS = {"nsp": 2, "choice": 1, "span": 2}
 """Outputs that the Hub's classes take for granted."""
-POSITIONS = "model.embed.position.weight"
+POSITIONS = "embed.position.weight"
 IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -71,7 +71,7 @@ def from_hub(folder: Path | str) -> Imported:
     kind = str(config.get("model_type", ""))
     check(not config.get("auto_map"), f"{folder} brings its own model code", "only the Hub's own classes can be imported")
     check(kind, f"{folder / 'config.json'} has no model_type", f"known: {', '.join(SYSTEMS)}")
-    system, notes = by_model_type(SYSTEMS, kind), list[str]()
+    system, notes = by_model_type(SYSTEMS, kind, config), list[str]()
     if system is None:
         raise closest(kind, {s.model_type: s for s in SYSTEMS.values()}, "system for model_type")
     model = system.read(config)
@@ -133,8 +133,9 @@ def to_hub(
     wanted = ("model.", *(f"heads.{head}." for head in heads))
     kept = {name: tensor.detach().cpu() for name, tensor in tensors.items() if name.startswith(wanted)}
     if page.pad_counts:
-        kept[POSITIONS] = _renumbered(kept[POSITIONS], network.model.embed.positions, config["pad_token_id"])
-        config["max_position_embeddings"] = len(kept[POSITIONS])
+        for table in [name for name in kept if name.endswith(POSITIONS)]:
+            kept[table] = _renumbered(kept[table], network.model.embed.positions, config["pad_token_id"])
+            config["max_position_embeddings"] = len(kept[table])
     if "choice" in heads and "heads.choice.out.bias" not in kept:
         kept["heads.choice.out.bias"] = kept["heads.choice.out.weight"].new_zeros(1)  # the Hub's class has one; 0 is none
     names = page.names + [entry for head in heads for entry in page.heads[head]]
