@@ -147,7 +147,7 @@ PROPHETNET_LM = replace(
         knob("decoder_ffn_dim", 4096, "mlp"),
     ),
     names=NameMap([(WORDS, "model.embed.token.weight"), *stack("decoder", "i", "model")], prefix="prophetnet."),
-    classes={"ProphetNetForCausalLM": ("lm",)},
+    classes={"ProphetNetForCausalLM": ("lm",), "ProphetNetDecoderWrapper": ()},
     fixed={"is_decoder": True, "is_encoder_decoder": False, "add_cross_attention": False},
     when={"is_encoder_decoder": False},
 )
