@@ -49,6 +49,8 @@ class Line:
     optional: bool = False
     fold: tuple[int, int] | None = None
     """(dimension, size): this dimension of ours is two on the Hub, the first of them of that size (0: the number of heads)."""
+    zeros: bool = False
+    """All of ours but the first are zeros of its shape, which the Hub does not store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,14 @@ def folded(hub: str, ours: str, *, at: int, size: int = 0, transposed: bool = Fa
     transposed  after folding, the Hub's matrix is [in, out]
     """
     return Line(hub, (ours,), transposed=transposed, fold=(at, size))
+
+
+def beside(hub: str, ours: str, *zeros: str) -> Line:
+    """A tensor, and beside it tensors of ours of the same shape that the Hub's layout lacks: read as zeros, left out on export.
+
+    For biases that change nothing (of all keys: softmax does not see it).
+    """
+    return Line(hub, (ours, *zeros), zeros=True)
 
 
 def padded(hub: str, ours: str, multiple: int) -> Line:
@@ -249,6 +259,8 @@ class NameMap:
             )
             gap = tensor.new_zeros(-vocab % line.multiple, *tensor.shape[1:])
             return [_cat([tensor, gap])]
+        if line.zeros:
+            return [tensor, *(tensor.new_zeros(tensor.shape) for _ in line.ours[1:])]
         if len(line.ours) == 1:
             return [tensor]
         pieces = len(line.ours)
@@ -261,7 +273,7 @@ class NameMap:
 
     def _merge(self, line: Line, parts: list[Tensor]) -> Tensor:
         """The Hub tensor that holds these parts: `_split` backwards."""
-        tensor = parts[0] if len(parts) == 1 else _cat(parts)
+        tensor = parts[0] if len(parts) == 1 or line.zeros else _cat(parts)
         if line.multiple:
             tensor = tensor[: self._vocab(line)].clone()
         if line.transposed and tensor.dim() == 2:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ziggurat.nn import spec
 from ziggurat.nn.cache import Past
-from ziggurat.nn.positions import FunctionalLayer, RelativeLayer, RotaryLayer, build_distances
+from ziggurat.nn.positions import FunctionalLayer, HubBucketLayer, RelativeLayer, RotaryLayer, build_distances
 from ziggurat.nn.visibility import Plan, allow
 
 Kernel = Literal["plain", "sdpa", "varlen", "flex"]
@@ -211,7 +211,9 @@ class AttentionLayer(nn.Module):
         seen = x if source is None else source
         k, v = self.project(seen) if past is None else past.keys(self, seen)
         biased = plan.bias is not None or not isinstance(self.distances, RotaryLayer | None)
-        if read is not None and kernel_of(plan, k.device, k.dtype, dropout, biased=biased) in ("plain", "sdpa"):
+        few = read is not None and not isinstance(self.distances, HubBucketLayer)
+        if few and kernel_of(plan, k.device, k.dtype, dropout, biased=biased) in ("plain", "sdpa"):
+            assert read is not None
             x, plan, read = x[read], plan.only(read), None
         q = self.q(x).unflatten(-1, (self.heads, -1))
         bias, mix, far = plan.bias, None, self.distances

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ziggurat.nn import spec
 from ziggurat.nn.visibility import Plan
+from ziggurat.types import NEVER
 
 
 def sinusoid(position: Tensor, width: int, *, interleaved: bool = False) -> Tensor:
@@ -165,8 +166,46 @@ class ContentBucketLayer(nn.Module):
             lambda: buckets(plan.distance(), self.part.count, self.part.longest, past=True)[:, None],
         )
         side = plan.query
-        worth = side.spread(self.read(x).unflatten(-1, (self.part.count, self.heads))).permute(0, 3, 1, 2)
+        worth = side.spread(self.worth(x, plan)).permute(0, 2, 1, 3)
         return worth.gather(3, bucket.expand(side.rows, self.heads, -1, -1))
+
+    def worth(self, x: Tensor, plan: Plan) -> Tensor:
+        """[Q, heads, buckets], of the queries' input vectors x [Q, width]."""
+        return self.read(x).unflatten(-1, (self.part.count, self.heads)).transpose(1, 2)
+
+
+class HubBucketLayer(ContentBucketLayer):
+    """The same as the Hub's class computes it for whole texts: the numbers of predicting rows are made in the order (step, stream,
+    head) and read in the order (stream, head, step), so that a row has the numbers of others, also of later ones.
+
+    With a single step (one token at a time, as in generation) the two orders are the same. A document is its main stream and as
+    many predicting streams as fit behind it; padding on the Hub's side counts as steps there and is not imitated. `score` must be
+    given all rows, not a few.
+    """
+
+    def worth(self, x: Tensor, plan: Plan) -> Tensor:
+        own = super().worth(x, plan)
+        row, head = plan.once("hub order", lambda: self._order(plan))
+        return own[row, head]
+
+    def _order(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        """int64[Q, heads] each: the row and the head from which each row's numbers come."""
+        bounds, rule, heads = plan.bounds.long(), plan.rule, torch.arange(self.heads, device=plan.bounds.device)
+        total = int(bounds[-1])
+        at = torch.arange(total, device=bounds.device)
+        document = torch.searchsorted(bounds, at, right=True) - 1
+        # predicting rows are keys for nobody; without a rule there are none
+        main = torch.ones_like(at, dtype=torch.bool) if rule is None else plan.key.gather(rule[2]) < NEVER
+        steps = torch.zeros(len(bounds) - 1, dtype=torch.long, device=bounds.device).index_add(0, document, main.long())
+        lengths = bounds[1:] - bounds[:-1]
+        streams = (torch.div(lengths, steps.clamp(min=1), rounding_mode="floor") - 1).clamp(min=1)[document][:, None]
+        time = steps[document].clamp(min=1)[:, None]
+        first = bounds[document][:, None] + time  # the first predicting row
+        behind = (at[:, None] - first).clamp(min=0)
+        number = (behind // time * self.heads + heads) * time + behind % time
+        row = first + number // self.heads % streams * time + number // (self.heads * streams)
+        row, plain = row.clamp(max=total - 1), main[:, None]  # a dead document's rows may lead anywhere
+        return torch.where(plain, at[:, None], row), torch.where(plain, heads, number % self.heads)
 
 
 DistanceLayer = RotaryLayer | RelativeLayer | FunctionalLayer | ContentBucketLayer
@@ -183,4 +222,4 @@ def build_distances(part: spec.Distances | None, heads: int, dim: int, width: in
         case spec.Functional():
             return FunctionalLayer(part, heads, dim, width)
         case spec.ContentBuckets():
-            return ContentBucketLayer(part, heads, dim, width)
+            return (HubBucketLayer if part.order == "hub" else ContentBucketLayer)(part, heads, dim, width)

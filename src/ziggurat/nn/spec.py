@@ -89,6 +89,9 @@ class ContentBuckets(Spec):
     count: int = Field(32, gt=1)
     longest: int = Field(128, gt=1)
     """Distances from here on share the last bucket."""
+    order: Literal["release", "hub"] = "release"
+    """Whose numbers a predicting row takes: its own, or those of other rows and heads, as the Hub's class does when it reads a
+    whole text (`nn/positions.HubBucketLayer`)."""
 
 
 Distances = Annotated[Rotary | Relative | Functional | ContentBuckets, Field(discriminator="kind")]

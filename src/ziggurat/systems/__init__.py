@@ -13,6 +13,7 @@ from ziggurat.systems.base import System, closest
 from ziggurat.systems.bert import BERT
 from ziggurat.systems.electra import ELECTRA
 from ziggurat.systems.ernie import ERNIE, ERNIE2
+from ziggurat.systems.ernie_gen import ERNIE_GEN
 from ziggurat.systems.gpt1 import GPT
 from ziggurat.systems.gpt2 import GPT2
 from ziggurat.systems.gpt3 import GPT3
@@ -21,9 +22,12 @@ from ziggurat.systems.mass import MASS
 from ziggurat.systems.modelx import MODELX
 from ziggurat.systems.modernbert import MODERNBERT
 from ziggurat.systems.nezha import NEZHA
+from ziggurat.systems.prophetnet import PROPHETNET, PROPHETNET_LM
 from ziggurat.systems.roberta import ROBERTA
 from ziggurat.systems.structbert import STRUCTBERT
 from ziggurat.systems.t5 import T5, T5_1_1
+from ziggurat.systems.unilm import UNILM
+from ziggurat.systems.unilm2 import UNILM2
 from ziggurat.systems.xlnet import XLNET
 
 SYSTEMS: dict[str, System] = {
@@ -31,8 +35,8 @@ SYSTEMS: dict[str, System] = {
     for system in (
         BERT, ROBERTA, ALBERT, ELECTRA, STRUCTBERT, MACBERT, NEZHA, ERNIE, ERNIE2, MODERNBERT, MODELX,
         GPT, GPT2, GPT3,
-        XLNET,
-        T5, T5_1_1, BART, MASS,
+        UNILM, UNILM2, ERNIE_GEN, XLNET,
+        T5, T5_1_1, BART, MASS, PROPHETNET, PROPHETNET_LM,
     )
 }  # fmt: skip
 

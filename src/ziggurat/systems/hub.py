@@ -35,7 +35,7 @@ PRETRAINING = ("pooler", "lm", "nsp", "sop", "rtd")
 """Heads whose names in a file say whose they are; a classifier's do not."""
 OUTPUTS = {"nsp": 2, "sop": 2, "choice": 1, "span": 2}
 """Outputs that the Hub's classes take for granted."""
-POSITIONS = "model.embed.position.weight"
+POSITIONS = "embed.position.weight"
 IDS = ("pad_token_id", "bos_token_id", "eos_token_id", START)
 
 
@@ -153,8 +153,9 @@ def to_hub(
     wanted = ("model.", *(f"heads.{head}." for head in heads))
     kept = {name: tensor.detach().cpu() for name, tensor in tensors.items() if name.startswith(wanted)}
     if page.pad_counts:
-        kept[POSITIONS] = _renumbered(kept[POSITIONS], network.model.embed.positions, config["pad_token_id"])
-        config["max_position_embeddings"] = len(kept[POSITIONS])
+        for table in [name for name in kept if name.endswith(POSITIONS)]:
+            kept[table] = _renumbered(kept[table], network.model.embed.positions, config["pad_token_id"])
+            config["max_position_embeddings"] = len(kept[table])
     if "choice" in heads and "heads.choice.out.bias" not in kept:
         kept["heads.choice.out.bias"] = kept["heads.choice.out.weight"].new_zeros(1)  # the Hub's class has one; 0 is none
     alone = page.alone.get(architecture, "")

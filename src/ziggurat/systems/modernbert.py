@@ -41,16 +41,16 @@ def layer_types(layers: int) -> list[str]:
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """`config.json` of any age with one entry for each base of the rotation and for the window."""
     found = dict(config)
-    layers, kinds = config.get("num_hidden_layers", 22), config.get("layer_types")
-    every = config.get("global_attn_every_n_layers", PERIOD)
+    layers, kinds = config.get("num_hidden_layers") or 22, config.get("layer_types")
+    every = config.get("global_attn_every_n_layers") or PERIOD
     regular = (every == PERIOD or kinds is not None) and kinds in (None, layer_types(layers))
     check(regular, "config.json: its layers do not alternate as one global and two local ones", "such a model cannot be imported")
     for kind, entry in KINDS.items():
         rotation = (config.get("rope_parameters") or {}).get(kind) or {}
         plain = rotation.get("rope_type", "default") == "default" and not config.get("rope_scaling")
         check(plain, f"config.json: the rotation of {kind} is scaled, which is not supported", "it cannot be imported")
-        found[entry] = float(rotation.get("rope_theta", config.get(entry, THETA[entry])))
-    found["sliding_window"] = config.get("local_attention", 128) // 2
+        found[entry] = float(rotation.get("rope_theta") or config.get(entry) or THETA[entry])
+    found["sliding_window"] = (config.get("local_attention") or 128) // 2
     return found
 
 
@@ -168,8 +168,10 @@ MODERNBERT = System(
         "ModernBertForQuestionAnswering": ("span",),
         "ModernBertModel": (),
     },
-    fixed={"classifier_pooling": "cls"},
-    head_fixed={"lm": {"tie_word_embeddings": True}},
+    head_fixed={
+        "lm": {"tie_word_embeddings": True},
+        **dict.fromkeys(("classify", "regress", "choice"), {"classifier_pooling": "cls"}),  # a mean over the text is not ours
+    },
     dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout"),
     pad=50283,
 )
