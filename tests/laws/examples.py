@@ -29,6 +29,7 @@ LAYOUTS = {
     "bart": Layout((2,), (3, 3), (3,), (0, 0)),
     "mass": Layout((2,), (3,), (3,), (0, 1)),
     "xlnet": Layout((), (3,), (3, 2), (0, 1), 2),
+    "prophetnet": Layout((), (3,), (3,), (0, 0)),
 }
 LENGTH, ROW = 18, 24
 EXAMPLES: dict[str, dict[str, Any]] = {

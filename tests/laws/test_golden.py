@@ -24,6 +24,9 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 STEPS = 20
 CASES = [("bert", "joint-bert"), ("roberta", "mlm"), ("roberta", "mlm-span"), ("gpt2", "clm"), ("bert", "tag")]
 CASES += [("albert", "mlm-ngram"), ("electra", "rtd"), ("structbert", "joint-struct"), ("macbert", "joint-mac")]
+CASES += [("modelx", "joint-order"), ("ernie", "mlm-word"), ("ernie2", "mlm-word"), ("nezha", "mlm-word"), ("gpt", "clm")]
+CASES += [("gpt3", "clm"), ("modernbert", "mlm"), ("xlnet", "plm"), ("unilm", "unilm"), ("unilm2", "pmlm")]
+CASES += [("ernie_gen", "ernie_gen"), ("prophetnet", "future"), ("prophetnet_lm", "future-lm")]
 CASES += [("t5", "t5"), ("t5_1_1", "t5"), ("bart", "bart"), ("mass", "mass"), ("bart", "classify"), ("t5", "tag")]
 
 

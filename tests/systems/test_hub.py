@@ -77,6 +77,9 @@ def same(found: dict[str, Tensor], ours: NetworkModel) -> bool:
 def test_there_and_back_is_the_same_model(system: str, tmp_path: Path) -> None:
     ours = export(tmp_path, system)
     found = from_hub(tmp_path)
+    if system == "unilm2":  # its layout has no bias of keys, which softmax does not see; tests/systems/test_unilm.py
+        for i in range(DIALS["layers"]):
+            ours.get_parameter(f"model.blocks.{i}.attention.k.bias").data.zero_()
     assert same(found.tensors, ours) and SYSTEMS[found.system].model_type == SYSTEMS[system].model_type
     assert found.network.heads == ours.spec.heads
     assert found.network.model == ours.spec.model
@@ -339,7 +342,7 @@ def packed(tokenizer: Tokenizer, texts: list[str], visibility: Any) -> Stream:
     return Stream(content, bounds, position, segment, Visibility(visibility))
 
 
-@pytest.mark.parametrize("system", [name for name in HELD if SYSTEMS[name].loads])
+@pytest.mark.parametrize("system", [name for name in HELD if SYSTEMS[name].loads and "classify" in SYSTEMS[name].heads])
 def test_from_text_to_scores_transformers_says_the_same(system: str, tmp_path: Path) -> None:
     """Our checkpoint, exported with its tokenizer, through nothing but Auto classes and raw text."""
     transformers = pytest.importorskip("transformers")

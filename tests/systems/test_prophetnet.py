@@ -60,6 +60,7 @@ def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def theirs(name: str, ngram: int = 2, seed: int = 0, **more: Any) -> Any:
     """A small random model of the Hub with every parameter moved."""
     config = transformers.ProphetNetConfig(**{
+        "decoder_start_token_id": 2,  # the end token, as in the published files; the class's default is its pad
         "vocab_size": VOCAB, "hidden_size": 48, "encoder_ffn_dim": 80, "decoder_ffn_dim": 80, "num_encoder_layers": 2,
         "num_decoder_layers": 3, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "ngram": ngram,
         "max_position_embeddings": LONGEST + 3, "add_cross_attention": name != "ProphetNetForCausalLM", **more,
@@ -364,7 +365,7 @@ def test_the_published_model_has_these_counts_and_entries() -> None:
             {"is_decoder": True, "is_encoder_decoder": False, "add_cross_attention": False},
         ),
     ):
-        config = transformers.ProphetNetConfig(**more)
+        config = transformers.ProphetNetConfig(**more, decoder_start_token_id=2)
         model = model_of(name)
         with torch.device("meta"):
             count = sum(p.numel() for p in getattr(transformers, cls)(config).parameters())

@@ -106,6 +106,24 @@ COUNTS = {
     "gpt3/6.7b": (6_658_404_352, 6_658_404_352),
     "gpt3/13b": (12_853_386_240, 12_853_386_240),
     "gpt3/175b": (174_604_259_328, 174_604_259_328),
+    "unilm/tiny": (4_191_104, 4_237_126),
+    "unilm/mini": (10_780_928, 10_876_742),
+    "unilm/small": (27_984_384, 28_278_086),
+    "unilm/medium": (40_593_920, 40_887_622),
+    "unilm/base": (108_313_344, 108_936_006),
+    "unilm/large": (333_583_360, 334_666_054),
+    "unilm2/tiny": (4_385_984, 4_433_532),
+    "unilm2/mini": (11_170_688, 11_268_028),
+    "unilm2/small": (28_763_904, 29_059_132),
+    "unilm2/medium": (41_373_440, 41_668_668),
+    "unilm2/base": (109_482_624, 110_106_812),
+    "unilm2/large": (335_142_400, 336_226_620),
+    "ernie_gen/tiny": (4_386_176, 4_433_724),
+    "ernie_gen/mini": (11_171_072, 11_268_412),
+    "ernie_gen/small": (28_764_672, 29_059_900),
+    "ernie_gen/medium": (41_374_208, 41_669_436),
+    "ernie_gen/base": (109_483_776, 110_107_964),
+    "ernie_gen/large": (335_143_936, 336_228_156),
     "xlnet/tiny": (4_525_696, 4_557_696),
     "xlnet/mini": (11_614_464, 11_646_464),
     "xlnet/small": (30_044_672, 30_076_672),
@@ -134,6 +152,14 @@ COUNTS = {
     "mass/mini": (15_450_112, 15_450_112),
     "mass/base": (123_469_824, 123_469_824),
     "mass/middle": (208_666_624, 208_666_624),
+    "prophetnet/tiny": (4_980_864, 4_980_864),
+    "prophetnet/mini": (15_581_696, 15_581_696),
+    "prophetnet/base": (125_241_600, 125_241_600),
+    "prophetnet/large": (391_321_600, 391_321_600),
+    "prophetnet_lm/tiny": (4_385_920, 4_385_920),
+    "prophetnet_lm/mini": (11_236_352, 11_236_352),
+    "prophetnet_lm/base": (68_136_192, 68_136_192),
+    "prophetnet_lm/large": (189_235_200, 189_235_200),
 }
 HUB = {
     "bert": ("BertModel", "BertForPreTraining"),
@@ -148,6 +174,8 @@ HUB = {
     "bart": ("BartModel", "BartForConditionalGeneration"),
     "modelx": ("BertModel", "BertForPreTraining"),
     "ernie": ("ErnieModel", "ErnieForPreTraining"),
+    "unilm": ("BertModel", "BertForPreTraining"),
+    "ernie_gen": ("BertModel", "BertForPreTraining"),
     "ernie2": ("ErnieModel", "ErnieForPreTraining"),
     "gpt": ("OpenAIGPTModel", "OpenAIGPTLMHeadModel"),
     "modernbert": ("ModernBertModel", "ModernBertForMaskedLM"),
@@ -204,6 +232,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "bart/large": {},
     "ernie/base": {"vocab_size": 18000},
+    "unilm/base": {"vocab_size": 28996, "type_vocab_size": 6},
+    "ernie_gen/base": {"type_vocab_size": 4},
     "ernie2/base": {"use_task_id": True},
     "gpt/base": {},
     "modernbert/base": {},
@@ -216,13 +246,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-NEXT = ("bert", "albert", "structbert", "macbert", "modelx", "nezha", "ernie", "ernie2")
+NEXT = ("bert", "albert", "structbert", "macbert", "modelx", "nezha", "ernie", "ernie2", "unilm", "unilm2", "ernie_gen")
 """Systems whose pre-training class has a head for pairs of sentences."""
 
 
 def heads(system: str, model: spec.Model, *, bare: bool) -> dict[str, spec.Head]:
     if bare:
-        plain = system in ("gpt2", "gpt", "gpt3", "electra", "modernbert", "xlnet") or isinstance(model, spec.EncoderDecoder)
+        plain = system in ("gpt2", "gpt", "gpt3", "electra", "modernbert", "xlnet", "prophetnet_lm") or isinstance(
+            model, spec.EncoderDecoder
+        )
         return {} if plain else {"pooler": spec.PoolerHead()}
     if system == "electra":
         return {"rtd": spec.ReplacedHead()}

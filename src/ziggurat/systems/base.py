@@ -65,7 +65,7 @@ class System:
     objective: Mapping[str, Any]
     """The pre-training objective, as a recipe would write it."""
     template: str
-    """Special-token template of a tokenizer trained for it: bert, roberta, gpt2, t5 or xlnet."""
+    """Special-token template of a tokenizer trained for it: bert, roberta, gpt2, t5, prophetnet or xlnet."""
     knobs: tuple[Knob, ...] = ()
     names: NameMap = field(default_factory=lambda: NameMap(()))
     """Parameter names of the body."""

@@ -97,7 +97,7 @@ PROPHETNET = System(
     ),
     sizes={name: {**dials, "decoder_layers": dials["layers"]} for name, dials in SHAPES.items()},
     objective={"kind": "future"},
-    template="bert",
+    template="prophetnet",
     knobs=(
         *knobs("decoder_attention.distances"),
         knob("num_encoder_layers", 12, "layers"),

@@ -154,6 +154,7 @@ TEMPLATES: Mapping[str, tuple[str, str]] = {
     "roberta": ("{first}:0 $A:0 {last}:0", "{first}:0 $A:0 {last}:0 {last}:0 $B:0 {last}:0"),
     "gpt2": ("$A:0 {last}:0", "$A:0 {last}:0 $B:0 {last}:0"),
     "t5": ("$A:0 {last}:0", "$A:0 {last}:0 $B:0 {last}:0"),
+    "prophetnet": ("$A:0 {last}:0", "$A:0 {last}:0 $B:0 {last}:0"),
     "xlnet": ("$A:0 {last}:0 {first}:2", "$A:0 {last}:0 $B:1 {last}:1 {first}:2"),
 }
 """Where special tokens stand around one text and around two, with segment numbers. `first` is the class token, which in XLNet

@@ -28,7 +28,7 @@ from ziggurat.text.tokenizer import Tokenizer, check_text
 
 log = logging.getLogger(__name__)
 
-Template = Literal["bert", "roberta", "gpt2", "t5", "xlnet"]
+Template = Literal["bert", "roberta", "gpt2", "t5", "prophetnet", "xlnet"]
 PIECE = 4096
 """Characters of a document that are sampled together: a few long documents must not be the whole sample."""
 
@@ -72,6 +72,7 @@ ROLES: dict[str, dict[str, str]] = {
         "mask_token": "<mask>",
     },
 }
+SPECIAL["prophetnet"], ROLES["prophetnet"] = SPECIAL["bert"], ROLES["bert"]
 SIDES: dict[str, str] = {"xlnet": "left"}
 """Where pads go, if not on the right: XLNet's class token must be the last of the row."""
 
@@ -111,7 +112,7 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterator[str], *, template: Temp
 
     Templates: "bert" `[CLS] A [SEP] B [SEP]` with segments 0 and 1, "roberta" `<s> A </s></s> B </s>`, "gpt2"
     `A<|endoftext|>B<|endoftext|>`, "t5" `A </s> B </s>`, with 100 sentinels `<extra_id_0>` ... among the entries, "xlnet" `A<sep>B<sep><cls>`
-    with segments 0, 1 and 2. With `spec.path` that tokenizer is loaded, and texts and template are not looked at.
+    with segments 0, 1 and 2, "prophetnet" BERT's tokens as `A [SEP] B [SEP]`. With `spec.path` that tokenizer is loaded, and texts and template are not looked at.
     Memory is bounded by `spec.sample`. Raises `UserError` when there is no text or the vocabulary has no room for its letters.
     """
     if spec.path is not None:
@@ -292,6 +293,7 @@ def _post_processor(template: Template, ids: dict[str, int]) -> processors.PostP
         "roberta": ("<s>", "</s>"),
         "gpt2": ("", "<|endoftext|>"),
         "t5": ("", "</s>"),
+        "prophetnet": ("", "[SEP]"),
         "xlnet": ("<cls>", "<sep>"),
     }[template]
     return post_processor(template, ids, first, last)
