@@ -170,7 +170,7 @@ MODERNBERT = System(
     },
     head_fixed={
         "lm": {"tie_word_embeddings": True},
-        **dict.fromkeys(("classify", "regress", "choice"), {"classifier_pooling": "cls"}),  # a mean over the text is not ours
+        **{head: {"classifier_pooling": "cls"} for head in ("classify", "regress", "choice")},  # a mean over the text is not ours
     },
     dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout"),
     pad=50283,
