@@ -22,14 +22,21 @@ if TYPE_CHECKING:
     from ziggurat.text.tokenizer import Tokenizer
 
 
-WHY = {
-    "single": "it writes its answer in a decoder that reads another stack, and one stack has none (prefix_lm, ernie_gen and pmlm are "
-    "its relatives for one stack)",
-    "encoder_decoder": "one stack both reads and answers in it, so an encoder-decoder would train one of its two (mlm_mass, "
-    "span_corruption and denoise hide text for two stacks)",
-    "adversaries": "it trains one stack, and these two learn from each other, by rtd; later stages take the discriminator alone",
-}
-"""Why an objective for other structures makes no sense on one of these."""
+def _reason(wanted: tuple[str, ...], kind: str) -> str:
+    """Why an objective for models of the structures `wanted` makes no sense on one of structure `kind`."""
+    if wanted == ("adversaries",):
+        return "a small generator fills masks in it, and a discriminator finds the fillings, so it needs the two of them (system electra)"
+    if kind == "adversaries":
+        return "it trains one stack, and these two learn from each other by rtd; later stages take the discriminator alone"
+    if kind == "single":
+        return (
+            "it writes its answer in a decoder that reads another stack, and one stack has none (prefix_lm, ernie_gen and pmlm are its "
+            "relatives for one stack)"
+        )
+    return (
+        "one stack both reads and answers in it, so an encoder-decoder would train one of its two (mlm_mass, span_corruption and "
+        "denoise hide text for both)"
+    )
 
 
 def context_of(
@@ -137,7 +144,7 @@ class Objective(Spec):
         found = []
         if model.kind not in self.structures:
             found.append(
-                f"{self.kind} is for models of structure {' or '.join(self.structures)}, this one is {model.kind}: {WHY[model.kind]}"
+                f"{self.kind} is for models of structure {' or '.join(self.structures)}, this one is {model.kind}: {_reason(self.structures, model.kind)}"
             )
         elif model.embed.extra < self.extra:
             found.append(f"{self.kind} needs {self.extra} learned query vectors, the model has {model.embed.extra}")

@@ -23,8 +23,9 @@ STRUCTURES = {
 FILLED: Mapping[str, dict[str, Any]] = {
     "joint": {"parts": [{"kind": "mlm"}, {"kind": "sop"}]},
     "mixture": {"parts": [{"kind": "mlm"}, {"kind": "clm"}]},
+    "unilm": {"codes": [0, 1, 0, 1, 0, 1]},
     "classify": {"labels": ["a", "b", "c"]},
-    "tag": {"labels": ["O", "B"]},
+    "tag": {"labels": ["O", "B", "I"]},
 }
 """What an objective needs besides its kind to be one."""
 
@@ -48,7 +49,7 @@ def refusal(structure: str, kind: str) -> str:
         objective = objective_of(kind, structure)
     except ValidationError as e:
         return str(e.errors()[0]["msg"])
-    return "; ".join(objective.misfits(objective.equipped(prototype(structure))))
+    return next(iter(objective.misfits(objective.equipped(prototype(structure)))), "")
 
 
 def matrix() -> tuple[list[str], list[list[str]], list[str]]:
@@ -66,5 +67,5 @@ def matrix() -> tuple[list[str], list[list[str]], list[str]]:
 
 
 def _general(why: str, kind: str) -> str:
-    """A reason without the name of the objective that it was given for."""
-    return why.removeprefix(f"{kind} ")
+    """A reason without the name of the objective (or the part of one) that it was given for."""
+    return why.split(" ", 1)[1] if " is for models of " in why else why

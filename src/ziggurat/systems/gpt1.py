@@ -44,7 +44,9 @@ GPT = System(
         knob("n_head", 12, "heads"),
         knob("n_inner", lambda config: 4 * config.get("n_embd", 768), "mlp"),
         knob("n_positions", 512, "embed.positions.length"),
-        knob("afn", "gelu", "block.mlp.activation", values={"gelu": "gelu_tanh", "relu": "relu", "silu": "silu"}),
+        knob(
+            "afn", "gelu", "block.mlp.activation", values={"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
+        ),
         knob("layer_norm_epsilon", 1e-5, "block.norm.eps"),
         knob("initializer_range", 0.02, "init.std"),
     ),
