@@ -182,7 +182,7 @@ def test_document_heads_read_the_summary_token(system: str) -> None:
     x = torch.stack([hidden["text"][rows[d] - last] for d in chosen])
     state = made.state_dict()
     if system != "gpt2":
-        dense = "heads.classify.dense" if system in ("roberta", "electra") else "heads.pooler.dense"
+        dense = "heads.classify.dense" if system in ("roberta", "electra", "xlnet") else "heads.pooler.dense"
         activation = nn.functional.gelu if system == "electra" else torch.tanh
         x = activation(x @ state[f"{dense}.weight"].T + state[f"{dense}.bias"])
     x = x @ state["heads.classify.out.weight"].T

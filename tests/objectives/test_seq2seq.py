@@ -41,10 +41,10 @@ def objective(way: str, **more: Any) -> Seq2Seq:
 
 
 def context(way: str, length: int = 24, **more: Any) -> Context:
-    structure = "encoder_decoder" if way in ("decoder", "future") else "single"
+    streams = ("encoder", "decoder") if way in ("decoder", "future") else ("text",)
     layout = {"causal": GPT, "decoder": Layout((CLS,), (SEP,), (SEP,))}.get(way, BERT)
     visibility = "causal" if way == "causal" else "full"
-    told = {"structure": structure, "visibility": visibility, "start": SEP if way == "decoder" else CLS, "seed": 1, **more}
+    told = {"streams": streams, "visibility": visibility, "start": SEP if way == "decoder" else CLS, "seed": 1, **more}
     return Context(TOLD, layout, length, **told)
 
 

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
-from itertools import product
-from typing import TYPE_CHECKING, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING
 
+from ziggurat.checkpoint import templates
 from ziggurat.errors import UserError, check
 
 if TYPE_CHECKING:  # system pages are tables of names and must not load torch
@@ -27,11 +27,6 @@ IGNORED = ("*.position_ids", "*.attn.bias", "*.attn.masked_bias")
 LEGACY = ((".gamma", ".weight"), (".beta", ".bias"))
 """Endings of the layer norms' names in the oldest BERT files, and what they are called now."""
 SHOWN = 5
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
-KINDS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}
-
-Binding = dict[str, str]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +130,7 @@ class NameMap:
         self.vocab = vocab
         self.heads = heads
         for line in self.lines:
-            lost = [name for ours in line.ours for name in _places(line.hub) - _places(ours)]
+            lost = [name for ours in line.ours for name in templates.places(line.hub) - templates.places(ours)]
             if lost or not line.ours:
                 raise ValueError(f"{line.hub}: placeholder {lost} has no place on our side")
 
@@ -163,41 +158,43 @@ class NameMap:
         """Hub tensors by our names; raises `UserError` listing every name that is unknown, missing or of a wrong shape."""
         state = self._untie(self._modern(state))
         owners = {line: line.hub for line in self.lines}
-        found: list[tuple[Line, Binding]] = []
+        found: list[tuple[Line, templates.Binding]] = []
         unknown: list[str] = []
         ours: dict[str, Tensor] = {}
         for name, tensor in state.items():
-            hit = _first(owners.items(), name)
+            hit = templates.first(owners.items(), name)
             if hit is None:
                 unknown.append(name)
                 continue
             line, binding = hit
             found.append(hit)
-            ours.update(zip(_filled(line.ours, binding), self._split(line, name, tensor), strict=True))
-        absent = _absent({line: hub for line, hub in owners.items() if not line.optional}, found)
+            ours.update(zip(templates.filled(line.ours, binding), self._split(line, name, tensor), strict=True))
+        absent = templates.absent({line: hub for line, hub in owners.items() if not line.optional}, found)
         _complain("a Hugging Face file", unknown, absent, state, [e.hub for e in self.entries])
         return ours
 
     def to_hub(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our tensors by Hub names, contiguous; raises `UserError` listing every name that is unknown or missing."""
         owners = {(line, n): ours for line in self.lines for n, ours in enumerate(line.ours)}
-        found: list[tuple[tuple[Line, int], Binding]] = []
+        found: list[tuple[tuple[Line, int], templates.Binding]] = []
         unknown: list[str] = []
-        groups: dict[str, tuple[Line, Binding, dict[int, Tensor]]] = {}
+        groups: dict[str, tuple[Line, templates.Binding, dict[int, Tensor]]] = {}
         for name, tensor in state.items():
-            hit = _first(owners.items(), name)
+            hit = templates.first(owners.items(), name)
             if hit is None:
                 unknown.append(name)
                 continue
             (line, n), binding = hit
             found.append(hit)
-            hub = _fill(line.hub, binding)
+            hub = templates.fill(line.hub, binding)
             parts = groups.setdefault(hub, (line, binding, {}))[2]
             check(n not in parts, f"{name} and another of our tensors both become {hub}", "export one head at a time")
             parts[n] = tensor
-        absent = _absent({owner: ours for owner, ours in owners.items() if not owner[0].optional}, found)
+        absent = templates.absent({owner: ours for owner, ours in owners.items() if not owner[0].optional}, found)
         for line, binding, parts in groups.values():  # an optional line may be left out, but not by halves
-            absent += [name for n, name in enumerate(_filled(line.ours, binding)) if n not in parts and name not in absent]
+            absent += [
+                name for n, name in enumerate(templates.filled(line.ours, binding)) if n not in parts and name not in absent
+            ]
         _complain("our model", unknown, absent, state, list(owners.values()))
         return {hub: self._merge(line, [parts[n] for n in sorted(parts)]) for hub, (line, _, parts) in groups.items()}
 
@@ -210,7 +207,7 @@ class NameMap:
                 if name.endswith(old):
                     renamed = name.removesuffix(old) + new
             candidates = (name, renamed, self.prefix + name, self.prefix + renamed)
-            known = next((c for c in candidates if any(_match(e.hub, c) is not None for e in self.entries)), None)
+            known = next((c for c in candidates if any(templates.match(e.hub, c) is not None for e in self.entries)), None)
             if known is None and any(fnmatchcase(name, pattern) for pattern in self.ignored):
                 continue
             key = known or name
@@ -223,10 +220,10 @@ class NameMap:
 
         for tie in self.ties:
             for name in list(state):
-                binding = _match(tie.hub, name)
+                binding = templates.match(tie.hub, name)
                 if binding is None:
                     continue
-                original, repeated = _fill(tie.of, binding), state.pop(name)
+                original, repeated = templates.fill(tie.of, binding), state.pop(name)
                 check(
                     torch.equal(state.setdefault(original, repeated), repeated),
                     f"{name} differs from {original}, but this system shares the two",
@@ -308,84 +305,17 @@ def _line(entry: Line | tuple[str, str]) -> Line:
 
 def _bind(entry: Line | Tied, values: Mapping[str, str]) -> Line | Tied:
     def fill(template: str) -> str:
-        return PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), template)
+        return templates.PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), template)
 
     if isinstance(entry, Tied):
         return Tied(fill(entry.hub), fill(entry.of))
     return replace(entry, hub=fill(entry.hub), ours=tuple(fill(ours) for ours in entry.ours))
 
 
-@lru_cache(maxsize=4096)
-def _places(template: str) -> frozenset[str]:
-    return frozenset(PLACEHOLDER.findall(template))
-
-
-@lru_cache(maxsize=4096)
-def _pattern(template: str) -> re.Pattern[str]:
-    pattern, seen = "", set[str]()
-    for n, piece in enumerate(PLACEHOLDER.split(template)):
-        if n % 2 == 0:
-            pattern += re.escape(piece)
-        elif piece in seen:
-            pattern += f"(?P={piece})"
-        else:
-            seen.add(piece)
-            pattern += f"(?P<{piece}>{KINDS.get(piece, r'[^.]+')})"
-    return re.compile(pattern)
-
-
-def _match(template: str, name: str) -> Binding | None:
-    found = _pattern(template).fullmatch(name)
-    return None if found is None else found.groupdict()
-
-
-def _first(templates: Iterable[tuple[T, str]], name: str) -> tuple[T, Binding] | None:
-    for owner, template in templates:
-        binding = _match(template, name)
-        if binding is not None:
-            return owner, binding
-    return None
-
-
-def _fill(template: str, binding: Binding) -> str:
-    return PLACEHOLDER.sub(lambda m: binding.get(m[1], m[0]), template)
-
-
 def _cat(tensors: list[Tensor]) -> Tensor:
     import torch
 
     return torch.cat(tensors)
-
-
-def _filled(templates: Sequence[str], binding: Binding) -> list[str]:
-    names = [_fill(template, binding) for template in templates]
-    for name in names:
-        if "{" in name:
-            raise ValueError(f"{name}: bind(...) the placeholder first")
-    return names
-
-
-def _absent(required: Mapping[T, str], found: Sequence[tuple[T, Binding]]) -> list[str]:
-    """Names that required templates should have found: all layers that any line found, weight and bias."""
-    counts: dict[str, int] = {}
-    for _, binding in found:
-        for place in binding.keys() & {"i", "j"}:
-            counts[place] = max(counts.get(place, 0), int(binding[place]) + 1)
-    absent = []
-    for owner, template in required.items():
-        have = [binding for finder, binding in found if finder == owner]
-        places = sorted(_places(template))
-        choices: list[Sequence[str]] = []
-        for place in places:
-            if place == "p":
-                choices.append(("weight", "bias"))
-            elif place in ("i", "j"):
-                choices.append([str(n) for n in range(counts.get(place, 0))])
-            else:
-                choices.append(sorted({binding[place] for binding in have}))
-        wanted = [dict(zip(places, values, strict=True)) for values in product(*choices)]
-        absent += [_fill(template, binding) for binding in wanted if binding not in have] if wanted else [template]
-    return absent
 
 
 def _complain(what: str, unknown: list[str], absent: list[str], given: Mapping[str, Tensor], templates: list[str]) -> None:
