@@ -100,7 +100,7 @@ def test_from_raw_text_to_a_classifier_that_transformers_loads(system: str, worl
     said = body[0].generate(ids["input_ids"][:1], max_new_tokens=3, num_beams=1, do_sample=False)[0].tolist()
     assert said[0] == body[0].config.decoder_start_token_id == ours.context.start
     with pytest.raises(UserError, match="cannot fill masks"):
-        try_checkpoint(folder / "pretrain", "a <mask> here")
+        load(folder / "pretrain").fill("a <mask> here")
     assert "%" in try_checkpoint(folder / "finetune", texts[0])
 
 
