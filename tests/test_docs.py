@@ -121,13 +121,18 @@ def test_named_parts_of_the_python_api_exist(page: Path) -> None:
         assert name in ziggurat.__all__, f"{page.name} uses zg.{name}"
 
 
-def fields_page() -> str:
-    spec = importlib.util.spec_from_file_location("recipe_fields", ROOT / "docs" / "recipe_fields.py")
+def fields_page(script: str = "recipe_fields") -> str:
+    spec = importlib.util.spec_from_file_location(script, ROOT / "docs" / f"{script}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     page: str = module.page()
     return page
+
+
+def test_visibilities_are_drawn_from_the_code() -> None:
+    shown = (ROOT / "docs" / "visibility.md").read_text("utf-8")
+    assert shown == fields_page("draw_visibility"), "run: python docs/draw_visibility.py > docs/visibility.md"
 
 
 def test_recipe_fields_are_up_to_date() -> None:

@@ -154,7 +154,9 @@ def test_next_token_scores_do_not_move_with_the_answer(system: str) -> None:
                 assert moved == set(range(i, hi - 1)), (d, i)
 
 
-@pytest.mark.parametrize("system", [name for name in TWINS if name != "prophetnet"])  # its rows that ask: tests/objectives/test_future.py
+@pytest.mark.parametrize(
+    "system", [name for name in TWINS if name != "prophetnet"]
+)  # its rows that ask: tests/objectives/test_future.py
 def test_a_decoder_says_each_token_before_it_reads_it(system: str) -> None:
     """Under the system's own objective: what is asked is read one step later, and a decoder's token moves scores from its own row on."""
     objective = TypeAdapter(AnyObjective).validate_python(SYSTEMS[system].objective)
