@@ -16,7 +16,6 @@ from examples import (
     every_case,
     every_single,
     every_system,
-    every_twin,
     formed,
     homes,
     made,
