@@ -193,11 +193,11 @@ def collapse(trial: Trial, gold: Sequence[Any] | None, floor: Mapping[str, float
         top, count = Counter(flat).most_common(1)[0] if flat else (None, 0)
         varied = gold is None or len(set(_flat(gold))) > 1
         if varied and count == len(flat):
-            return f"it predicts {top!r} for everything"
+            return f"it predicts {_short(top)} for everything"
         if flat and isinstance(flat[0], (float, np.floating)) and gold is not None and np.std(flat) < 0.01 * np.std(_flat(gold)):
             return "its predictions hardly differ from each other"
         if gold is not None and count > 0.99 * len(flat) and Counter(_flat(gold))[top] < 0.95 * len(flat):
-            return f"it predicts {top!r} for {100 * count / len(flat):.1f}% of the test"
+            return f"it predicts {_short(top)} for {100 * count / len(flat):.1f}% of the test"
     for name, score in floor.items():
         if abs(trial.score - score) < 1e-9:
             return f"it scores exactly what the {name} baseline scores"
@@ -339,3 +339,9 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(answer: Any, most: int = 40) -> str:
+    """An answer as a message shows it: a generated text may be long."""
+    text = repr(answer)
+    return text if len(text) <= most else f"{text[: most - 1]}...{text[0]}"
