@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,12 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
         seen += batch.live_tokens()
         if seen >= tokens:
             return
+
+
+def language_loss(numbers: Mapping[str, float]) -> float:
+    """The language-model loss among a source's held-out numbers, or else the first loss; nan if there is none."""
+    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1"))]
+    return next((numbers[name] for name in ("mlm", "clm", *losses) if name in numbers), float("nan"))
 
 
 @torch.no_grad()

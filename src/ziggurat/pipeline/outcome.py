@@ -9,6 +9,7 @@ import platform
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from ziggurat.config import dump
 from ziggurat.data import sources
 from ziggurat.data.subset import Subset
 from ziggurat.evaluate import baselines
-from ziggurat.evaluate.heldout import metric_of
+from ziggurat.evaluate.heldout import language_loss, metric_of
 from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Labels, Regress, Tag
@@ -31,6 +32,7 @@ from ziggurat.pipeline import worth
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
 from ziggurat.pipeline.table import terminal_table
+from ziggurat.train.adaptation import shift
 from ziggurat.train.stage import Stage
 from ziggurat.types import Document
 
@@ -69,17 +71,11 @@ def _ledger(run: Run, arms: Mapping[str, Mapping[int, Done]], stage: Stage, obje
     after = {}
     for title, done in run.done.items():
         if done.stage.stage != "finetune":
-            loss = {source: _loss(numbers) for source, numbers in done.outcome.held_out.items()}
+            loss = {source: language_loss(numbers) for source, numbers in done.outcome.held_out.items()}
             o = done.outcome
             after[f"+{title}"] = worth.After(o.tokens, o.seconds, o.tokens_per_second, loss)
     seeds = list(next(iter(arms.values())))
     return worth.measure(trials, metric, gold=gold, baselines=_baselines(run, stage, objective, seeds), after=after)
-
-
-def _loss(numbers: Mapping[str, float]) -> float:
-    """The language-model loss among a source's held-out numbers, or else the first loss."""
-    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1"))]
-    return next((numbers[name] for name in ("mlm", "clm", *losses) if name in numbers), float("nan"))
 
 
 def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -> dict[str, float]:
@@ -187,11 +183,14 @@ def _stage(title: str, done: Done) -> dict[str, Any]:
                 _, source, name = key.split("/", 2)
                 by_source[source][name] = value
         for source, numbers in by_source.items():
-            curves[source].append((line["step"], _loss(numbers)))
+            curves[source].append((line["step"], language_loss(numbers)))
+    moved = shift(done.stage, o.before, o.held_out)
     return {
         "name": title,
         "stage": done.stage.stage,
         "data": ", ".join(done.stage.data),
+        "shift": asdict(moved) if moved is not None else None,
+        "stopped": o.stopped,
         "steps": o.steps,
         "skipped": o.skipped,
         "tokens": o.tokens,
@@ -199,7 +198,7 @@ def _stage(title: str, done: Done) -> dict[str, Any]:
         "evaluation_seconds": o.evaluation_seconds,
         "tokens_per_second": o.tokens_per_second,
         "curve": o.curve,
-        "heldout": {source: {"loss": _loss(n), **n} for source, n in o.held_out.items()},
+        "heldout": {source: {"loss": language_loss(n), **n} for source, n in o.held_out.items()},
         "heldout_curve": dict(curves),
     }
 

@@ -61,9 +61,8 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) ->
     tokenizer = _tokenizer(recipe, folder, tokenizer, texts, tests.mark)
     found = Prepared(tokenizer, {}, {})
     fresh: list[tuple[str, str]] = []
-    for name in used(recipe):
-        for split in sources.splits(recipe.sources[name]):
-            fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
+    for name, split in parts(recipe):
+        fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
     for (name, kind), test in found.shards.items():
         if kind == "test":
             for other in [o for o, of in found.shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
@@ -74,16 +73,23 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) ->
 def prepare_held_out(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Prepared:
     """Only the texts that nothing is trained on, for another tokenizer than the recipe's perhaps."""
     tests, found = _Tests(recipe), Prepared(tokenizer, {}, {})
-    for name in used(recipe):
-        for split in sources.splits(recipe.sources[name]):
-            if split != "train":
-                _shards(recipe, name, split, folder, tests, found)
+    for name, split in parts(recipe):
+        if split != "train":
+            _shards(recipe, name, split, folder, tests, found)
     return found
 
 
 def used(recipe: Recipe) -> list[str]:
-    """The sources that stages name."""
-    return list(dict.fromkeys(name for stage in recipe.stages for name in stage.data))
+    """The sources that stages train on, or weigh their weights on."""
+    return list(dict.fromkeys(name for stage in recipe.stages for name in (*stage.reads, *stage.weighed)))
+
+
+def parts(recipe: Recipe) -> list[tuple[str, Any]]:
+    """(source, split) of all shards of a recipe: of the sources that are only measured on, what is held out."""
+    trained = used(recipe)
+    measured = dict.fromkeys(n for stage in recipe.stages for n in stage.measures if n not in trained)
+    found = [(name, split) for name in trained for split in sources.splits(recipe.sources[name])]
+    return found + [(n, split) for n in measured for split in sources.splits(recipe.sources[n]) if split != "train"]
 
 
 def content(shards: Shards) -> str:

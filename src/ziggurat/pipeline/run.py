@@ -63,8 +63,8 @@ class Done:
 
     @property
     def checkpoint(self) -> Path:
-        """The last one."""
-        return checkpoints.at(self.folder, self.outcome.steps)
+        """What it hands on."""
+        return jobs.result(self.folder, self.outcome.steps)
 
 
 @dataclass
@@ -202,8 +202,9 @@ def start_of(run: Run, init: str) -> Start:
 
 def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
     """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
-    shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.data}
-    data = {name: content(one) for name, one in shards.items()}
+    shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.reads}
+    general = {name: run.prepared.shards[name, "train"] for name in stage.weighed}
+    data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
 
@@ -221,6 +222,7 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
         facts={"parent": _parent(run, init), "data": data},
         held_out=lambda network, objective, dtype: run.scorer.losses(network, objective, stage, dtype),
         held=run.signals.held,
+        general=general,
         title=title,
         sinks=sinks,
     )
@@ -264,7 +266,7 @@ def _predictions(run: Run, stage: Stage, folder: Path, outcome: Outcome) -> Pred
         kept = json.loads(path.read_text("utf-8"))
         if kept.pop("rows", rows) == rows:
             return Predictions(**kept)
-    network = open_checkpoint(checkpoints.at(folder, outcome.steps)).build()
+    network = open_checkpoint(jobs.result(folder, outcome.steps)).build()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = run.scorer.answers(network.to(device), objective, stage, precision_of(stage.precision, device))
     write_json(path, {"rows": rows, **asdict(found)})

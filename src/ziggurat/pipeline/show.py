@@ -144,10 +144,10 @@ class Pieces(Protocol):
 def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     """The first batch of a stage (default: the first one), drawn. Tokenizer and shards are made if they are not there."""
     from ziggurat.data.loader import Loader
-    from ziggurat.data.order import shares as shares_of
     from ziggurat.data.shards import Shards
     from ziggurat.pipeline.run import load_recipe, prepare
     from ziggurat.text.tokenizer import Tokenizer
+    from ziggurat.train.budget import mixture
 
     recipe = load_recipe(path, overrides)
     stages = {s.title: s for s in recipe.stages}
@@ -160,10 +160,10 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     assert page is not None  # the recipe was checked
     model = page.model
     ctx = context_of(model, tokenizer, chosen.length, recipe.seed, chosen.objective.tables(tokenizer))
-    shards = {name: Shards.open(folder / "shards" / name / "train") for name in chosen.data}
+    shards = {name: Shards.open(folder / "shards" / name / "train") for name in chosen.reads}
     loader = Loader(
         shards,
-        shares_of(shards, {name: share.weight for name, share in chosen.data.items()}, chosen.temperature),
+        mixture(chosen, shards),
         chosen.objective,
         ctx,
         row=chosen.objective.rows(ctx),

@@ -8,22 +8,29 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ziggurat.errors import Stopped, UserError
 from ziggurat.evaluate.heldout import autocast, to_device
 from ziggurat.nn.network import NetworkModel
-from ziggurat.objectives.base import Objective
 from ziggurat.train.memory import keep_freed_memory
 from ziggurat.train.optim import clip
-from ziggurat.types import Batch
+from ziggurat.types import Batch, Losses
 
 log = logging.getLogger(__name__)
 
 SKIPS = 10
 """Steps in a row with a loss or gradient that is no number before a stage gives up."""
+
+
+class Trained(Protocol):
+    """What is minimised: an objective, or one with more behind it."""
+
+    def counts(self, batch: Batch) -> dict[str, float]: ...
+    def weight_of(self, target: str) -> float: ...
+    def losses(self, network: NetworkModel, batch: Batch) -> Losses: ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def precision_of(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def backward(
-    network: NetworkModel, objective: Objective, micro: list[Batch], device: torch.device, dtype: torch.dtype
+    network: NetworkModel, objective: Trained, micro: list[Batch], device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
     """Gradients of one step's loss, exactly those of one big batch: each loss is divided once, by the count of all of the
     step's micro-batches. Returns the mean of each loss, and their weighted sum as `loss`."""
@@ -96,7 +103,7 @@ def backward(
 
 def train(
     network: NetworkModel,
-    objective: Objective,
+    objective: Trained,
     batches: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
     plan: Plan,
@@ -126,7 +133,7 @@ def train(
         micro = [next(batches) for _ in range(plan.accumulate)]
         rate = plan.rate(progress.step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         means = backward(network, objective, micro, device, dtype)
         norm = float(clip(parameters, plan.clip))
         if math.isfinite(means["loss"]) and math.isfinite(norm):
@@ -174,7 +181,7 @@ def train(
 
 def measure(
     network: NetworkModel,
-    objective: Objective,
+    objective: Trained,
     batches: Iterator[Batch],
     accumulate: int,
     optimizer: torch.optim.Optimizer,

@@ -14,6 +14,8 @@ from ziggurat.nn.spec import Model
 from ziggurat.systems import SYSTEMS, find
 from ziggurat.systems.base import System
 from ziggurat.text.train import TokenizerSpec
+from ziggurat.train import arms
+from ziggurat.train.adaptation import SAMPLE
 from ziggurat.train.stage import BUDGETS, NAME, STAGE_DEFAULTS, BatchLimits, Evaluate, Optim, Save, Schedule, Stage, StageFields
 from ziggurat.tree import Node, PathTo, Shape, merge, nearest, tree
 
@@ -158,6 +160,9 @@ def resolve(recipe: Recipe, root: Node | None = None) -> Node:
         before = stage.title
         stages.append(node)
     merged = {key: child for key, child in root.value.items() if key != "defaults"}
+    if arms.measured(stages):
+        sample = tree({"kind": "docstrings", "packages": ["python"], "valid": 0.1}, "a default general sample")
+        merged["sources"] = Node({**merged["sources"].value, SAMPLE: sample}, merged["sources"].where)
     if system is not None and size in system.sizes:
         fill = tree(dict(system.sizes[size]), f"size {recipe.system}")
         try:
@@ -225,6 +230,7 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
             "tokens",
             "a budget in tokens needs batches limited by tokens; give it in steps or epochs, or set batch: {tokens: ...}",
         )
+    yield from arms.problems(stage, recipe.sources)
     supervised = stage.objective is not None and stage.objective.labelled
     if stage.stage == "finetune":
         yield from _task_problems(recipe, stage, supervised)

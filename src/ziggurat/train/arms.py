@@ -1,0 +1,85 @@
+"""Which means against forgetting a stage of a recipe has: filled in where the recipe says nothing, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ziggurat.data.sources import Source, splits
+from ziggurat.train.adaptation import SAMPLE
+from ziggurat.train.stage import Stage
+from ziggurat.tree import Node, nearest, tree
+
+
+def measured(stages: Sequence[Node]) -> bool:
+    """Say in every dapt and tapt stage what it may forget: the text of the pretrain stages it comes from. Whether one comes from
+    somebody's checkpoint and has nothing to be measured on but the default sample."""
+    kinds: dict[str, tuple[str, list[str], str]] = {}
+    sampled = False
+    for node in stages:
+        kind, data, init = (node.value[key].plain() if key in node.value else "" for key in ("stage", "data", "init"))
+        own = [data] if isinstance(data, str) else list(data or ())
+        kinds[node.value["name"].plain()] = kind, own, init
+        general: list[str] = []
+        while init in kinds:
+            before, names, init = kinds[init]
+            general += names if before == "pretrain" else []
+        held = node.value.get("forgetting")
+        if kind not in ("dapt", "tapt") or (held is not None and (held.value is False or "on" in (held.value or ()))):
+            continue
+        on = [n for n in dict.fromkeys(general) if n not in own] or list(dict.fromkeys(general))
+        if not on and init != "scratch":
+            on, sampled = [SAMPLE], True
+        given = held.value if held is not None and isinstance(held.value, dict) else {}
+        why = "the pretrain stages before" if on != [SAMPLE] or not sampled else "a default general sample"
+        node.value["forgetting"] = Node({"on": tree(on, why), **given}, held.where if held is not None else "default")
+    return sampled
+
+
+def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any, ...]]:
+    """(field, message, places it was judged by ...) of a resolved stage."""
+    held, anchor = stage.forgetting, stage.anchor
+    named = {
+        "forgetting": (held.on if held is not None else None) or (),
+        "replay": tuple(stage.replay),
+        "anchor": (anchor.on if anchor is not None else None) or (),
+    }
+    for field, names in named.items():
+        for name in names:
+            if name not in sources:
+                yield field, f"unknown source '{name}'; {nearest(name, sources)}", ("sources", name)
+            elif field == "forgetting" and not {"valid", "test"} & set(splits(sources[name])):
+                yield field, f"source '{name}' holds nothing out to measure on; give it `valid: 0.01`", ("sources", name)
+    if held is not None and stage.stage == "finetune" and held.on:
+        yield "forgetting", "a fine-tuned model has no language-model loss; it belongs in a stage of text"
+    if held is not None and held.stop and stage.evaluate.every is None:
+        yield "forgetting", "can stop the stage only where it is evaluated; set evaluate: {every: ...}"
+    if held is not None and held.stop and not held.on:
+        yield "forgetting", "has no general text to judge by; name a source: `on: ...`"
+    for name in stage.replay:
+        if name in stage.data:
+            yield "replay", f"'{name}' is in `data` already; give it a share there or here"
+    if sum(stage.replay.values()) >= 1:
+        yield "replay", f"the shares add up to {sum(stage.replay.values()):g}: nothing is left for `data`"
+    if stage.replay and stage.stage == "finetune":
+        yield "replay", "is general text, and a finetune stage reads labelled rows; it belongs in dapt or tapt"
+    if anchor is not None and anchor.ewc and not stage.weighed:
+        yield "anchor", "ewc has no general text to weigh the weights on; name a source: `on: ...`"
+    started = {
+        "anchor": anchor,
+        "distill": stage.distill,
+        "freeze": stage.freeze,
+        "lora": stage.lora,
+        "interpolate": stage.interpolate,
+    }
+    for field in [name for name, value in started.items() if value is not None and stage.init == "scratch"]:
+        yield field, "needs weights to start from, and this stage starts from scratch"
+    if stage.lora is not None and (stage.freeze is not None or anchor is not None):
+        yield "lora", "leaves the weights as they are already: take `freeze` and `anchor` out"
+    if stage.distill is not None and stage.objective is not None and (stage.objective.labelled or stage.objective.kind == "rtd"):
+        yield (
+            "distill",
+            f"keeps what a language model says at the rows asked for, and '{stage.objective.kind}' asks for something else",
+        )
+    if stage.interpolate is not None and stage.stage == "finetune":
+        yield "interpolate", "a fine-tuned head has no start to go back to; it belongs in a stage of text"

@@ -1,0 +1,88 @@
+"""How long a stage is: its batches, and its budget in steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ziggurat.atomic import write_json
+from ziggurat.context import Context
+from ziggurat.data.loader import Loader
+from ziggurat.data.order import Corpus, shares
+from ziggurat.objectives.base import Objective
+from ziggurat.train import loop
+from ziggurat.train.retention import Retention
+from ziggurat.train.stage import Stage
+
+if TYPE_CHECKING:
+    from ziggurat.train.job import Job
+
+log = logging.getLogger(__name__)
+
+PROBE = 20
+"""Steps that are timed to turn a time budget into steps."""
+PROBE_SHARE = 0.05
+"""The most of a time budget that this may take."""
+
+
+def mixture(stage: Stage, shards: Mapping[str, Corpus]) -> dict[str, float]:
+    """Each source's share of the tokens: replayed sources have theirs of all, `data` has the rest by its own shares."""
+    own = shares(shards, {name: share.weight for name, share in stage.data.items()}, stage.temperature)
+    if not stage.replay:
+        return own
+    rest = (1 - sum(stage.replay.values())) / sum(own.values())
+    return {name: share * rest for name, share in own.items()} | stage.replay
+
+
+def loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Mapping[str, int] | None) -> Loader:
+    """The stage's batches from `state` on, or from the first."""
+    stage = job.stage
+    tokens, documents = stage.batch.tokens, stage.batch.documents
+    return Loader(
+        job.shards,
+        mixture(stage, job.shards),
+        objective,
+        ctx,
+        row=objective.rows(ctx),
+        tokens=None if documents else tokens,
+        documents=documents,
+        seed=job.seed,
+        total_tokens=steps * stage.accumulate * tokens if tokens and not documents else None,
+        state=state,
+    )
+
+
+def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ctx: Context, dtype: torch.dtype) -> int:
+    """The stage's budget in steps; of a time budget measured once, written down and final. Epochs are those of `data`: what is replayed
+    comes on top."""
+    stage = job.stage
+    unit, amount = stage.budget
+    if unit == "steps":
+        return int(amount)
+    if unit == "tokens":
+        assert stage.batch.tokens is not None  # resolved
+        return max(1, math.ceil(amount / (stage.batch.tokens * stage.accumulate)))
+    written = folder / "budget.json"
+    if written.exists():
+        return int(json.loads(written.read_text("utf-8"))["steps"])
+    if unit == "epochs":
+        own = replace(job, stage=stage.model_copy(update={"replay": {}}), shards={n: job.shards[n] for n in stage.data})
+        with loader(own, objective, ctx, 1, None) as batches:
+            count = math.ceil(batches.count(int(amount)) / (1 - sum(stage.replay.values())) / stage.accumulate)
+        facts: dict[str, Any] = {"steps": count, "epochs": amount}
+    else:
+        with loader(job, objective, ctx, 1, None) as batches:
+            spare, limit, network, trained = retention.optimizer(), amount * PROBE_SHARE, retention.network, retention.objective
+            each = loop.measure(network, trained, iter(batches), stage.accumulate, spare, dtype, steps=PROBE, limit=limit)
+        count = max(1, int(amount / each))
+        facts = {"steps": count, "seconds": amount, "seconds_per_step": each}
+        log.info("%s: %.0f s are %d steps at %.3f s a step", stage.title, amount, count, each)
+    write_json(written, facts)
+    return count
