@@ -92,7 +92,9 @@ def test_a_pull_holds_within_one_over_its_strength() -> None:
         optimizer.zero_grad()
         weight.weight.sum().backward()
         optimizer.step()
-    torch.testing.assert_close(start["weight"] - weight.weight.detach(), torch.full((1, 3), 1 / 20, dtype=torch.float64), rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        start["weight"] - weight.weight.detach(), torch.full((1, 3), 1 / 20, dtype=torch.float64), rtol=0.01, atol=0
+    )
 
 
 def test_new_and_frozen_parameters_are_not_pulled() -> None:
@@ -130,7 +132,9 @@ def test_depths_and_rates_by_layer() -> None:
     net = network()
     found, top = depths(net, net.spec.model)
     assert top == 3 and {d for n, d in found.items() if n.startswith("heads.")} == {3}
-    assert {n: found[n] for n in ("model.embed.token.weight", "model.blocks.0.mlp.up.weight", "model.blocks.1.mlp.up.weight")} == {
+    assert {
+        n: found[n] for n in ("model.embed.token.weight", "model.blocks.0.mlp.up.weight", "model.blocks.1.mlp.up.weight")
+    } == {
         "model.embed.token.weight": 0,
         "model.blocks.0.mlp.up.weight": 1,
         "model.blocks.1.mlp.up.weight": 2,
@@ -155,10 +159,13 @@ def test_depths_of_two_stacks() -> None:
     assert found["model.decoder.blocks.0.mlp.up.weight"] == 3 and found["model.decoder.blocks.2.cross.q.weight"] == 5
     assert set(found) == {n for n, _ in net.named_parameters()}
     pair = spec.Adversaries(
-        discriminator=spec.Single(vocab=40, width=16, layers=4, heads=2, mlp=32), generator=spec.Dials(layers=2, width=16, heads=2, mlp=32)
+        discriminator=spec.Single(vocab=40, width=16, layers=4, heads=2, mlp=32),
+        generator=spec.Dials(layers=2, width=16, heads=2, mlp=32),
     )
     found, top = depths(NetworkModel(spec.Network(model=pair, heads=dict(LM))), pair)
-    assert top == 5 and found["model.generator.blocks.1.mlp.up.weight"] == found["model.discriminator.blocks.3.mlp.up.weight"] == 4
+    assert (
+        top == 5 and found["model.generator.blocks.1.mlp.up.weight"] == found["model.discriminator.blocks.3.mlp.up.weight"] == 4
+    )
 
 
 def test_lora_merged_is_lora_unmerged() -> None:

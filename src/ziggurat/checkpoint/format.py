@@ -42,7 +42,7 @@ LIBRARIES = ("ziggurat", "torch", "safetensors", "tokenizers", "numpy")
 SPARE = 1 << 20
 """Bytes that must be left beside the tensors' own before a save is tried."""
 SHOWN = 5
-RESULT = "result"  # subfolder of a stage with what it hands on, where that is not its last step
+RESULTS = ("result", "within")  # subfolders of a stage with what it hands on where that is not its last step, the first before
 
 log = logging.getLogger(__name__)
 Tensors = Mapping[str, Tensor]
@@ -172,7 +172,8 @@ def find(folder: Path) -> Path:
     check(folder.is_dir(), f"no folder {folder}", "give the folder of a checkpoint (step-...) or of a stage")
     if (folder / MANIFEST).exists() or re.fullmatch(r"step-\d+", folder.name):
         return folder
-    found = (latest(folder / RESULT) if (folder / RESULT).is_dir() else None) or latest(folder)
+    places = [folder / name for name in RESULTS if (folder / name).is_dir()] + [folder]
+    found = next((f for place in places if (f := latest(place)) is not None), None)
     if found is None:
         hint = "a Hugging Face folder becomes a checkpoint with `ziggurat import`" if (folder / "config.json").exists() else ""
         raise UserError(f"{folder} is not a checkpoint and holds none that is whole", hint or "look for a folder step-...")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Labels, Regress, Tag
 from ziggurat.objectives.seq2seq import Seq2Seq
-from ziggurat.pipeline import worth
+from ziggurat.pipeline import interpolation, worth
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
 from ziggurat.pipeline.table import terminal_table
@@ -191,6 +192,7 @@ def _stage(title: str, done: Done) -> dict[str, Any]:
         "data": ", ".join(done.stage.data),
         "shift": asdict(moved) if moved is not None else None,
         "stopped": o.stopped,
+        "interpolation": _line(done.folder),
         "steps": o.steps,
         "skipped": o.skipped,
         "tokens": o.tokens,
@@ -201,6 +203,15 @@ def _stage(title: str, done: Done) -> dict[str, Any]:
         "heldout": {source: {"loss": language_loss(n), **n} for source, n in o.held_out.items()},
         "heldout_curve": dict(curves),
     }
+
+
+def _line(folder: Path) -> dict[str, Any] | None:
+    """The losses between a stage's start and what it trained: {points: [{share, losses: {source: nats}}], chosen}."""
+    found = interpolation.read(folder)
+    if found is None:
+        return None
+    points = [{"share": p["share"], "losses": {s: language_loss(n) for s, n in p["found"].items()}} for p in found["points"]]
+    return {"points": points, "chosen": found["chosen"]}
 
 
 def _source(run: Run, name: str) -> dict[str, Any]:

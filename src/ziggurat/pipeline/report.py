@@ -13,7 +13,8 @@
                           curve: [(step, loss)] in training, heldout_curve: {source: [(step, loss)]},
                           heldout: {source: {"loss": nats, and, as there are, perplexity, accuracy, bits_per_byte}}}
                         `stage` is pretrain, dapt, tapt or finetune; losses are means in nats a predicted token
-    (in stages)         shift: {gain, forgetting: {source: nats}, limit}, stopped: whether it ended early
+    (in stages)         shift: {gain, forgetting: {source: nats}, limit}, stopped: whether it ended early;
+                        interpolation: {points: [{share, losses: {source: nats}}], chosen}
     worth               a `worth.Ledger`, or None
     baselines           {name: test score}; the ledger's own by default
     sources             {source, documents, tokens, heldout, test, leaks}: documents in training, their tokens, documents
@@ -33,8 +34,9 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_text
+from ziggurat.pipeline import forgetting
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
-from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored, shifts
+from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
 from ziggurat.pipeline.worth import Ledger, jsonable, shown
 
 
@@ -61,7 +63,14 @@ def html(facts: Mapping[str, Any]) -> str:
     parts += [f'<p class="note">{escape(note)}</p>' for note in [*facts.get("notes", ()), *(ledger.notes if ledger else ())]]
     if ledger:
         parts += [_figures(ledger), _verdicts(ledger), _scores(facts, ledger)]
-    parts += [_account(facts), _shifts(facts), _heldout(facts), _curves(facts, colors), _sources(facts), _setting(facts)]
+    parts += [
+        _account(facts),
+        forgetting.section(facts, colors, _table),
+        _heldout(facts),
+        _curves(facts, colors),
+        _sources(facts),
+        _setting(facts),
+    ]
     css = files("ziggurat.pipeline").joinpath("report.css").read_text(encoding="utf-8")
     title = escape(str(facts["name"]))
     return (
@@ -179,37 +188,6 @@ def _account(facts: Mapping[str, Any]) -> str:
         return ""
     cells = [(row, ' class="baseline"' if i < leading else "") for i, row in enumerate(rows)]
     return f"<h2>The account</h2>{_table(header, cells)}"
-
-
-def _shifts(facts: Mapping[str, Any]) -> str:
-    """What each stage gained on its own text beside what it lost on general text, as a picture and a table."""
-    header, body = shifts(facts)
-    if not body:
-        return ""
-    rows = []
-    for s in facts["stages"]:
-        moved = s.get("shift") or {"gain": {}, "forgetting": {}, "limit": 0.0}
-        for kind, color in (("gain", "var(--good)"), ("forgetting", "var(--bad)")):
-            for source, value in moved[kind].items():
-                rows.append(
-                    Row(
-                        f"{s['name']}: {kind}, {source}",
-                        {},
-                        frozenset(),
-                        value,
-                        min(value, 0),
-                        max(value, 0),
-                        f"{value:+.3f}",
-                        color,
-                    )
-                )
-    said = (
-        "Gain: how far the loss on the stage's own text fell; forgetting: how far the loss on general text rose, both on held-out text, "
-        "from the weights the stage began with to those it handed on."
-    )
-    chart = dot_chart(rows, label="nats a predicted token", zero=True, form=lambda v: f"{v:+.2f}")
-    cells = [(row, "") for row in body]
-    return f'<h2>Gain and forgetting</h2><p class="quiet">{said}</p>{chart}{_table(header, cells)}'
 
 
 def _table(header: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], raw: bool = False) -> str:

@@ -27,6 +27,7 @@ from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
+from ziggurat.pipeline import interpolation
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
@@ -95,7 +96,7 @@ def prepare(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     recipe = load_recipe(path, overrides)
     folder = RUNS / recipe.name
     with session(folder) as signals:
-        _begin(recipe, folder, signals)
+        begin(recipe, folder, signals)
     return folder
 
 
@@ -106,7 +107,7 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     recipe = load_recipe(path, overrides)
     folder = RUNS / recipe.name
     with session(folder) as signals:
-        run = _begin(recipe, folder, signals)
+        run = begin(recipe, folder, signals)
         for stage in recipe.stages:
             seed = recipe.worth.seeds[0] if recipe.worth and stage.stage == "finetune" else recipe.seed
             run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
@@ -115,7 +116,8 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def _begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
+def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
+    """What the steps of a run share; tokenizer and shards are made if they are not there."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "tokenizers"))
     log.info("ziggurat %s, python %s, %s; recipe %s in %s", __version__, platform.python_version(), versions, recipe.name, folder)
     if recipe.tensorboard and find_spec("tensorboard") is None:
@@ -200,8 +202,8 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
-    """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
+def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Job:
+    """A stage with everything it needs."""
     shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.reads}
     general = {name: run.prepared.shards[name, "train"] for name in stage.weighed}
     data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
@@ -212,7 +214,7 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
         return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
 
     assert stage.objective is not None
-    job = Job(
+    return Job(
         stage.model_copy(update={"init": init}),
         start_of(run, init).for_objective(stage.objective),
         shards,
@@ -226,7 +228,16 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
         title=title,
         sinks=sinks,
     )
+
+
+def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
+    """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
+    job = job_of(run, stage, folder, seed, init, title)
+    if stage.interpolate is not None:
+        interpolation.begun(stage, job)  # now, not after hours of training
     outcome = jobs.run_stage(folder, job)
+    if stage.interpolate is not None and not jobs.done(folder):
+        outcome = interpolation.interpolated(stage, job, run.scorer, folder, outcome)
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
         try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ziggurat.pipeline.charts import count
-from ziggurat.pipeline.worth import After, Gain, Ledger, Prefix, shown
+from ziggurat.pipeline.worth import After, Gain, Ledger, Prefix
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -81,8 +81,8 @@ def shifts(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         moved = stage.get("shift")
         if not moved:
             continue
-        gain = ", ".join(f"{name} {shown(fall, False, signed=True)}" for name, fall in moved["gain"].items())
-        lost = ", ".join(f"{name} {shown(rise, False, signed=True)}" for name, rise in moved["forgetting"].items())
+        gain = ", ".join(f"{name} {fall:+.3f}" for name, fall in moved["gain"].items())
+        lost = ", ".join(f"{name} {rise:+.3f}" for name, rise in moved["forgetting"].items())
         passed = any(rise > moved["limit"] for rise in moved["forgetting"].values())
         verdict = "" if not lost else "stopped" if stage.get("stopped") else "beyond" if passed else "within"
         rows.append([str(stage["name"]), gain, lost, f"{verdict} {moved['limit']:g}" if verdict else ""])

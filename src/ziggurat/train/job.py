@@ -40,6 +40,10 @@ from ziggurat.train.start import Start, build, context, number
 log = logging.getLogger(__name__)
 
 
+RESULT, WITHIN = checkpoints.RESULTS
+"""Subfolders of a stage: weights between the start's and the trained ones, and the last ones that had not forgotten too much."""
+
+
 class TooFar(Exception):
     """An evaluation passed the limit of forgetting."""
 
@@ -166,7 +170,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         def save(progress: loop.Progress, within: bool = False) -> None:
             last = within or progress.step == steps
             checkpoints.save(
-                folder / checkpoints.RESULT if within else folder,
+                folder / WITHIN if within else folder,
                 progress.step,
                 replace(card, lineage=(*job.start.lineage, _entry(job, progress))),
                 retention.weights(),
@@ -235,7 +239,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             if held_out and not (lines and flat(held_out).keys() <= lines[-1].keys()):  # a run that was killed just now has it
                 metrics.write(progress.step, flat(held_out))
     if progress.step == steps:
-        shutil.rmtree(folder / checkpoints.RESULT, ignore_errors=True)  # the last step is within the limit
+        shutil.rmtree(folder / WITHIN, ignore_errors=True)  # the last step is within the limit
     moved = shift(stage, before, held_out)
     if moved is not None:
         (log.warning if moved.passed and not job.title else say)("%s: %s", title, moved.sentence)
@@ -258,7 +262,13 @@ def run_stage(folder: Path, job: Job) -> Outcome:
 
 def result(folder: Path, steps: int) -> Path:
     """The checkpoint that a finished stage hands on."""
-    kept = checkpoints.at(folder / checkpoints.RESULT, steps)
+    kept = [checkpoints.at(folder / name, steps) for name in checkpoints.RESULTS]
+    return next((place for place in kept if place.exists()), checkpoints.at(folder, steps))
+
+
+def trained(folder: Path, steps: int) -> Path:
+    """The checkpoint of what a finished stage trained, before its weights were interpolated."""
+    kept = checkpoints.at(folder / WITHIN, steps)
     return kept if kept.exists() else checkpoints.at(folder, steps)
 
 
@@ -282,7 +292,7 @@ def _before(folder: Path, job: Job, network: NetworkModel, dtype: torch.dtype, n
 
 def _back(folder: Path, title: str, retention: Retention, step: int, moved: Shift | None) -> loop.Progress:
     """Give the network the last weights that were within the limit of forgetting; raise `UserError` if there are none."""
-    found = checkpoints.latest(folder / checkpoints.RESULT)
+    found = checkpoints.latest(folder / WITHIN)
     said = moved.sentence if moved is not None else ""
     if found is None:
         raise UserError(
