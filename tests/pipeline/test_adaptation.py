@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RECIPE, write_world
 
+from conftest import RECIPE, write_world
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.cli import app
 from ziggurat.errors import UserError
@@ -79,7 +79,9 @@ def test_gain_and_forgetting_are_measured(arms: Path) -> None:
     held, low = report["stages"][1:]
     now = outcome(arms, "low")
     assert low["shift"]["gain"]["domain"] == pytest.approx(now["before"]["domain"]["mlm"] - now["held_out"]["domain"]["mlm"])
-    assert low["shift"]["forgetting"]["general"] == pytest.approx(now["held_out"]["general"]["mlm"] - now["before"]["general"]["mlm"])
+    assert low["shift"]["forgetting"]["general"] == pytest.approx(
+        now["held_out"]["general"]["mlm"] - now["before"]["general"]["mlm"]
+    )
     assert low["shift"]["limit"] == 0.1 and held["interpolation"]["chosen"] in (0, 0.5, 1)
     page = (runs(arms) / "report.html").read_text("utf-8")
     assert "Gain and forgetting" in page and "held: between its start (0) and what it trained (1)" in page
@@ -127,7 +129,10 @@ def test_interpolation_is_exact(arms: Path) -> None:
 
 def test_interpolate_command(arms: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with contextlib.chdir(arms):
-        app(["interpolate", "arms.yaml", "--stage", "low", "--points", "3", "--share", "0.25", "--to", str(tmp_path / "soup")], standalone_mode=False)
+        app(
+            ["interpolate", "arms.yaml", "--stage", "low", "--points", "3", "--share", "0.25", "--to", str(tmp_path / "soup")],
+            standalone_mode=False,
+        )
     printed = capsys.readouterr().out
     assert "domain loss" in printed and "chosen" in printed and "0.25" in printed
     start, end = weights(arms, "pretrain", 6), weights(arms, "low", 7)
@@ -181,7 +186,9 @@ worth: false
 
 def test_a_stage_stops_at_the_limit(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It hands on the weights of the last evaluation within the limit, also when it is killed after that."""
-    (world / "domain.txt").write_text("".join(f"{'abcdefgh'[n % 8] * 3} mmm nnn ooo ppp qqq {n}\n" for n in range(60)), "utf-8")  # another world
+    (world / "domain.txt").write_text(
+        "".join(f"{'abcdefgh'[n % 8] * 3} mmm nnn ooo ppp qqq {n}\n" for n in range(60)), "utf-8"
+    )  # another world
     (world / "stop.yaml").write_text(HEAD + STOP.replace("LIMIT", "0.04"), "utf-8")
     run("stop.yaml")
     found, lines = outcome(world, "dapt"), read_metrics(runs(world) / "dapt/metrics.jsonl")

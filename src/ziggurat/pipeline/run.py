@@ -34,6 +34,7 @@ from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
 from ziggurat.systems import find
+from ziggurat.systems.adapter import write_adapter
 from ziggurat.systems.base import DIALS, NoHubClass
 from ziggurat.systems.hub import export_checkpoint
 from ziggurat.text.tokenizer import Tokenizer
@@ -41,7 +42,9 @@ from ziggurat.train import job as jobs
 from ziggurat.train import settings
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.loop import precision_of
+from ziggurat.train.lora import A, B
 from ziggurat.train.recipe import Recipe
+from ziggurat.train.retention import ADDED
 from ziggurat.train.stage import Stage
 from ziggurat.train.start import Start
 
@@ -245,8 +248,28 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
                 log.debug("%s: %s", folder, note)
         except NoHubClass as error:
             log.info("%s: there is no folder hf: %s", stage.title, error.message)
+        if stage.lora is not None:
+            _adapter(run, stage, folder, job, outcome)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)
+
+
+def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -> None:
+    """Write what LoRA added into the stage's folder `adapter`, in the layout of peft, where the Hub has a place for it."""
+    assert stage.lora is not None
+    saved, init = checkpoints.load(jobs.trained(folder, outcome.steps)), job.stage.init
+    added = {n.removeprefix(ADDED): t for n, t in saved.optimizer.items() if n.startswith(ADDED)}
+    pairs = {n.rpartition(".")[0]: (t, added[f"{n.rpartition('.')[0]}.{B}"]) for n, t in added.items() if n.endswith(A)}
+    fresh = [name for name, head in saved.card.network.heads.items() if job.start.heads.get(name) != head]
+    heads = {n: t for n, t in saved.tensors.items() if n.startswith("heads.") and n.split(".")[1] in fresh}
+    base = str(run.done[init].folder / "hf") if init in run.done else init
+    rank, alpha = stage.lora.rank, stage.lora.alpha
+    try:
+        write_adapter(
+            folder / "adapter", saved.card.network, job.system, pairs, rank=rank, alpha=alpha, base=base, heads=heads
+        )
+    except UserError as error:
+        log.info("%s: there is no folder adapter: %s", stage.title, error.message)
 
 
 def _parent(run: Run, init: str) -> str:
