@@ -92,7 +92,7 @@ def test_peft_loads_it(tmp_path: Path, case: str) -> None:
 
 def test_matrices_laid_together_and_not(tmp_path: Path) -> None:
     network = NetworkModel(spec.Network(model=model_of("gpt2/tiny", SMALL, 50), heads={"lm": spec.VocabHead()}))
-    adapters = Adapters(network, 2, 4.0, ("q", "up"), torch.Generator())
+    adapters = Adapters(network, 2, 4.0, ("q", "k", "up"), torch.Generator())
     pairs = {n: (m.lora_a.detach(), m.lora_b.detach()) for n, m in adapters.added.items()}
     with pytest.raises(UserError, match="lays some of the matrices together and others not"):
         write_adapter(tmp_path / "a", network.spec, "gpt2", pairs, rank=2, alpha=4.0, base="b")

@@ -265,9 +265,7 @@ def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -
     base = str(run.done[init].folder / "hf") if init in run.done else init
     rank, alpha = stage.lora.rank, stage.lora.alpha
     try:
-        write_adapter(
-            folder / "adapter", saved.card.network, job.system, pairs, rank=rank, alpha=alpha, base=base, heads=heads
-        )
+        write_adapter(folder / "adapter", saved.card.network, job.system, pairs, rank=rank, alpha=alpha, base=base, heads=heads)
     except UserError as error:
         log.info("%s: there is no folder adapter: %s", stage.title, error.message)
 
