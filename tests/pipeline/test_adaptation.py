@@ -91,8 +91,8 @@ def test_what_the_recipe_fills_in(arms: Path) -> None:
     with contextlib.chdir(arms):
         recipe = load_recipe("arms.yaml")
         off = load_recipe("arms.yaml", ["stages.low.forgetting=false"])
-    assert [s.forgetting.on if s.forgetting else None for s in recipe.stages] == [None, ("general",), ("general",)]
-    assert off.stages[2].forgetting is not None and off.stages[2].forgetting.on == () and off.resolved() == off
+    assert [s.forgetting.general if s.forgetting else None for s in recipe.stages] == [None, ("general",), ("general",)]
+    assert off.stages[2].forgetting is not None and off.stages[2].forgetting.general == () and off.resolved() == off
     assert recipe.resolved() == recipe and recipe.stages[1].reads == ("domain", "general")
 
 

@@ -29,7 +29,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names, json_schema_input_typ
 class Forgetting(Spec):
     """What a stage costs: the rise of the loss on general text, measured before and after it."""
 
-    on: Names | None = None
+    general: Names | None = None
     """Sources of general text. Default: those of the pretrain stages before; for somebody's checkpoint the documentation of Python
     (English; better name your own). Empty = not measured."""
     limit: float = Field(0.1, gt=0)
@@ -47,7 +47,7 @@ class Anchor(Spec):
     ewc: float = Field(0.0, ge=0)
     """Strength times the weight's Fisher information on general text, whose mean is 1 (elastic weight consolidation: Kirkpatrick et
     al., 2017)."""
-    on: Names | None = None
+    general: Names | None = None
     """ewc: sources of general text. Default: those of `forgetting`."""
     tokens: int = Field(100_000, gt=0)
     """ewc: tokens of them that are read."""
@@ -109,7 +109,7 @@ def shared(value: Any) -> Any:
 
 def measured(value: Any) -> Any:
     """`false` is nothing measured, `true` the defaults."""
-    return {"on": ()} if value is False else {} if value is True else value
+    return {"general": ()} if value is False else {} if value is True else value
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def shift(stage: Stage, before: Mapping[str, Mapping[str, float]], after: Mappin
     """
     rise = {n: language_loss(after[n]) - language_loss(numbers) for n, numbers in before.items() if n in after}
     rise = {name: change for name, change in rise.items() if change == change}
-    general = (stage.forgetting.on or ()) if stage.forgetting is not None else ()
+    general = (stage.forgetting.general or ()) if stage.forgetting is not None else ()
     gain = {name: -change for name, change in rise.items() if name in stage.data and name not in general}
     lost = {name: change for name, change in rise.items() if name in general}
     limit = stage.forgetting.limit if stage.forgetting is not None else 0.1

@@ -25,14 +25,14 @@ def measured(stages: Sequence[Node]) -> bool:
             before, names, init = kinds[init]
             general += names if before == "pretrain" else []
         held = node.value.get("forgetting")
-        if kind not in ("dapt", "tapt") or (held is not None and (held.value is False or "on" in (held.value or ()))):
+        if kind not in ("dapt", "tapt") or (held is not None and (held.value is False or "general" in (held.value or ()))):
             continue
         on = [n for n in dict.fromkeys(general) if n not in own] or list(dict.fromkeys(general))
         if not on and init != "scratch":
             on, sampled = [SAMPLE], True
         given = held.value if held is not None and isinstance(held.value, dict) else {}
         why = "the pretrain stages before" if on != [SAMPLE] or not sampled else "a default general sample"
-        node.value["forgetting"] = Node({"on": tree(on, why), **given}, held.where if held is not None else "default")
+        node.value["forgetting"] = Node({"general": tree(on, why), **given}, held.where if held is not None else "default")
     return sampled
 
 
@@ -40,9 +40,9 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
     """(field, message, places it was judged by ...) of a resolved stage."""
     held, anchor = stage.forgetting, stage.anchor
     named = {
-        "forgetting": (held.on if held is not None else None) or (),
+        "forgetting": (held.general if held is not None else None) or (),
         "replay": tuple(stage.replay),
-        "anchor": (anchor.on if anchor is not None else None) or (),
+        "anchor": (anchor.general if anchor is not None else None) or (),
     }
     for field, names in named.items():
         for name in names:
@@ -50,12 +50,12 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
                 yield field, f"unknown source '{name}'; {nearest(name, sources)}", ("sources", name)
             elif field == "forgetting" and not {"valid", "test"} & set(splits(sources[name])):
                 yield field, f"source '{name}' holds nothing out to measure on; give it `valid: 0.01`", ("sources", name)
-    if held is not None and stage.stage == "finetune" and held.on:
+    if held is not None and stage.stage == "finetune" and held.general:
         yield "forgetting", "a fine-tuned model has no language-model loss; it belongs in a stage of text"
     if held is not None and held.stop and stage.evaluate.every is None:
         yield "forgetting", "can stop the stage only where it is evaluated; set evaluate: {every: ...}"
-    if held is not None and held.stop and not held.on:
-        yield "forgetting", "has no general text to judge by; name a source: `on: ...`"
+    if held is not None and held.stop and not held.general:
+        yield "forgetting", "has no general text to judge by; name a source: `general: ...`"
     for name in stage.replay:
         if name in stage.data:
             yield "replay", f"'{name}' is in `data` already; give it a share there or here"
@@ -64,7 +64,7 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
     if stage.replay and stage.stage == "finetune":
         yield "replay", "is general text, and a finetune stage reads labelled rows; it belongs in dapt or tapt"
     if anchor is not None and anchor.ewc and not stage.weighed:
-        yield "anchor", "ewc has no general text to weigh the weights on; name a source: `on: ...`"
+        yield "anchor", "ewc has no general text to weigh the weights on; name a source: `general: ...`"
     started = {
         "anchor": anchor,
         "distill": stage.distill,

@@ -192,13 +192,13 @@ class Stage(StageFields):
         """The sources whose text says which weights matter (EWC)."""
         if self.anchor is None or not self.anchor.ewc:
             return ()
-        general = self.forgetting.on if self.forgetting is not None else ()
-        return self.anchor.on if self.anchor.on is not None else general or ()
+        general = self.forgetting.general if self.forgetting is not None else ()
+        return self.anchor.general if self.anchor.general is not None else general or ()
 
     @property
     def measures(self) -> tuple[str, ...]:
         """Further sources whose held-out loss says what it has lost."""
-        general = (self.forgetting.on or ()) if self.forgetting is not None else ()
+        general = (self.forgetting.general or ()) if self.forgetting is not None else ()
         return tuple(name for name in general if name not in self.reads)
 
     @property
