@@ -17,6 +17,7 @@ from ziggurat.cli import app
 from ziggurat.errors import UserError
 from ziggurat.log import read_metrics
 from ziggurat.pipeline.opened import open_checkpoint
+from ziggurat.pipeline.prepare import parts
 from ziggurat.pipeline.run import load_recipe, run
 from ziggurat.train import loop
 
@@ -218,3 +219,22 @@ def test_mistakes(world: Path) -> None:
             load_recipe("arms.yaml", [override])
     with pytest.raises(UserError, match="can stop the stage only where it is evaluated"):
         load_recipe("arms.yaml", ["stages.low.forgetting={stop: true}", "defaults.evaluate.every=null"])
+
+
+def test_a_default_general_sample(world: Path) -> None:
+    """Where a stage starts from somebody's checkpoint and the recipe has no general text; written into the resolved recipe."""
+    (world / "own.yaml").write_text(
+        "name: own\nsystem: bert\nsources: {domain: {path: domain.txt}, other: {path: general.txt}}\nstages:\n"
+        "  - {stage: dapt, init: somewhere, data: domain, steps: 1}\n  - {stage: tapt, data: domain, steps: 1, forgetting: {general: other}}\n",
+        "utf-8",
+    )
+    recipe = load_recipe("own.yaml")
+    sample = recipe.sources["general-sample"]
+    assert sample.kind == "docstrings" and sample.packages == ("python",)
+    assert [s.measures for s in recipe.stages] == [("general-sample",), ("other",)] and recipe.resolved() == recipe
+    assert parts(recipe) == [("domain", "train"), ("domain", "valid"), ("general-sample", "valid"), ("other", "valid")]
+    with pytest.raises(UserError, match="did you mean 'other'"):
+        load_recipe("own.yaml", ["stages.tapt.forgetting.general=othr"])
+    assert "general-sample" not in load_recipe("own.yaml", ["stages.dapt.forgetting=false"]).sources
+    with pytest.raises(UserError, match="is not an earlier stage"):
+        load_recipe("own.yaml", ["stages.dapt.init=tapt", "stages.tapt.init=dapt"])

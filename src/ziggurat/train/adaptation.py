@@ -14,7 +14,7 @@ from ziggurat.evaluate.heldout import language_loss
 if TYPE_CHECKING:
     from ziggurat.train.stage import Stage
 
-SAMPLE = "docstrings"
+SAMPLE = "general-sample"
 """The source that general loss is measured on where a stage starts from somebody's checkpoint and the recipe names no general text."""
 
 

@@ -19,18 +19,18 @@ def measured(stages: Sequence[Node]) -> bool:
     for node in stages:
         kind, data, init = (node.value[key].plain() if key in node.value else "" for key in ("stage", "data", "init"))
         own = [data] if isinstance(data, str) else list(data or ())
-        kinds[node.value["name"].plain()] = kind, own, init
-        general: list[str] = []
-        while init in kinds:
-            before, names, init = kinds[init]
+        general, earlier, origin = list[str](), dict(kinds), init
+        while origin in earlier:
+            before, names, origin = earlier.pop(origin)
             general += names if before == "pretrain" else []
+        kinds[node.value["name"].plain()] = kind, own, init
         held = node.value.get("forgetting")
-        if kind not in ("dapt", "tapt") or (held is not None and (held.value is False or "general" in (held.value or ()))):
+        given = held.value if held is not None and isinstance(held.value, dict) else {}
+        if kind not in ("dapt", "tapt") or "general" in given or (held is not None and held.value is False):
             continue
         on = [n for n in dict.fromkeys(general) if n not in own] or list(dict.fromkeys(general))
-        if not on and init != "scratch":
+        if not on and origin != "scratch":
             on, sampled = [SAMPLE], True
-        given = held.value if held is not None and isinstance(held.value, dict) else {}
         why = "the pretrain stages before" if on != [SAMPLE] or not sampled else "a default general sample"
         node.value["forgetting"] = Node({"general": tree(on, why), **given}, held.where if held is not None else "default")
     return sampled

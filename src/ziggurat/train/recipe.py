@@ -162,7 +162,7 @@ def resolve(recipe: Recipe, root: Node | None = None) -> Node:
     merged = {key: child for key, child in root.value.items() if key != "defaults"}
     if arms.measured(stages):
         sample = tree({"kind": "docstrings", "packages": ["python"], "valid": 0.1}, "a default general sample")
-        merged["sources"] = Node({**merged["sources"].value, SAMPLE: sample}, merged["sources"].where)
+        merged["sources"] = Node({SAMPLE: sample, **merged["sources"].value}, merged["sources"].where)
     if system is not None and size in system.sizes:
         fill = tree(dict(system.sizes[size]), f"size {recipe.system}")
         try:
