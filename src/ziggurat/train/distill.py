@@ -107,7 +107,8 @@ class _Divergence(torch.autograd.Function):
             th, tw, tb = (x.detach().to(dtype) for x in (t_hidden, t_table, t_bias))
             wide = torch.promote_types(torch.float32, hidden.dtype)
             total = torch.zeros((), dtype=wide, device=hidden.device)
-            grad_hidden, grad_table, grad_bias = torch.empty_like(h), torch.zeros_like(table), torch.zeros_like(bias)
+            grad_hidden, grad_bias = torch.empty_like(h), torch.zeros_like(bias)
+            grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None  # not of a frozen one
             for start in range(0, len(h), CHUNK):
                 rows = slice(start, start + CHUNK)
                 logs = _logs(h[rows], w, b, temperature, wide)
@@ -120,7 +121,8 @@ class _Divergence(torch.autograd.Function):
                     grad_bias += slope.sum(0).to(grad_bias.dtype)
                 slope = slope.to(dtype)
                 grad_hidden[rows] = slope @ w
-                grad_table += (slope.t() @ h[rows]).to(table.dtype)
+                if grad_table is not None:
+                    grad_table += (slope.t() @ h[rows]).to(table.dtype)
         ctx.save_for_backward(grad_hidden, grad_table, grad_bias)
         ctx.hidden_dtype = hidden.dtype
         return total
@@ -129,7 +131,8 @@ class _Divergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         hidden, table, bias = ctx.saved_tensors
-        return hidden.to(ctx.hidden_dtype) * grad, table * grad, bias * grad if len(bias) else None, None, None, None, None, None
+        of_table, of_bias = None if table is None else table * grad, bias * grad if len(bias) else None
+        return hidden.to(ctx.hidden_dtype) * grad, of_table, of_bias, None, None, None, None, None
 
 
 def _logs(hidden: Tensor, table: Tensor, bias: Tensor, temperature: float, wide: torch.dtype) -> Tensor:

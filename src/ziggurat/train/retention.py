@@ -5,7 +5,6 @@ All of it follows from the start's weights, the recipe and the seed, so a resume
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +19,7 @@ from torch import Tensor
 from ziggurat.context import Context
 from ziggurat.data.loader import once
 from ziggurat.evaluate.heldout import first
+from ziggurat.log import ProgressBar
 from ziggurat.nn.depth import depths
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
@@ -33,8 +33,6 @@ from ziggurat.types import Batch
 
 if TYPE_CHECKING:
     from ziggurat.train.job import Job
-
-log = logging.getLogger(__name__)
 
 FISHER = "fisher.safetensors"
 ADDED = "lora:"
@@ -116,16 +114,15 @@ def _fisher(folder: Path, job: Job, network: NetworkModel, objective: Objective,
         return load_file(path)
     except (OSError, SafetensorError):
         pass
-    log.info(
-        "%s: Fisher information on %s tokens of %s", job.title or job.stage.title, f"{anchor.tokens:,}", ", ".join(job.general)
-    )
-    row = objective.rows(ctx)
+    row, each = objective.rows(ctx), anchor.tokens // len(job.general)
 
     def batches() -> Iterator[Batch]:
-        for shards in job.general.values():
-            yield from first(
-                once(shards, objective, ctx, row=row, tokens=ROWS * sum(row.values())), anchor.tokens // len(job.general)
-            )
+        with ProgressBar(f"{job.title or job.stage.title}, Fisher information", anchor.tokens) as bar:
+            seen = 0
+            for shards in job.general.values():
+                for batch in first(once(shards, objective, ctx, row=row, tokens=ROWS * sum(row.values())), each):
+                    yield batch
+                    bar.show(seen := seen + batch.live_tokens(), {})
 
     found = fisher(network, objective, batches(), number("fisher", job.seed))
     folder.mkdir(parents=True, exist_ok=True)
