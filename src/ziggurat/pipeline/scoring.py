@@ -65,7 +65,7 @@ class Scorer:
     def _written(self, network: NetworkModel, objective: Seq2Seq, name: str, length: int, dtype: torch.dtype) -> Predictions:
         """The texts that it writes, beside those of the source as they were before any tokenizer."""
         shards = self.shards[name, "test"]
-        gold = {d.id: d.texts["pair"] for d in documents(self.recipe.sources[name], "test")}
+        gold = {d.id: d.fields.get("references", d.texts["pair"]) for d in documents(self.recipe.sources[name], "test")}
         every = np.arange(len(shards))
         ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed)
         predicted = write(network, objective, shards.read(every), self.tokenizer, ctx, dtype=dtype)
