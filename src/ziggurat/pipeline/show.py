@@ -170,6 +170,7 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
         tokens=None if chosen.batch.documents else chosen.batch.tokens,
         documents=chosen.batch.documents,
         seed=recipe.seed,
+        contiguous=chosen.accumulate if chosen.memory else 0,
         ahead=False,
     )
     heads = chosen.objective.heads(model)
