@@ -143,7 +143,7 @@ def hub_inputs(model: Any, examples: Any) -> dict[str, Any]:
     import torch
 
     kind = model.__class__.__name__
-    streams = {name: stream for name, stream in examples.streams.items()}
+    streams = dict(examples.streams.items())
     last = "decoder" if "decoder" in streams else "text"
     labels = np.full(len(streams[last].content), -100)
     for target in examples.targets.values():
@@ -221,7 +221,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     clock = time.process_time if args.threads == 1 else time.perf_counter
-    print("| system | objective | precision | tokens/s | the Hub's class, tokens/s | ours is faster by: best step | median of paired steps |")
+    print(
+        "| system | objective | precision | tokens/s | the Hub's class, tokens/s | ours is faster by: best step | median of paired steps |"
+    )
     print("|---|---|---|---|---|---|---|")
     for system in args.only.split(",") if args.only else SYSTEMS:
         for precision in ("fp32", "bf16") if args.precision == "both" else (args.precision,):

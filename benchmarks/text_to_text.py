@@ -24,7 +24,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-WRITERS = ["gpt", "gpt2", "gpt3", "unilm", "unilm2", "ernie_gen", "xlnet", "t5", "t5_1_1", "bart", "mass", "prophetnet", "prophetnet_lm"]
+WRITERS = [
+    "gpt",
+    "gpt2",
+    "gpt3",
+    "unilm",
+    "unilm2",
+    "ernie_gen",
+    "xlnet",
+    "t5",
+    "t5_1_1",
+    "bart",
+    "mass",
+    "prophetnet",
+    "prophetnet_lm",
+]
 TASKS: dict[str, dict[str, Any]] = {
     "e2e-nlg": {"text": "mr", "pair": "ref", "length": 160, "target": 80, "epochs": 8, "most": 70, "rows": None},
     "scitldr": {"text": "source", "pair": "target", "length": 384, "target": 80, "epochs": 4, "most": 50, "rows": 300},
