@@ -24,7 +24,8 @@ def take(batch: Batch, documents: np.ndarray) -> Batch:
     """
     documents = np.asarray(documents, np.int64)
     streams = {name: _take_stream(s, documents, s.lengths[documents]) for name, s in batch.streams.items()}
-    return Batch(streams, _take_targets(batch, streams, documents), batch.keys[documents])
+    before = None if batch.before is None else batch.before[documents]
+    return Batch(streams, _take_targets(batch, streams, documents), batch.keys[documents], before)
 
 
 def split(batch: Batch, cuts: np.ndarray) -> list[Batch]:
@@ -48,7 +49,8 @@ def split(batch: Batch, cuts: np.ndarray) -> list[Batch]:
             noise = None if t.noise is None else t.noise[at]
             cut = replace(t, index=t.index[at] - by, value=t.value[at], weight=t.weight[at], noise=noise)
             targets[name] = cut if t.group is None else replace(cut, group=_whole_groups(t.group, at))
-        pieces.append(Batch(streams, targets, batch.keys[lo:hi]))
+        before = None if batch.before is None else batch.before[lo:hi]
+        pieces.append(Batch(streams, targets, batch.keys[lo:hi], before))
     return pieces
 
 
@@ -147,7 +149,8 @@ def lay(batch: Batch, rows: np.ndarray, row: Rows, pad: int) -> tuple[Batch, np.
         streams[name] = replace(_take_stream(stream, documents[order], lengths[order]), row=sizes[name])
     targets = _take_targets(padded, streams, documents[order])
     starts = np.searchsorted(where[order], np.arange(count + 1))
-    return Batch(streams, targets, padded.keys[documents[order]]), starts
+    before = None if padded.before is None else padded.before[documents[order]]
+    return Batch(streams, targets, padded.keys[documents[order]], before), starts
 
 
 def _dead(batch: Batch, lengths: Mapping[str, int], pad: int) -> Batch:
@@ -164,7 +167,7 @@ def _dead(batch: Batch, lengths: Mapping[str, int], pad: int) -> Batch:
         if visibility.kind == "custom":
             visibility = Visibility("custom", zero, zero, np.full(n, FOREVER, np.int32), zero)
         streams[name] = Stream(content, np.array([0, n]), position, zero, visibility, unit)
-    return Batch(streams, {}, np.array([DEAD]))
+    return Batch(streams, {}, np.array([DEAD]), np.array([DEAD]))
 
 
 def _fit_together(parts: np.ndarray) -> np.ndarray:

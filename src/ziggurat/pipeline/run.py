@@ -86,7 +86,7 @@ class Run:
 
     @cached_property
     def scorer(self) -> Scorer:
-        return Scorer(self.recipe, self.prepared.shards, self.prepared.tokenizer)
+        return Scorer(self.recipe, self.prepared.shards, self.prepared.tokenizer, self.folder)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -224,6 +224,7 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
         run.prepared.tokenizer,
         run.recipe.system.partition("/")[0],
         seed,
+        tables=stage.objective.tables(run.prepared.tokenizer, run.folder),
         facts={"parent": _parent(run, init), "data": data},
         held_out=lambda network, objective, dtype: run.scorer.losses(network, objective, stage, dtype),
         held=run.signals.held,

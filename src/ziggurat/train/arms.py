@@ -81,5 +81,7 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
             "distill",
             f"keeps what a language model says at the rows asked for, and '{stage.objective.kind}' asks for something else",
         )
+    if stage.distill is not None and stage.memory:
+        yield "distill", "asks the start about a text without what went before; take `memory` out"
     if stage.interpolate is not None and stage.stage == "finetune":
         yield "interpolate", "a fine-tuned head has no start to go back to; it belongs in a stage of text"

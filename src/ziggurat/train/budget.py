@@ -16,6 +16,7 @@ from ziggurat.atomic import write_json
 from ziggurat.context import Context
 from ziggurat.data.loader import Loader
 from ziggurat.data.order import Corpus, shares
+from ziggurat.nn.memory import Recall
 from ziggurat.objectives.base import Objective
 from ziggurat.train import loop
 from ziggurat.train.retention import Retention
@@ -54,9 +55,15 @@ def loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Mapp
         tokens=None if documents else tokens,
         documents=documents,
         seed=job.seed,
+        contiguous=stage.accumulate if stage.memory else 0,
         total_tokens=steps * stage.accumulate * tokens if tokens and not documents else None,
         state=state,
     )
+
+
+def recall(stage: Stage) -> Recall | None:
+    """The memory of a stage that has one."""
+    return Recall(stage.memory, stage.accumulate) if stage.memory else None
 
 
 def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ctx: Context, dtype: torch.dtype) -> int:
@@ -80,7 +87,9 @@ def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ct
     else:
         with loader(job, objective, ctx, 1, None) as batches:
             spare, limit, network, trained = retention.optimizer(), amount * PROBE_SHARE, retention.network, retention.objective
-            each = loop.measure(network, trained, iter(batches), stage.accumulate, spare, dtype, steps=PROBE, limit=limit)
+            each = loop.measure(
+                network, trained, iter(batches), stage.accumulate, spare, dtype, steps=PROBE, limit=limit, recall=recall(stage)
+            )
         count = max(1, int(amount / each))
         facts = {"steps": count, "seconds": amount, "seconds_per_step": each}
         log.info("%s: %.0f s are %d steps at %.3f s a step", stage.title, amount, count, each)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +41,9 @@ class Distilled:
     def counts(self, batch: Batch) -> dict[str, float]:
         own = self.objective.counts(batch)
         return own | {name + BEHIND: count for name, count in own.items()}
+
+    def remembered(self, batch: Batch) -> np.ndarray:
+        return self.objective.remembered(batch)
 
     def weight_of(self, target: str) -> float:
         name = target.removesuffix(BEHIND)

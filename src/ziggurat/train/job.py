@@ -88,6 +88,8 @@ class Job:
     facts: Mapping[str, Any]
     """What else decides the result (hashes of the data, the parent stage): a change of any is an error on resume."""
     held_out: Callable[[NetworkModel, Objective, torch.dtype], dict[str, dict[str, float]]]
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """What the objective reads from files of its own (`Objective.tables`)."""
     held: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False)
     """Around the training loop: gives the question whether a signal asks to stop."""
     general: Mapping[str, Shards] = field(default_factory=dict)
@@ -105,7 +107,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     """
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
-    tables = {name: table.digest for name, table in objective.tables(job.tokenizer).items()}
+    tables = {name: table.digest for name, table in job.tables.items()}
     unfelt = () if stage.forgetting is not None and stage.forgetting.stop else ("forgetting",)
     settings.keep(
         folder,
@@ -147,6 +149,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     here = {"threads": torch.get_num_threads(), "precision": _name(dtype), "device": device.type}
     with budget.loader(job, objective, ctx, steps, saved.state["loader"] if saved else None) as loader:
         optimizer = retention.optimizer()
+        recall = budget.recall(stage)
         torch.manual_seed(number("dropout", job.seed))
         progress = loop.Progress()
         if saved is not None:
@@ -154,6 +157,8 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             if moments:
                 load_optimizer_tensors(optimizer, network, moments)
             _set_random_state(saved.rng)
+            if recall is not None:
+                recall.load(saved.memory, device)
             progress = loop.Progress(**saved.state["progress"])
             _warn_of_changes(title, saved.state.get("machine", here), here)
             log.info("%s: going on from step %d of %d", title, progress.step, steps)
@@ -177,6 +182,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
                 state={"progress": asdict(progress), "loader": loader.state(), "machine": here},
                 optimizer=retention.state() | ({} if last else optimizer_tensors(optimizer, network)),
                 rng=_random_state(),
+                memory=None if last or recall is None else recall.tensors(),
                 tokenizer=job.tokenizer.save,
                 keep=1 if within else stage.save.keep,
             )
@@ -224,6 +230,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
                         save=save,
                         show=lambda p, numbers: bar.show(p.step, numbers),
                         stop=stop,
+                        recall=recall,
                     )
                 began = time.perf_counter()
                 held_out = held(network)

@@ -52,6 +52,8 @@ def context(job: Job) -> Context:
     assert objective is not None
     misfits = objective.misfits(model)
     check(not misfits, "; ".join(misfits), "`ziggurat list objectives` says what suits which structure")
+    forgets = objective.forgets(model, job.stage.memory)
+    check(not forgets, "; ".join(forgets), "change `memory` of the stage")
     check(
         tokenizer.vocab.size <= model.vocab,
         f"the tokenizer has {tokenizer.vocab.size:,} tokens, the model's table {model.vocab:,} rows",
@@ -61,7 +63,7 @@ def context(job: Job) -> Context:
     check(
         job.stage.length <= longest, f"length {job.stage.length} is longer than the model's {longest} positions", "lower `length`"
     )
-    return context_of(model, tokenizer, job.stage.length, job.seed, objective.tables(tokenizer))
+    return context_of(model, tokenizer, job.stage.length, job.seed, job.tables)
 
 
 def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list[str]]:
