@@ -238,3 +238,23 @@ def test_a_default_general_sample(world: Path) -> None:
     assert "general-sample" not in load_recipe("own.yaml", ["stages.dapt.forgetting=false"]).sources
     with pytest.raises(UserError, match="is not an earlier stage"):
         load_recipe("own.yaml", ["stages.dapt.init=tapt", "stages.tapt.init=dapt"])
+
+
+def test_the_wrong_domain_as_a_control(world: Path) -> None:
+    """The stage again on other text, with as many steps, and the task fine-tuned from it."""
+    with pytest.raises(UserError, match="'domain' is text that dapt reads"):
+        load_recipe("small.yaml", ["worth={seeds: [0], control: domain}"])
+    with pytest.raises(UserError, match="unknown source 'nowhere'"):
+        load_recipe("small.yaml", ["worth={seeds: [0], control: nowhere}"])
+    run("small.yaml", ["worth={seeds: [0], control: general}", "stages.dapt.steps=3", "stages.finetune.epochs=1"])
+    report = json.loads((runs(world) / "report.json").read_text("utf-8"))
+    names = [p["name"] for p in report["worth"]["prefixes"]]
+    assert names == ["scratch", "+pretrain", "+dapt", "+dapt on general", "+tapt"]
+    assert [(g["before"], g["after"]) for g in report["worth"]["controls"]] == [
+        ("+pretrain", "+dapt on general"),
+        ("+dapt on general", "+dapt"),
+    ]
+    lineage = open_checkpoint(runs(world) / "worth/control/dapt").lineage[-1]
+    assert list(lineage["data"]) == ["general"] and lineage["steps"] == 3
+    assert [s["name"] for s in report["stages"]] == ["pretrain", "dapt", "tapt", "finetune"]
+    assert "dapt on general" in (runs(world) / "report.html").read_text("utf-8")

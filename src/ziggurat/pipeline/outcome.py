@@ -43,13 +43,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def account(run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequence[str]) -> None:
+def account(
+    run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequence[str], control: worth.Control | None = None
+) -> None:
     """Write report.html and report.json into the run folder and print the table. `arguments` are those of `ziggurat run`."""
     ledger = None
     if arms:
         stage = next(iter(next(iter(arms.values())).values())).stage
         assert stage.objective is not None
-        ledger = _ledger(run, arms, stage, stage.objective)
+        ledger = _ledger(run, arms, stage, stage.objective, control)
     facts = _facts(run, arms, ledger, arguments)
     html, _ = write_report(run.folder, facts)
     from rich.console import Console
@@ -59,7 +61,13 @@ def account(run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequenc
     console.print(f"report: {html}")
 
 
-def _ledger(run: Run, arms: Mapping[str, Mapping[int, Done]], stage: Stage, objective: Objective) -> worth.Ledger:
+def _ledger(
+    run: Run,
+    arms: Mapping[str, Mapping[int, Done]],
+    stage: Stage,
+    objective: Objective,
+    control: worth.Control | None,
+) -> worth.Ledger:
     metric = metric_of(objective)
     trials: dict[str, dict[int, worth.Trial | float]] = {}
     gold = None
@@ -70,13 +78,14 @@ def _ledger(run: Run, arms: Mapping[str, Mapping[int, Done]], stage: Stage, obje
             gold = done.predictions.gold
             trials[name][seed] = worth.Trial(done.predictions.score(objective), done.predictions.predicted)
     after = {}
-    for title, done in run.done.items():
+    for title, done in (*run.done.items(), *((name.lstrip("+"), one) for name, one in run.controls.items())):
         if done.stage.stage != "finetune":
             loss = {source: language_loss(numbers) for source, numbers in done.outcome.held_out.items()}
             o = done.outcome
             after[f"+{title}"] = worth.After(o.tokens, o.seconds, o.tokens_per_second, loss)
     seeds = list(next(iter(arms.values())))
-    return worth.measure(trials, metric, gold=gold, baselines=_baselines(run, stage, objective, seeds), after=after)
+    scores = _baselines(run, stage, objective, seeds)
+    return worth.measure(trials, metric, gold=gold, baselines=scores, after=after, control=control)
 
 
 def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -> dict[str, float]:

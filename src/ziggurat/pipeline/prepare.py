@@ -92,7 +92,8 @@ def prepare_held_out(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Prep
 
 def used(recipe: Recipe) -> list[str]:
     """The sources that stages train on, or weigh their weights on."""
-    return list(dict.fromkeys(name for stage in recipe.stages for name in (*stage.reads, *stage.weighed)))
+    control = [recipe.worth.control] if recipe.worth is not None and recipe.worth.control is not None else []
+    return list(dict.fromkeys([n for stage in recipe.stages for n in (*stage.reads, *stage.weighed)] + control))
 
 
 def parts(recipe: Recipe) -> list[tuple[str, Any]]:

@@ -117,7 +117,7 @@ def _figures(ledger: Ledger) -> str:
 
 
 def _verdicts(ledger: Ledger) -> str:
-    gains = [*ledger.gains, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else [])]
+    gains = [*ledger.gains, *ledger.controls, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else [])]
     if not gains:
         return ""
     items = "".join(f'<li><span class="chip {g.verdict}">{g.verdict}</span><span>{escape(g.sentence)}</span></li>' for g in gains)
@@ -166,7 +166,7 @@ def _scores(facts: Mapping[str, Any], ledger: Ledger) -> str:
     out.append(dot_chart(rows, label=unit, lines=lines, form=form))
     if ledger.gains:
         rows = []
-        for g in ledger.gains:
+        for g in (*ledger.gains, *ledger.controls):
             wide = max((i for i in (g.over_seeds, g.over_examples) if i), key=lambda i: i[1] - i[0], default=None)
             low, high = (scale * wide[0], scale * wide[1]) if wide else (None, None)
             color = {"paid": "var(--good)", "cost": "var(--bad)"}.get(g.verdict, "var(--soft)")

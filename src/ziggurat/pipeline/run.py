@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -83,6 +83,8 @@ class Run:
     imported: dict[str, Opened]
     """Checkpoints that stages start from, by what `init` says."""
     done: dict[str, Done]
+    controls: dict[str, Done] = field(default_factory=dict)
+    """Stages beside the pipeline, by what the ledger calls the fine-tunings from them."""
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -105,6 +107,7 @@ def prepare(path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe, or go on with it; returns the run folder. Raises `UserError`, and `Stopped` after a signal."""
+    from ziggurat.pipeline.control import control
     from ziggurat.pipeline.outcome import account
 
     recipe = load_recipe(path, overrides)
@@ -115,7 +118,8 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
             seed = recipe.worth.seeds[0] if recipe.worth and stage.stage == "finetune" else recipe.seed
             run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
         arms = _arms(run)
-        account(run, arms, [str(path), *overrides])
+        beside = control(run, arms)
+        account(run, arms, [str(path), *overrides], beside)
     return folder
 
 

@@ -30,7 +30,7 @@ def account(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]], int]:
     for name, score in baselines(facts).items() if ledger else ():
         rows.append([name, ledger.show(score) if ledger else "", "", "", *blank])
     leading = len(rows)
-    gains = {g.after: g for g in ledger.gains} if ledger else {}
+    gains = {g.after: g for g in (*ledger.controls, *ledger.gains)} if ledger else {}
     prefixes: Sequence[Prefix | None] = ledger.prefixes if ledger else [None] * len(steps)
     for prefix, name in zip(prefixes, [p.name for p in ledger.prefixes] if ledger else steps):
         row = [name]
@@ -136,7 +136,10 @@ def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> Render
             beside.add_row(*map(plain, line), style="yellow" if line[-1].startswith(("beyond", "stopped")) else None)
         tables.append(beside)
     lines = (
-        [g.sentence for g in (*ledger.gains, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else []))]
+        [
+            g.sentence
+            for g in (*ledger.gains, *ledger.controls, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else []))
+        ]
         if ledger
         else []
     )

@@ -30,6 +30,9 @@ class Worth(Spec):
 
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """One fine-tuning a seed and prefix; the seed draws the labelled rows, the head and the order."""
+    control: str | None = None
+    """A source of another domain: the last dapt stage before the fine-tuning is also run on that, with as many steps, and the task fine-tuned
+    from it, which says how much of the stage's worth is its domain's (Gururangan et al., 2020)."""
 
     @model_validator(mode="after")
     def _different(self) -> Worth:
@@ -130,6 +133,9 @@ class Recipe(Spec):
             for field, message, *needs in _stage_problems(full, stage, list(seen)):
                 yield Problem(self._place(n, field), message, (("stages", n), *needs) if not field else tuple(needs))
             seen.setdefault(stage.title, n)
+        if self.worth is not None and self.worth.control is not None:
+            for message in _control_problems(full, self.worth.control):
+                yield Problem(("worth", "control"), message)
         if "worth" in self.model_fields_set and self.worth is not None and all(s.stage != "finetune" for s in self.stages):
             yield Problem(("worth",), "needs a finetune stage: a stage's worth is what it adds to the fine-tuned score")
 
@@ -182,6 +188,17 @@ def split(name: str) -> tuple[System | None, str]:
     """`bert/base` -> its system, if there is one, and the size."""
     system, _, size = name.partition("/")
     return find(system), size
+
+
+def _control_problems(recipe: Recipe, source: str) -> Iterator[str]:
+    dapt = [s for s in recipe.stages if s.stage == "dapt"]
+    if source not in recipe.sources:
+        yield f"unknown source '{source}'; {nearest(source, recipe.sources)}"
+    if not dapt:
+        yield "is the control of a dapt stage, and the recipe has none"
+    for stage in dapt:
+        if source in stage.reads:
+            yield f"'{source}' is text that {stage.title} reads: name a source of another domain"
 
 
 def _model_problems(recipe: Recipe) -> Iterator[Problem]:
