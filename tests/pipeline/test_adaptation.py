@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from conftest import RECIPE, write_world
+from conftest import RECIPE, sentence, write_world
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.cli import app
+from ziggurat.data.shards import Shards
 from ziggurat.errors import UserError
 from ziggurat.log import read_metrics
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.prepare import parts
 from ziggurat.pipeline.run import load_recipe, run
+from ziggurat.pipeline.show import batch_of
+from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import loop
 
 HEAD = RECIPE[: RECIPE.index("stages:")]
@@ -207,7 +214,7 @@ def test_a_stage_stops_at_the_limit(world: Path, monkeypatch: pytest.MonkeyPatch
 def test_mistakes(world: Path) -> None:
     wrong = {
         "stages.held.replay={nowhere: 0.1}": "unknown source 'nowhere'",
-        "stages.held.replay={domain: 0.1}": "'domain' is in `data` already",
+        "stages.held.replay={domain: 0.1}": "'domain' is read by the stage already",
         "stages.held.replay={general: 1.5}": "below 1",
         "stages.held.anchor={l2: 0, ewc: 0}": "needs a strength",
         "stages.held.init=scratch": "needs weights to start from",
@@ -258,3 +265,41 @@ def test_the_wrong_domain_as_a_control(world: Path) -> None:
     assert list(lineage["data"]) == ["general"] and lineage["steps"] == 3
     assert [s["name"] for s in report["stages"]] == ["pretrain", "dapt", "tapt", "finetune"]
     assert "dapt on general" in (runs(world) / "report.html").read_text("utf-8")
+
+
+def test_text_near_the_task(world: Path) -> None:
+    """kNN-TAPT: the domain's documents that are like the task's; looked up once, and read beside the task's own by size."""
+    draw = random.Random(3)
+    lines = [
+        f"{['wonderful', 'terrible', 'lovely', 'awful'][n % 4]} {sentence(draw, 7)}" if n % 3 == 0 else f"x{n} y{n} z{n} q"
+        for n in range(60)
+    ]
+    (world / "domain.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    text = HEAD + (
+        "stages:\n  - {stage: pretrain, data: general, steps: 2}\n"
+        "  - {stage: tapt, data: task, nearest: {domain: 1}, replay: {general: 0.2}, epochs: 2}\nworth: false\n"
+    )
+    (world / "near.yaml").write_text(text, "utf-8")
+    run("near.yaml")
+    (path,) = (runs(world) / "shards/domain").glob("nearest-*.json")
+    shards, tokenizer = Shards.open(runs(world) / "shards/domain/train"), Tokenizer.load(runs(world) / "tokenizer")
+    chosen = np.array(json.loads(path.read_text("utf-8")))
+    read = shards.read(chosen).parts["text"]
+    texts = [tokenizer.decode(read.ids[a:b]) for a, b in itertools.pairwise(read.bounds)]
+    assert 3 < len(chosen) <= 20 and not any(re.match(r"x\d", t) for t in texts)
+    budget = json.loads((runs(world) / "tapt/budget.json").read_text("utf-8"))
+    task = Shards.open(runs(world) / "shards/task/train")
+    share = 0.8 * task.tokens / (task.tokens + sum(shards.lengths("text", chosen)))
+    (world / "alone.yaml").write_text(text.replace("nearest: {domain: 1}, replay: {general: 0.2}, ", ""), "utf-8")
+    alone = run("alone.yaml", ["name=alone"])
+    passes = json.loads((alone / "tapt/budget.json").read_text("utf-8"))["steps"]
+    assert budget["steps"] == pytest.approx(passes / share, abs=2)
+    lineage = open_checkpoint(runs(world) / "tapt").lineage[-1]["data"]
+    assert {n: d["documents"] for n, d in lineage.items()} == {
+        "task": 40,
+        "domain": len(chosen),
+        "general": len(Shards.open(runs(world) / "shards/general/train")),
+    }
+    settings = json.loads((runs(world) / "tapt/stage.json").read_text("utf-8"))["data"]
+    assert settings["domain"] != settings["task"]
+    assert "documents" in batch_of("near.yaml", stage="tapt")

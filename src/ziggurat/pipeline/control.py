@@ -32,7 +32,7 @@ def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
         return None
     name = f"{stage.title} on {worth.control}"
     steps = dict.fromkeys(BUDGETS) | {"steps": run.done[stage.title].outcome.steps}
-    other = stage.model_copy(update={"data": {worth.control: Share()}, "name": name.replace(" ", "-"), **steps})
+    other = stage.model_copy(update={"data": {worth.control: Share()}, "nearest": {}, "name": name.replace(" ", "-"), **steps})
     folder = run.folder / "worth" / "control"
     run.done[name] = running._one(run, other, folder / stage.title, run.recipe.seed, stage.init, name)
     trials = {

@@ -211,7 +211,7 @@ def start_of(run: Run, init: str) -> Start:
 
 def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Job:
     """A stage with everything it needs."""
-    shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.reads}
+    shards: dict[str, Any] = run.prepared.read(stage)
     general = {name: run.prepared.shards[name, "train"] for name in stage.weighed}
     data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
     if stage.examples is not None:

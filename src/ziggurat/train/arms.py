@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ziggurat.data.sources import Source, splits
@@ -39,9 +39,10 @@ def measured(stages: Sequence[Node]) -> bool:
 def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any, ...]]:
     """(field, message, places it was judged by ...) of a resolved stage."""
     held, anchor = stage.forgetting, stage.anchor
-    named = {
+    named: dict[str, tuple[str, ...]] = {
         "forgetting": (held.general if held is not None else None) or (),
         "replay": tuple(stage.replay),
+        "nearest": tuple(stage.nearest),
         "anchor": (anchor.general if anchor is not None else None) or (),
     }
     for field, names in named.items():
@@ -56,13 +57,15 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
         yield "forgetting", "can stop the stage only where it is evaluated; set evaluate: {every: ...}"
     if held is not None and held.stop and not held.general:
         yield "forgetting", "has no general text to judge by; name a source: `general: ...`"
-    for name in stage.replay:
-        if name in stage.data:
-            yield "replay", f"'{name}' is in `data` already; give it a share there or here"
+    more: dict[str, Collection[str]] = {"replay": stage.replay, "nearest": stage.nearest}
+    for field, further in more.items():
+        for name in further:
+            if name in stage.data or (field == "nearest" and name in stage.replay):
+                yield field, f"'{name}' is read by the stage already; name it once"
+        if further and stage.stage == "finetune":
+            yield field, "is text without labels, and a finetune stage reads labelled rows; it belongs in dapt or tapt"
     if sum(stage.replay.values()) >= 1:
         yield "replay", f"the shares add up to {sum(stage.replay.values()):g}: nothing is left for `data`"
-    if stage.replay and stage.stage == "finetune":
-        yield "replay", "is general text, and a finetune stage reads labelled rows; it belongs in dapt or tapt"
     if anchor is not None and anchor.ewc and not stage.weighed:
         yield "anchor", "ewc has no general text to weigh the weights on; name a source: `general: ...`"
     started = {

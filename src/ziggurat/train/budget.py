@@ -34,12 +34,15 @@ PROBE_SHARE = 0.05
 
 
 def mixture(stage: Stage, shards: Mapping[str, Corpus]) -> dict[str, float]:
-    """Each source's share of the tokens: replayed sources have theirs of all, `data` has the rest by its own shares."""
+    """Each source's share of the tokens: replayed sources have theirs of all, the rest is for `data` by its own shares and for what is
+    nearest to it, as large as they are."""
     own = shares(shards, {name: share.weight for name, share in stage.data.items()}, stage.temperature)
-    if not stage.replay:
+    if not stage.replay and not stage.nearest:
         return own
-    rest = (1 - sum(stage.replay.values())) / sum(own.values())
-    return {name: share * rest for name, share in own.items()} | stage.replay
+    near = {name: shards[name].tokens for name in stage.nearest}
+    rest = (1 - sum(stage.replay.values())) / (whole := sum(shards[name].tokens for name in stage.data) + sum(near.values()))
+    mine = (whole - sum(near.values())) * rest / sum(own.values())
+    return {n: s * mine for n, s in own.items()} | {n: tokens * rest for n, tokens in near.items()} | stage.replay
 
 
 def loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Mapping[str, int] | None) -> Loader:
@@ -68,7 +71,7 @@ def recall(stage: Stage) -> Recall | None:
 
 def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ctx: Context, dtype: torch.dtype) -> int:
     """The stage's budget in steps; of a time budget measured once, written down and final. Epochs are those of `data`: what is replayed
-    comes on top."""
+    or near comes on top."""
     stage = job.stage
     unit, amount = stage.budget
     if unit == "steps":
@@ -80,9 +83,15 @@ def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ct
     if written.exists():
         return int(json.loads(written.read_text("utf-8"))["steps"])
     if unit == "epochs":
-        own = replace(job, stage=stage.model_copy(update={"replay": {}}), shards={n: job.shards[n] for n in stage.data})
+        own = replace(
+            job, stage=stage.model_copy(update={"replay": {}, "nearest": {}}), shards={n: job.shards[n] for n in stage.data}
+        )
         with loader(own, objective, ctx, 1, None) as batches:
-            count = math.ceil(batches.count(int(amount)) / (1 - sum(stage.replay.values())) / stage.accumulate)
+            mine = batches.count(int(amount))
+        if len(stage.reads) > len(stage.data):
+            every = mixture(stage, job.shards)
+            mine = math.ceil(mine * sum(every.values()) / sum(every[name] for name in stage.data))
+        count = math.ceil(mine / stage.accumulate)
         facts: dict[str, Any] = {"steps": count, "epochs": amount}
     else:
         with loader(job, objective, ctx, 1, None) as batches:

@@ -112,7 +112,7 @@ class StageFields(Spec):
     """What `defaults` may hold, and every stage."""
 
     rivals: ClassVar[tuple[tuple[str, ...], ...]] = (BUDGETS,)
-    whole: ClassVar[tuple[str, ...]] = ("data", "replay")
+    whole: ClassVar[tuple[str, ...]] = ("data", "replay", "nearest")
 
     data: Mixture = Field(default_factory=dict)
     """Sources of the stage's text: one name, or {name: share}."""
@@ -161,6 +161,9 @@ class StageFields(Spec):
     """What the stage loses on general text, measured in dapt and tapt by default; false = not."""
     replay: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
     """Sources of general text that are read again, and their shares of all tokens; `data` has the rest."""
+    nearest: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Of these sources the documents nearest to the texts of `data` are read too, so many for each text (kNN-TAPT: Gururangan et al.,
+    2020); shares by size."""
     anchor: Anchor | None = None
     """Weights are pulled toward where the stage began (L2-to-start, EWC)."""
     distill: Distill | None = None
@@ -188,7 +191,7 @@ class Stage(StageFields):
     @property
     def reads(self) -> tuple[str, ...]:
         """The sources it trains on."""
-        return tuple(dict.fromkeys([*self.data, *self.replay]))
+        return tuple(dict.fromkeys([*self.data, *self.nearest, *self.replay]))
 
     @property
     def weighed(self) -> tuple[str, ...]:
