@@ -89,6 +89,8 @@ class Objective(Spec):
     """Learned input vectors that are no vocabulary item: content id -1 is the first, -2 the second."""
     labelled: ClassVar[bool] = False
     """Needs supervised columns; its stage is a fine-tuning."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """What its source must declare beside `text`."""
     writes: ClassVar[bool] = False
     """Its answers are texts, the column `pair`; at test time they are generated."""
 
