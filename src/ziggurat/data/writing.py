@@ -107,7 +107,9 @@ class ShardWriter:
     def add(self, document: Document) -> None:
         """Take one more document."""
         self._waiting.append(document)
-        self._size += sum(map(len, document.texts.values())) + sum(len(text) for texts in document.lists.values() for text in texts)
+        self._size += sum(map(len, document.texts.values())) + sum(
+            len(text) for texts in document.lists.values() for text in texts
+        )
         if self._size >= CHUNK or len(self._waiting) >= 4096:
             self._flush()
 

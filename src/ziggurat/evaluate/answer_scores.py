@@ -112,7 +112,9 @@ def _mean(total: np.ndarray) -> np.ndarray:
     return total[..., 0] / np.maximum(total[..., 1], 1)
 
 
-def best_threshold(gold: Sequence[Sequence[str]], spans: Sequence[str], margins: Sequence[float], metric: Metric) -> tuple[float, float]:
+def best_threshold(
+    gold: Sequence[Sequence[str]], spans: Sequence[str], margins: Sequence[float], metric: Metric
+) -> tuple[float, float]:
     """The threshold on the margin of no answer over the best span with which the metric is best, and the metric with it (SQuAD 2.0).
 
     A question is answered with its span where its margin is at most the threshold. Of equally good ones the smallest is taken; -inf

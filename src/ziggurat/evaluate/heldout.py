@@ -101,14 +101,15 @@ def _right(network: NetworkModel, asked: Asked) -> tuple[float, float, float]:
 def _best(network: NetworkModel, asked: Asked) -> float:
     """The summed weight of the groups whose best row is a right one."""
     target = asked.target
-    if not len(target.index):
+    group, weight = target.group, target.weight.float()
+    assert group is not None
+    if not len(group):
         return 0.0
     scores = network.logits(asked.head, asked.hidden, asked.streams, target).gather(1, target.value[:, None])[:, 0].float()
-    count = int(target.group.max()) + 1
-    top = scores.new_full((count,), -torch.inf).scatter_reduce(0, target.group, scores, "amax")
-    right = (scores == top[target.group]) & (target.weight > 0)
-    total = scores.new_zeros(count).index_add(0, target.group, target.weight.float())
-    return float(total[target.group[right].unique()].sum())
+    count = int(group.max()) + 1
+    top = scores.new_full((count,), -torch.inf).scatter_reduce(0, group, scores, "amax")
+    right = (scores == top[group]) & (weight > 0)
+    return float(weight.new_zeros(count).index_add(0, group, weight)[group[right].unique()].sum())
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,9 @@ def _whole(gold: Sequence[Sequence[Hashable]], predicted: Sequence[Sequence[Hash
 
 
 def _chosen(gold: Sequence[Any], predicted: Sequence[int]) -> np.ndarray:
-    return _hits([p in g if isinstance(g, (list, tuple)) else p == g for g, p in zip(gold, predicted, strict=True)], [True] * len(gold))
+    return _hits(
+        [p in g if isinstance(g, (list, tuple)) else p == g for g, p in zip(gold, predicted, strict=True)], [True] * len(gold)
+    )
 
 
 def _token_hits(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> np.ndarray:
@@ -278,7 +280,7 @@ def _token_hits(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]
     return np.array(rows, np.float64)
 
 
-def _same_lengths(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> None:
+def _same_lengths(gold: Sequence[Sequence[Hashable]], predicted: Sequence[Sequence[Hashable]]) -> None:
     for i, (g, p) in enumerate(zip(gold, predicted, strict=True)):
         check(len(g) == len(p), f"sentence or group {i} has {len(g)} gold labels but {len(p)} predictions")
 

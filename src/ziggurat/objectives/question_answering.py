@@ -107,7 +107,11 @@ class QuestionAnswering(Labelled):
 
     def windows(self, tokens: Tokens, ctx: Context) -> Windows:
         """The questions with all windows of their contexts, in order; answers are not looked at."""
-        check("pair" in tokens.parts, "the data has no column 'pair'", "declare the context: columns: {text: question, pair: context}")
+        check(
+            "pair" in tokens.parts,
+            "the data has no column 'pair'",
+            "declare the context: columns: {text: question, pair: context}",
+        )
         q, c, layout = tokens.parts["text"], tokens.parts["pair"], ctx.layout
         fits = room_of(ctx, pair=True)
         asked, whole = np.minimum(np.diff(q.bounds), self.question or min(64, fits // 2)), np.diff(c.bounds)

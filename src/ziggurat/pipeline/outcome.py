@@ -127,7 +127,7 @@ def _examples(documents: list[Document], objective: Objective, test: bool = Fals
     if isinstance(objective, MultipleChoice):
         options = [[text.strip() for text in d.lists["choices"]] for d in documents]
         labels = [d.fields["label"] for d in documents]
-        right = [objective.numbers(label, len(o)) for label, o in zip(labels, options, strict=True)]
+        right: list[Any] = [objective.numbers(label, len(o)) for label, o in zip(labels, options, strict=True)]
         if test and objective.metric != "accuracy":
             right = [[o[n] for n in numbers] for numbers, o in zip(right, options, strict=True)]
         return [(" ".join(d.texts.values()), o) for d, o in zip(documents, options, strict=True)], right

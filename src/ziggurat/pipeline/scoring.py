@@ -94,7 +94,13 @@ class Scorer:
             )
             gold, said, margins = self._spans(network, objective, name, "valid", length, dtype)
             threshold, best = best_threshold(gold, said, margins, answer_metric(objective.metric))
-            log.info("%s: the threshold of no answer is %.3f; with it %s on the valid rows is %.4f", name, threshold, objective.metric, best)
+            log.info(
+                "%s: the threshold of no answer is %.3f; with it %s on the valid rows is %.4f",
+                name,
+                threshold,
+                objective.metric,
+                best,
+            )
         gold, said, margins = self._spans(network, objective, name, "test", length, dtype)
         assert not isinstance(threshold, str)
         silent = [objective.no_answer and margin > threshold for margin in margins]
@@ -102,7 +108,13 @@ class Scorer:
         return Predictions(gold, given, {"span": said, "margin": margins} if objective.no_answer else {})
 
     def _spans(
-        self, network: NetworkModel, objective: QuestionAnswering, name: str, split: Literal["valid", "test"], length: int, dtype: torch.dtype
+        self,
+        network: NetworkModel,
+        objective: QuestionAnswering,
+        name: str,
+        split: Literal["valid", "test"],
+        length: int,
+        dtype: torch.dtype,
     ) -> tuple[list[Any], list[str], list[float]]:
         """Right answers, the best span's text, and the margin of no answer, for each row of a split."""
         shards = self.shards[name, split]
@@ -115,7 +127,9 @@ class Scorer:
         said = [span.text(text, e.offsets) for span, text, e in zip(found, texts, encoded, strict=True)]
         return list(column_of(tokens, "answers")), said, [span.margin for span in found]
 
-    def _chosen(self, network: NetworkModel, objective: MultipleChoice, name: str, length: int, dtype: torch.dtype) -> Predictions:
+    def _chosen(
+        self, network: NetworkModel, objective: MultipleChoice, name: str, length: int, dtype: torch.dtype
+    ) -> Predictions:
         """The choices taken: their numbers, or for a metric of texts what they say."""
         shards = self.shards[name, "test"]
         every = np.arange(len(shards))
