@@ -160,7 +160,7 @@ def test_a_model_that_was_fine_tuned_is_asked_as_it_was() -> None:
 @pytest.mark.parametrize(("system", "asks"), [("xlnet", "query"), ("bert", "attn"), ("bert", "pseudo")])
 def test_rows_that_ask_say_it_in_one_pass(system: str, asks: str) -> None:
     """XLNet, ERNIE-GEN, UniLM v2: a pass with an asking row for each word says what writing the text word by word says."""
-    network = tiny(system, extra=asks == "query")
+    network = tiny(system, extra=int(asks == "query"))
     layout = Layout((), (END,), (END, 0), (0, 1), 2) if system == "xlnet" else Layout((0,), (END,), (END,), (0, 1))
     ctx = Context(replace(KNOWN, names={"[ATTN]": 3}), layout, 64)
     pairs = [(a, b) for a, b in PAIRS if a]
