@@ -19,7 +19,7 @@ NEVER = FOREVER = 2**30
 """A time no clock reaches: `opens = NEVER` is a key for nobody, `closes = FOREVER` stays a key to the end."""
 
 DEAD = np.uint64(2**64 - 1)
-"""The key of a dead document: padding that fills the gap of a packed row. It has no target."""
+"""The key of a dead document: padding that fills the gap of a packed row. It has no target, and nothing goes on from it."""
 
 EMPTY: Mapping[str, Any] = {}
 
@@ -176,6 +176,8 @@ class Batch:
     keys: Array = field(default_factory=lambda: np.zeros(0, np.uint64))
     """uint64[D]: document j of every stream belongs together and has this key. Neighbours of one key are one example, which no
     batch divides (the choices of a question, the windows of a long text). CPU only."""
+    before: Array | None = None
+    """uint64[D]: the key of the example whose text each one goes on with, `DEAD` = it begins anew; None = nobody says. CPU only."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -183,7 +185,7 @@ class Batch:
     def map(self, convert: Callable[[Array], Array]) -> Batch:
         """The same batch with `convert` applied to every array the model reads (keys and units stay behind)."""
         streams = {name: _map(replace(s, unit=None), convert) for name, s in self.streams.items()}
-        return Batch(streams, {name: _map(t, convert) for name, t in self.targets.items()}, self.keys)
+        return replace(self, streams=streams, targets={name: _map(t, convert) for name, t in self.targets.items()})
 
     @property
     def alive(self) -> np.ndarray:
@@ -256,7 +258,9 @@ def join_all(batches: Iterable[Batch]) -> Batch:
         for name in names:
             offsets[name] += len(b.streams[name].content) if name in b.streams else 0
     targets = {name: _join_targets(ts) for name, ts in collected.items()}
-    return Batch(streams, targets, np.concatenate([b.keys for b in parts]))
+    before = [b.before for b in parts if b.before is not None]
+    joined = np.concatenate(before) if len(before) == len(parts) else None
+    return Batch(streams, targets, np.concatenate([b.keys for b in parts]), joined)
 
 
 def _absent(batch: Batch, name: str, parts: list[Batch]) -> Stream:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from ziggurat.errors import UserError
-from ziggurat.evaluate.answer_scores import answer_metric, best_threshold, cmrc_em, cmrc_f1, longest_run, segments, squad_em, squad_f1
+from ziggurat.evaluate.answer_scores import (
+    answer_metric,
+    best_threshold,
+    cmrc_em,
+    cmrc_f1,
+    longest_run,
+    segments,
+    squad_em,
+    squad_f1,
+)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Letters:
         return [self.one(text) for text in texts]
 
     def one(self, text: str) -> Encoded:
-        found = [m for m in re.finditer(r"\s?[^\s~]", text)]
+        found = list(re.finditer(r"\s?[^\s~]", text))
         ids = np.array([5 + (7 * ord(m.group()[-1]) + 31 * (len(m.group()) - 1)) % (VOCAB - 5) for m in found], np.int32)
         offsets = np.array([(m.end() - 1, m.end()) for m in found], np.int64).reshape(-1, 2)
         return Encoded(ids, np.ones(len(ids), bool), np.ones(len(ids), bool), offsets)
@@ -93,7 +93,8 @@ def test_a_decoder_writes_what_its_encoder_was_asked() -> None:
             said = TOKENIZER.ids(text) + [END] * end
             with torch.no_grad():
                 logits = hub(
-                    input_ids=torch.tensor([[0, *TOKENIZER.ids(prompt), END]]), decoder_input_ids=torch.tensor([[END, 0, *said[:-1]]])
+                    input_ids=torch.tensor([[0, *TOKENIZER.ids(prompt), END]]),
+                    decoder_input_ids=torch.tensor([[END, 0, *said[:-1]]]),
                 ).logits[0]
             assert got.total == pytest.approx(of_tokens(logits, said), rel=1e-9) and got.tokens == len(said)
 

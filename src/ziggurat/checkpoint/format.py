@@ -3,6 +3,7 @@
     model.safetensors       the network's parameters: `model.*`, `heads.<name>.*`; shared tensors once
     optimizer.safetensors   optimizer state, `<parameter>/exp_avg` and so on (optional)
     rng.safetensors         states of random generators (optional)
+    memory.safetensors      what texts that go on in the next step remember (optional)
     spec.json               the card: what is needed to rebuild the network, and where it comes from
     state.json              step, data position, seeds: anything JSON
     tokenizer/              its files (optional)
@@ -73,6 +74,7 @@ class Saved:
     optimizer: dict[str, Tensor]
     """Empty if none was saved."""
     rng: dict[str, Tensor]
+    memory: dict[str, Tensor]
     state: dict[str, Any]
 
     @property
@@ -90,6 +92,7 @@ def save(
     state: Mapping[str, Any],
     optimizer: Tensors | None = None,
     rng: Tensors | None = None,
+    memory: Tensors | None = None,
     tokenizer: Path | Callable[[Path], object] | None = None,
     keep: int = 2,
 ) -> Path:
@@ -102,7 +105,7 @@ def save(
     temporary = stage / f"tmp-{final.name}-{os.getpid()}"
     files: dict[str, dict[str, Tensor]] = {}
     ties: dict[str, dict[str, str]] = {}
-    for name, group in {"model": tensors, "optimizer": optimizer or {}, "rng": rng or {}}.items():
+    for name, group in {"model": tensors, "optimizer": optimizer or {}, "rng": rng or {}, "memory": memory or {}}.items():
         if group or name == "model":
             files[f"{name}.safetensors"], ties[name] = _stored(group)
     texts = {"spec.json": _json(_written(card, ties)), "state.json": _json(dict(state))}  # fails before anything is written
@@ -153,12 +156,12 @@ def load(folder: Path) -> Saved:
     )
     card, ties = _card(folder)
     groups = {}
-    for name in ("model", "optimizer", "rng"):
+    for name in ("model", "optimizer", "rng", "memory"):
         path = folder / f"{name}.safetensors"
         groups[name] = load_file(path) if path.exists() else {}
         groups[name] |= {repeated: groups[name][original] for repeated, original in ties.get(name, {}).items()}
     state = json.loads((folder / "state.json").read_text("utf-8"))
-    return Saved(folder, card, groups["model"], groups["optimizer"], groups["rng"], state)
+    return Saved(folder, card, groups["model"], groups["optimizer"], groups["rng"], groups["memory"], state)
 
 
 def card(folder: Path) -> Card:

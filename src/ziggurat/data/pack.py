@@ -24,7 +24,8 @@ def take(batch: Batch, documents: np.ndarray) -> Batch:
     """
     documents = np.asarray(documents, np.int64)
     streams = {name: _take_stream(s, documents, s.lengths[documents]) for name, s in batch.streams.items()}
-    return Batch(streams, _take_targets(batch, streams, documents), batch.keys[documents])
+    before = None if batch.before is None else batch.before[documents]
+    return Batch(streams, _take_targets(batch, streams, documents), batch.keys[documents], before)
 
 
 def split(batch: Batch, cuts: np.ndarray) -> list[Batch]:
@@ -49,7 +50,8 @@ def split(batch: Batch, cuts: np.ndarray) -> list[Batch]:
             noise = None if t.noise is None else t.noise[at]
             group = None if t.group is None else np.unique(t.group[at], return_inverse=True)[1].astype(np.int64)
             targets[name] = replace(t, index=t.index[at] - by, value=t.value[at], weight=t.weight[at], noise=noise, group=group)
-        pieces.append(Batch(streams, targets, batch.keys[lo:hi]))
+        before = None if batch.before is None else batch.before[lo:hi]
+        pieces.append(Batch(streams, targets, batch.keys[lo:hi], before))
     return pieces
 
 
@@ -156,7 +158,8 @@ def lay(batch: Batch, rows: np.ndarray, row: Rows, pad: int) -> tuple[Batch, np.
         streams[name] = replace(_take_stream(stream, documents[order], lengths[order]), row=sizes[name])
     targets = _take_targets(padded, streams, documents[order])
     starts = np.searchsorted(where[order], np.arange(count + 1))
-    return Batch(streams, targets, padded.keys[documents[order]]), starts
+    before = None if padded.before is None else padded.before[documents[order]]
+    return Batch(streams, targets, padded.keys[documents[order]], before), starts
 
 
 def _dead(batch: Batch, lengths: Mapping[str, int], pad: int) -> Batch:
@@ -173,7 +176,7 @@ def _dead(batch: Batch, lengths: Mapping[str, int], pad: int) -> Batch:
         if visibility.kind == "custom":
             visibility = Visibility("custom", zero, zero, np.full(n, FOREVER, np.int32), zero)
         streams[name] = Stream(content, np.array([0, n]), position, zero, visibility, unit)
-    return Batch(streams, {}, np.array([DEAD]))
+    return Batch(streams, {}, np.array([DEAD]), np.array([DEAD]))
 
 
 def _fit_together(parts: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -28,7 +29,8 @@ class Columns(Spec):
     text: str = "text"
     """The text."""
     pair: str | None = None
-    """The second text of a sentence pair."""
+    """The second text of a sentence pair. For a text to be written it may be a list, all of them right: training then has a row for
+    each, and a test row is scored against the one that fits best (several references)."""
     label: str | None = None
     """The label of the row: a name or a number; of `choices` which one is right (or a list of them)."""
     choices: str | tuple[str, ...] | None = None
@@ -141,7 +143,13 @@ def _document(row: Row, columns: Columns, names: Mapping[str, Sequence[str]]) ->
         texts = {"text": _text(value_of(values, columns.text), columns.text)}
         marks = _spans(value_of(values, columns.spans), columns.spans, texts["text"]) if columns.spans else ()
         if columns.pair:
-            texts["pair"] = _text(value_of(values, columns.pair), columns.pair)
+            second = value_of(values, columns.pair)
+            several = [_text(one, columns.pair) for one in second] if isinstance(second, (list, tuple)) else None
+            if several == []:
+                raise BadRow(f"{columns.pair!r} is an empty list")
+            texts["pair"] = several[0] if several else _text(second, columns.pair)
+            if several:
+                fields["references"] = several
     if columns.label:
         fields["label"] = _labels(value_of(values, columns.label), columns.label, names)
     if columns.choices:
@@ -216,6 +224,18 @@ def _labels(value: Any, name: str, names: Mapping[str, Sequence[str]]) -> Any:
     if not value:
         raise BadRow(f"{name!r} is no label", "it is an empty list")
     return [_label(one, name, names) for one in value]
+
+
+def one_each(document: Document) -> Iterator[Document]:
+    """A document for each of its references, the document itself where it has none."""
+    several = document.fields.get("references")
+    if several is None:
+        yield document
+        return
+    fields = {name: value for name, value in document.fields.items() if name != "references"}
+    for n, text in enumerate(several):
+        name = f"{document.id}#{n}" if n else document.id
+        yield replace(document, id=name, texts={**document.texts, "pair": text}, fields=fields)
 
 
 def _text(value: Any, name: str) -> str:

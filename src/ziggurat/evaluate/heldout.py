@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from ziggurat.evaluate.answer_scores import answer_metric
 from ziggurat.evaluate.scores import CHOSEN, Metric, metric
 from ziggurat.evaluate.text_scores import text_metric
 from ziggurat.nn.heads import ReplacedHeadLayer
+from ziggurat.nn.memory import Recall, remember
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Asked, Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
@@ -36,6 +37,23 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch.map(lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device))
 
 
+@contextmanager
+def reading(network: NetworkModel, objective: Objective, batch: Batch, recall: Recall | None) -> Iterator[Batch]:
+    """The batch on the network's device, for one forward pass: inside, its documents remember what `recall` has of the texts they go on
+    with, and afterwards `recall` has what they leave. Without one, nothing is remembered."""
+    given = to_device(batch, next(network.parameters()).device)
+    if recall is None:
+        yield given
+        return
+    assert batch.before is not None, "examples that do not say what they go on from cannot remember it"
+    memory = recall.find(batch.before)
+    with network.reading(memory) as kept:
+        yield given
+    stream = given.streams["text"]
+    rows = torch.from_numpy(np.flatnonzero(objective.remembered(batch))).to(stream.bounds.device)
+    recall.add(batch.keys, remember(kept, stream, list(kept), rows=rows, length=recall.length, before=memory))
+
+
 def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
     """Batches until they hold `tokens` live tokens."""
     seen = 0
@@ -48,18 +66,23 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
 
 @torch.no_grad()
 def held_out(
-    network: NetworkModel, objective: Objective, batches: Iterable[Batch], dtype: torch.dtype = torch.float32
+    network: NetworkModel,
+    objective: Objective,
+    batches: Iterable[Batch],
+    dtype: torch.dtype = torch.float32,
+    memory: int = 0,
 ) -> dict[str, float]:
     """Means over all predictions: `<target>` (loss in nats) and, for classes, `<target>_accuracy`; for replaced tokens also
-    `<target>_f1`, of the replaced ones."""
+    `<target>_f1`, of the replaced ones. With a `memory` of so many tokens, `batches` must be in an order made for it."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     sums: dict[str, np.ndarray] = {}
     binary = set[str]()
+    recall = Recall(memory) if memory else None
     for batch in batches:
-        with autocast(device, dtype):
-            for name, asked in objective.asked(network, to_device(batch, device)).items():
+        with autocast(device, dtype), reading(network, objective, batch, recall) as given:
+            for name, asked in objective.asked(network, given).items():
                 loss = network.loss(*asked)
                 add = np.array([float(loss.total), float(loss.count), *_right(network, asked)])
                 sums[name] = sums.get(name, 0.0) + add

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -83,7 +84,9 @@ class Prompt(Spec):
             return self.template.format_map(row)
         except (KeyError, IndexError, ValueError) as error:
             has = ", ".join(f"{{{name}}}" for name in row)
-            raise UserError(f"the template {self.template!r} cannot be filled: {error}", f"a row has {has}; write {{{{ for a brace") from error
+            raise UserError(
+                f"the template {self.template!r} cannot be filled: {error}", f"a row has {has}; write {{{{ for a brace"
+            ) from error
 
 
 class Scored(NamedTuple):
@@ -134,7 +137,7 @@ def scores(
         before = {option: one.total for option, one in zip(options_, alone, strict=True)}
         values = [one.total - before[option] for one, (_, option) in zip(found, pairs, strict=True)]
     cuts = np.cumsum([0, *map(len, choices)]).tolist()
-    return [values[a:b] for a, b in zip(cuts, cuts[1:])]
+    return [values[a:b] for a, b in pairwise(cuts)]
 
 
 @torch.no_grad()
@@ -201,7 +204,9 @@ def _logs(network: NetworkModel, hidden: Mapping[str, torch.Tensor], batch: Batc
 # ---- ids -----------------------------------------------------------------------------------------------------------
 
 
-def _together(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], how: Likelihood) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _together(
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], how: Likelihood
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Prompt and text as they are tokenized in one piece; a token that holds characters of both is the text's."""
     whole = [a + (joined(a, b) if how.joiner is None else how.joiner + b if a else b) for a, b in pairs]
     before, after = [], []
@@ -244,26 +249,30 @@ def _continued(
     objective: Mapping[str, Any], before: Sequence[np.ndarray], after: Sequence[np.ndarray], ctx: Context, how: Likelihood
 ) -> Batch:
     """Prompt and text as one running text: seen from left to right, or with a prompt that sees itself both ways."""
-    first, end = list(ctx.layout.first), ctx.vocab.end
+    first, end = ctx.layout.first, ctx.vocab.end
     check(not how.end or end is not None, "the tokenizer has no token that ends a text", "leave out `end`")
-    after = [np.append(ids, end) for ids in after] if how.end else list(after)
+    after = [np.append(ids, np.int32(end or 0)) for ids in after] if how.end else list(after)
     rooms = [ctx.length - len(first) - len(ids) for ids in after]
     before = _trimmed(before, rooms, ctx.length)
     if not first and any(len(ids) == 0 for ids in before):
         check(
-            end is not None and all(room > 0 for room in rooms), "nothing stands before the first token of a text", "give a prompt"
+            end is not None and all(room > 0 for room in rooms),
+            "nothing stands before the first token of a text",
+            "give a prompt",
         )
         before = [ids if len(ids) else np.array([end]) for ids in before]
     keys = np.arange(len(before), dtype=np.uint64)
     a, b = _pieces(before), _pieces(after)
-    batch = assemble([tuple(first), a, b], [ctx.layout.segments[0]] * 3, keys, ctx)
+    batch = assemble([first, a, b], [ctx.layout.segments[0]] * 3, keys, ctx)
     stream = batch.streams["text"]
     known = stream.lengths - b.length
     if ctx.visibility == "causal" or objective.get("kind") == "clm":
         stream = replace(stream, visibility=CAUSAL)
     else:
         clock = np.maximum(stream.inside() - np.repeat(known, stream.lengths) + 1, 0).astype(np.int32)
-        stream = replace(stream, visibility=Visibility("custom", clock, clock, np.full_like(clock, FOREVER), np.zeros_like(clock)))
+        stream = replace(
+            stream, visibility=Visibility("custom", clock, clock, np.full_like(clock, FOREVER), np.zeros_like(clock))
+        )
     index = ranges(stream.bounds[:-1] + known - 1, b.length)
     return _asking(Batch({"text": stream}, {}, keys), "text", index, b.ids, b.length)
 
@@ -294,4 +303,3 @@ def _asking(batch: Batch, stream: str, index: np.ndarray, value: np.ndarray, cou
     group = np.repeat(np.arange(len(counts)), counts)
     target = Target(stream, index, np.asarray(value, np.int64), np.ones(len(index), np.float32), group=group)
     return replace(batch, targets={"asked": target})
-

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -44,26 +45,32 @@ class Scorer:
     shards: dict[tuple[str, str], Shards]
     """By (source, split)."""
     tokenizer: Tokenizer
+    run: Path
+    """The run folder, where tables of objectives may be."""
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Those that were read so far, by the objective in full."""
 
     @property
-    def objective(self) -> Objective | None:
-        """What held-out losses are measured with: the same after every stage, so that they can be compared."""
-        return next((s.objective for s in self.recipe.stages if s.stage != "finetune"), None)
+    def measure(self) -> tuple[Objective | None, int]:
+        """The objective and the memory that held-out losses are measured with: the same after every stage, so that they can be compared."""
+        return next(((s.objective, s.memory) for s in self.recipe.stages if s.stage != "finetune"), (None, 0))
 
     def losses(self, network: NetworkModel, own: Objective, stage: Stage, dtype: torch.dtype) -> dict[str, dict[str, float]]:
         """Source -> its numbers. After a text stage: language-model losses on the valid split of every source, on the test
         texts where there is none. After a fine-tuning: the task's own loss on its valid split, if it has one."""
         supervised = stage.stage == "finetune"
-        objective = own if supervised else self.objective or own
+        general, memory = self.measure
+        objective = general or own
         model = network.spec.model
-        if objective.misfits(model) or any(name not in network.heads for name in objective.heads(model)):
-            objective = own
+        if supervised or objective.misfits(model) or any(name not in network.heads for name in objective.heads(model)):
+            objective, memory = own, stage.memory
+        memory = 0 if objective.forgets(model, memory) else memory
         found = {}
         for name in stage.data if supervised else dict.fromkeys(n for s in self.recipe.stages for n in s.data):
             split = "valid" if (name, "valid") in self.shards or supervised else "test"
             if (name, split) in self.shards:
-                batches = self._batches(name, split, objective, stage.length, network)
-                found[name] = held_out(network, objective, first(batches, stage.evaluate.tokens), dtype)
+                batches = self._batches(name, split, objective, stage.length, network, memory)
+                found[name] = held_out(network, objective, first(batches, stage.evaluate.tokens), dtype, memory)
         return found
 
     def answers(self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype) -> Predictions:
@@ -149,14 +156,19 @@ class Scorer:
     def _written(self, network: NetworkModel, objective: Seq2Seq, name: str, length: int, dtype: torch.dtype) -> Predictions:
         """The texts that it writes, beside those of the source as they were before any tokenizer."""
         shards = self.shards[name, "test"]
-        gold = {d.id: d.texts["pair"] for d in documents(self.recipe.sources[name], "test")}
+        gold = {d.id: d.fields.get("references", d.texts["pair"]) for d in documents(self.recipe.sources[name], "test")}
         every = np.arange(len(shards))
         ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed)
         predicted = write(network, objective, shards.read(every), self.tokenizer, ctx, dtype=dtype)
         return Predictions([gold[i] for i in shards.ids(every)], predicted)
 
-    def _batches(self, name: str, split: str, objective: Objective, length: int, network: NetworkModel) -> Iterator[Batch]:
-        tables = objective.tables(self.tokenizer)
-        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed, tables)
+    def _batches(
+        self, name: str, split: str, objective: Objective, length: int, network: NetworkModel, memory: int = 0
+    ) -> Iterator[Batch]:
+        key = objective.model_dump_json()
+        if key not in self.tables:
+            self.tables[key] = objective.tables(self.tokenizer, self.run)
+        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed, self.tables[key])
         row = objective.rows(ctx)
-        return once(self.shards[name, split], objective, ctx, row=row, tokens=max(TOKENS, sum(row.values())))
+        tokens = max(TOKENS, sum(row.values()))
+        return once(self.shards[name, split], objective, ctx, row=row, tokens=tokens, contiguous=int(memory > 0))

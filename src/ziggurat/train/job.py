@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ziggurat.errors import check
 from ziggurat.log import Metrics, ProgressBar, Sink, read_metrics
 from ziggurat.nn import spec as parts
 from ziggurat.nn.attention import pick
+from ziggurat.nn.memory import Recall
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective, context_of
 from ziggurat.text.tokenizer import Tokenizer
@@ -79,6 +80,8 @@ class Job:
     facts: Mapping[str, Any]
     """What else decides the result (hashes of the data, the parent stage): a change of any is an error on resume."""
     held_out: Callable[[NetworkModel, Objective, torch.dtype], dict[str, dict[str, float]]]
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """What the objective reads from files of its own (`Objective.tables`)."""
     held: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False)
     """Around the training loop: gives the question whether a signal asks to stop."""
     title: str = ""
@@ -93,6 +96,8 @@ def context(job: Job) -> Context:
     assert objective is not None
     misfits = objective.misfits(model)
     check(not misfits, "; ".join(misfits), "`ziggurat list objectives` says what suits which structure")
+    forgets = objective.forgets(model, job.stage.memory)
+    check(not forgets, "; ".join(forgets), "change `memory` of the stage")
     check(
         tokenizer.vocab.size <= model.vocab,
         f"the tokenizer has {tokenizer.vocab.size:,} tokens, the model's table {model.vocab:,} rows",
@@ -102,7 +107,7 @@ def context(job: Job) -> Context:
     check(
         job.stage.length <= longest, f"length {job.stage.length} is longer than the model's {longest} positions", "lower `length`"
     )
-    return context_of(model, tokenizer, job.stage.length, job.seed, objective.tables(tokenizer))
+    return context_of(model, tokenizer, job.stage.length, job.seed, job.tables)
 
 
 def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list[str]]:
@@ -132,7 +137,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     """
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
-    tables = {name: table.digest for name, table in objective.tables(job.tokenizer).items()}
+    tables = {name: table.digest for name, table in job.tables.items()}
     settings.keep(
         folder,
         {
@@ -171,6 +176,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     here = {"threads": torch.get_num_threads(), "precision": _name(dtype), "device": device.type}
     with _loader(job, objective, ctx, steps, saved.state["loader"] if saved else None) as loader:
         optimizer = build_optimizer(network, stage.optim)
+        recall = _recall(stage)
         torch.manual_seed(_number("dropout", job.seed))
         progress = loop.Progress()
         if saved is not None:
@@ -178,6 +184,8 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             if saved.optimizer:
                 load_optimizer_tensors(optimizer, network, saved.optimizer)
             _set_random_state(saved.rng)
+            if recall is not None:
+                recall.load(saved.memory, device)
             progress = loop.Progress(**saved.state["progress"])
             _warn_of_changes(title, saved.state.get("machine", here), here)
             log.info("%s: going on from step %d of %d", title, progress.step, steps)
@@ -201,6 +209,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
                 state={"progress": asdict(progress), "loader": loader.state(), "machine": here},
                 optimizer=None if last else optimizer_tensors(optimizer, network),
                 rng=_random_state(),
+                memory=None if last or recall is None else recall.tensors(),
                 tokenizer=job.tokenizer.save,
                 keep=stage.save.keep,
             )
@@ -236,6 +245,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
                     save=save,
                     show=lambda p, numbers: bar.show(p.step, numbers),
                     stop=stop,
+                    recall=recall,
                 )
             began = time.perf_counter()
             held_out = job.held_out(network, objective, dtype)
@@ -294,9 +304,14 @@ def _loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Map
         tokens=None if documents else tokens,
         documents=documents,
         seed=job.seed,
+        contiguous=stage.accumulate if stage.memory else 0,
         total_tokens=steps * stage.accumulate * tokens if tokens and not documents else None,
         state=state,
     )
+
+
+def _recall(stage: Stage) -> Recall | None:
+    return Recall(stage.memory, stage.accumulate) if stage.memory else None
 
 
 def _steps(folder: Path, job: Job, objective: Objective, network: NetworkModel, ctx: Context, dtype: torch.dtype) -> int:
@@ -318,7 +333,10 @@ def _steps(folder: Path, job: Job, objective: Objective, network: NetworkModel, 
     else:
         with _loader(job, objective, ctx, 1, None) as loader:
             spare, limit = build_optimizer(network, stage.optim), amount * PROBE_SHARE
-            each = loop.measure(network, objective, iter(loader), stage.accumulate, spare, dtype, steps=PROBE, limit=limit)
+            ready, recall = iter(loader), _recall(stage)
+            each = loop.measure(
+                network, objective, ready, stage.accumulate, spare, dtype, steps=PROBE, limit=limit, recall=recall
+            )
         steps = max(1, int(amount / each))
         facts = {"steps": steps, "seconds": amount, "seconds_per_step": each}
         log.info("%s: %.0f s are %d steps at %.3f s a step", stage.title, amount, steps, each)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ziggurat.errors import Stopped, UserError
-from ziggurat.evaluate.heldout import autocast, to_device
+from ziggurat.evaluate.heldout import autocast, reading
+from ziggurat.nn.memory import Recall
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
 from ziggurat.train.memory import keep_freed_memory
@@ -72,18 +73,24 @@ def precision_of(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def backward(
-    network: NetworkModel, objective: Objective, micro: list[Batch], device: torch.device, dtype: torch.dtype
+    network: NetworkModel,
+    objective: Objective,
+    micro: list[Batch],
+    device: torch.device,
+    dtype: torch.dtype,
+    recall: Recall | None = None,
 ) -> dict[str, float]:
     """Gradients of one step's loss, exactly those of one big batch: each loss is divided once, by the count of all of the
-    step's micro-batches. Returns the mean of each loss, and their weighted sum as `loss`."""
+    step's micro-batches. What examples remember comes from `recall` and goes there; no gradient flows into it. Returns the mean of
+    each loss, and their weighted sum as `loss`."""
     counts: dict[str, float] = {}
     for batch in micro:
         for name, count in objective.counts(batch).items():
             counts[name] = counts.get(name, 0.0) + count
     sums = dict.fromkeys(counts, 0.0)
     for batch in micro:
-        with autocast(device, dtype):
-            losses = objective.losses(network, to_device(batch, device))
+        with autocast(device, dtype), reading(network, objective, batch, recall) as given:
+            losses = objective.losses(network, given)
         terms = [loss.total * (objective.weight_of(n) / counts[n]) for n, loss in losses.items() if counts[n] > 0]
         if terms:
             torch.stack(terms).sum().backward()
@@ -108,11 +115,12 @@ def train(
     save: Callable[[Progress], None],
     show: Callable[[Progress, Mapping[str, float]], None],
     stop: Callable[[], bool],
+    recall: Recall | None = None,
 ) -> Progress:
     """Train from `progress.step` to `plan.steps`. Each line below is one thing that happens in a step.
 
     `batches` is endless. `write` takes a step's numbers, `evaluate` scores on held-out text, `save` writes a checkpoint, `show` moves the
-    progress bar, `stop` says whether a signal came in. Raises `Stopped` after saving when it did, and `UserError` after
+    progress bar, `stop` says whether a signal came in, `recall` is the memory of a stage that has one. Raises `Stopped` after saving when it did, and `UserError` after
     SKIPS steps in a row without a finite loss: such steps are skipped and change nothing.
     """
     device = next(network.parameters()).device
@@ -127,7 +135,7 @@ def train(
         rate = plan.rate(progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        means = backward(network, objective, micro, device, dtype)
+        means = backward(network, objective, micro, device, dtype, recall)
         norm = float(clip(parameters, plan.clip))
         if math.isfinite(means["loss"]) and math.isfinite(norm):
             optimizer.step()
@@ -136,6 +144,8 @@ def train(
         else:
             bad += 1
             progress.skipped += 1
+            if recall is not None:
+                recall.forget()  # it may hold what is no number
             log.warning("step %d skipped: loss %s, gradient norm %s", progress.step + 1, means["loss"], norm)
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
@@ -182,6 +192,7 @@ def measure(
     *,
     steps: int,
     limit: float,
+    recall: Recall | None = None,
 ) -> float:
     """Seconds a step on this machine: the median of up to `steps` steps or `limit` seconds, the first left out if there are
     more. The weights stay as they are: `optimizer`, which is used up, steps with a rate of 0."""
@@ -192,7 +203,7 @@ def measure(
     times: list[float] = []
     while len(times) < steps and sum(times) < limit:
         began = time.perf_counter()
-        backward(network, objective, [next(batches) for _ in range(accumulate)], device, dtype)
+        backward(network, objective, [next(batches) for _ in range(accumulate)], device, dtype, recall)
         if math.isfinite(float(clip(network.parameters(), 1.0))):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

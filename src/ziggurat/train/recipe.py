@@ -246,6 +246,10 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
         model = stage.objective.part_of(stage.objective.equipped(_model_before(recipe, stage, system.model)))
         for why in stage.objective.misfits(model):
             yield "objective", why
+        for why in stage.objective.forgets(model, stage.memory):
+            yield ("memory" if stage.memory else "objective"), why
+    if stage.memory and stage.batch.tokens is None:
+        yield "memory", "needs batches limited by tokens: text goes on in the row where it stopped; set batch: {tokens: ...}"
     positions = system.model.embed.positions.length if system is not None else stage.length
     if stage.length > positions:
         yield "length", f"{stage.length} is longer than the {positions} positions of {recipe.system}"

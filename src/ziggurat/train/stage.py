@@ -133,6 +133,9 @@ class StageFields(Spec):
     """Longest example, in tokens with the special ones."""
     examples: int | None = Field(None, gt=0)
     """finetune: labelled rows to train on, drawn by the seed; null = all."""
+    memory: int = Field(0, ge=0)
+    """Tokens of earlier text, at most, whose hidden states an example reads besides its own (Transformer-XL; XLNet: 384): examples then
+    come in the order of their text. Of short texts there is nothing to remember. 0 = none."""
     batch: BatchLimits = BatchLimits(tokens=2048)
     """Limits of one micro-batch. Default: 2,048 tokens; 16 documents in finetune."""
     accumulate: int = Field(1, ge=1)
