@@ -57,7 +57,7 @@ def test_bad_choices_name_the_row(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"q": "one", "c": c, "l": 0} for c in (["x", "y"], ["x"], "x, y", ["x", ""], ["x", 3])]
     found, reading = read(tmp_path / "a.jsonl", rows, text="q", choices="c", label="l")
     assert len(found) == 1 and "leaves no choice" in reading.examples[0] and "is not a list of choices" in reading.examples[1]
-    with pytest.raises(UserError, match="there is no column 'd.text'"):
+    with pytest.raises(UserError, match=r"there is no column 'd\.text'"):
         read(tmp_path / "b.jsonl", rows * 5, text="q", choices="d.text", label="l")
 
 

@@ -264,7 +264,7 @@ def _token_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
 
 
 def _whole(gold: Sequence[Sequence[Hashable]], predicted: Sequence[Sequence[Hashable]]) -> np.ndarray:
-    _same_lengths(gold, predicted)
+    _same_lengths(gold, predicted, "group")
     return _hits([list(g) for g in gold], [list(p) for p in predicted])
 
 
@@ -280,9 +280,11 @@ def _token_hits(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]
     return np.array(rows, np.float64)
 
 
-def _same_lengths(gold: Sequence[Sequence[Hashable]], predicted: Sequence[Sequence[Hashable]]) -> None:
+def _same_lengths(
+    gold: Sequence[Sequence[Hashable]], predicted: Sequence[Sequence[Hashable]], what: str = "sentence"
+) -> None:
     for i, (g, p) in enumerate(zip(gold, predicted, strict=True)):
-        check(len(g) == len(p), f"sentence or group {i} has {len(g)} gold labels but {len(p)} predictions")
+        check(len(g) == len(p), f"{what} {i} has {len(g)} gold labels but {len(p)} predictions")
 
 
 # ---- language modelling --------------------------------------------------------------------------------------------
