@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FISHER = "fisher.safetensors"
 ADDED = "lora:"
 """Before the names of LoRA's additions among the optimizer's tensors."""
-ROWS = 2
+ROWS = 4
 """Packed rows of one batch for the Fisher information: few, for the square of a sum is noisier than a sum of squares."""
 
 
