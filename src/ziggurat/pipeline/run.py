@@ -200,7 +200,7 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
+def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True) -> Done:
     """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
     shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.data}
     data = {name: content(one) for name, one in shards.items()}
@@ -228,13 +228,18 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     outcome = jobs.run_stage(folder, job)
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
-        try:
-            for note in export_checkpoint(folder, folder / "hf").notes:
-                log.debug("%s: %s", folder, note)
-        except NoHubClass as error:
-            log.info("%s: there is no folder hf: %s", stage.title, error.message)
+        if export:
+            _export(stage, folder)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)
+
+
+def _export(stage: Stage, folder: Path) -> None:
+    try:
+        for note in export_checkpoint(folder, folder / "hf").notes:
+            log.debug("%s: %s", folder, note)
+    except NoHubClass as error:
+        log.info("%s: there is no folder hf: %s", stage.title, error.message)
 
 
 def _parent(run: Run, init: str) -> str:

@@ -1,0 +1,217 @@
+"""`ziggurat evaluate` with a suite: checkpoints fine-tuned on every task, with several seeds, beside baselines; one table, one picture.
+
+Running it again goes on where it was stopped, and computes nothing twice: see `suite_task`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ziggurat import __version__
+from ziggurat.atomic import write_json
+from ziggurat.config import given, spelled
+from ziggurat.errors import check
+from ziggurat.evaluate import baselines
+from ziggurat.evaluate.heldout import metric_of
+from ziggurat.evaluate.scores import Metric
+from ziggurat.objectives.base import Objective
+from ziggurat.pipeline.opened import Opened, called, open_checkpoint
+from ziggurat.pipeline.outcome import examples_of, kind_of
+from ziggurat.pipeline.prepare import content
+from ziggurat.pipeline.run import draw
+from ziggurat.pipeline.session import Signals, session
+from ziggurat.pipeline.suite_files import load_suite
+from ziggurat.pipeline.suite_report import write_results
+from ziggurat.pipeline.suite_results import Answers, Results, Score, TaskResult, averages, compare, score
+from ziggurat.pipeline.suite_task import ROOT, SOURCE, CannotAsk, Question, answer, question
+from ziggurat.train.suite import Suite, Task
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_suite(
+    checkpoints: Sequence[Path | str],
+    suite: Suite | Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path | None = None,
+    command: Sequence[str] = (),
+) -> Results:
+    """Fine-tune the checkpoints on the suite's tasks, or find it done; results.html, .json and .csv in `folder`.
+
+    `suite` is a built-in name, a file, or a suite; `folder` is evaluations/<suite> by default. Differences are those to the first
+    checkpoint.
+
+    Raises:
+        UserError: no checkpoint, a mistake in the suite, or no task that can be scored.
+        Stopped: a signal came in; the same call goes on.
+    """
+    spec = suite if isinstance(suite, Suite) else load_suite(suite, overrides)
+    check(checkpoints, "no checkpoint was named", "ziggurat evaluate CHECKPOINT SUITE")
+    opened = dict(zip(labels(checkpoints), map(open_checkpoint, checkpoints), strict=True))
+    names = list(spec.only or spec.tasks)
+    with session(ROOT) as signals:
+        tasks = tuple(_task(spec, name, opened, signals) for name in names)
+    found = [t for t in tasks if not t.without]
+    reasons = "\n".join(f"  {t.task}: {t.without}" for t in tasks)
+    check(found, f"no task of the suite {spec.suite} could be scored:\n{reasons}", "set ZIGGURAT_DATA, or take rows=hub")
+    means, common = averages(tasks, list(opened))
+    results = Results(
+        spec.suite,
+        spec.about,
+        {label: str(o.folder) for label, o in opened.items()},
+        spec.seeds,
+        tasks,
+        means,
+        common,
+        _facts(spec, opened, command),
+    )
+    write_results(folder or ROOT / spec.suite, results)
+    return results
+
+
+def labels(checkpoints: Sequence[Path | str]) -> list[str]:
+    """What tables call checkpoints: their folders' names, with as many folders above as make them differ."""
+    paths = [Path(str(c)) for c in checkpoints]
+    names = [called(str(c)) for c in checkpoints]
+    for n in range(2, 6):
+        if len(set(names)) == len(names):
+            break
+        whole = [Path(os.path.abspath(os.path.expandvars(p))).parts[-n:] for p in paths]
+        names = ["/".join(parts) for parts in whole]
+    check(len(set(names)) == len(names), "a checkpoint is named twice", "name each one once")
+    return names
+
+
+def _task(suite: Suite, name: str, opened: Mapping[str, Opened], signals: Signals) -> TaskResult:
+    """All checkpoints and baselines on one task."""
+    task = suite.tasks[name]
+    answers: dict[str, dict[int, Answers]] = {}
+    refused: dict[str, str] = {}
+    asked: Question | None = None
+    leaks = 0
+    for label, checkpoint in opened.items():
+        try:
+            one = question(suite, name, label, checkpoint)
+        except CannotAsk as why:
+            refused[label] = str(why)
+            continue
+        asked = asked or one
+        answers[label] = {}
+        for seed in suite.seeds[:1] if task.zero_shot else suite.seeds:
+            found = answer(one, seed, signals)
+            answers[label][seed] = Answers(found.gold, found.predicted, found.folder, found.steps, found.seconds)
+            leaks = found.leaks
+    objective = task.objective
+    if asked is None or objective is None:
+        log.info("%s: not scored: %s", name, next(iter(refused.values())))
+        metric = metric_of(objective) if objective is not None else None
+        kind = objective.kind if objective is not None else ""
+        shown: Any = (metric.name, metric.points, metric.better) if metric is not None else ("", True, "higher")
+        return TaskResult(name, task.about, kind, *shown, without="; ".join(dict.fromkeys(refused.values())))
+    metric, further = metric_of(objective), further_metrics(task, objective)
+    floor_runs = _baselines(asked, list(suite.seeds))
+    floor = {label: float(np.mean([metric(r.gold, r.predicted) for r in runs.values()])) for label, runs in floor_runs.items()}
+    scores = [score(label, "baseline", runs, metric, further, {}) for label, runs in floor_runs.items()]
+    scores += [score(label, "checkpoint", runs, metric, further, floor) for label, runs in answers.items()]
+    nothing = float("nan")
+    scores += [Score(n, "checkpoint", {}, nothing, nothing, None, {}, None, {}, without=why) for n, why in refused.items()]
+    first = next(iter(answers))
+    pairs = [compare((first, answers[first]), (o, answers[o]), metric, floor) for o in answers if o != first]
+    train, test, _ = asked.rows
+    result = TaskResult(
+        name,
+        task.about,
+        objective.kind,
+        metric.name,
+        metric.points,
+        metric.better,
+        train if not task.zero_shot else 0,
+        test,
+        leaks,
+        asked.stage.length,
+        tuple(scores),
+        tuple(pairs),
+        tuple(_notes(scores, metric)),
+    )
+    log.info("%s: %s", name, ", ".join(f"{s.model} {result.show(s.mean)}" for s in scores if s.scores))
+    return result
+
+
+def further_metrics(task: Task, objective: Objective) -> list[Metric]:
+    """The task's other metrics."""
+    return [metric_of(type(objective).model_validate({**given(objective), "metric": name})) for name in task.further]
+
+
+def _notes(scores: Sequence[Score], metric: Metric) -> list[str]:
+    """Collapsed runs, and baselines that win."""
+    from ziggurat.pipeline.worth import shown
+
+    notes = []
+    for s in scores:
+        for seed, why in s.collapsed.items():
+            notes.append(f"{s.model}, seed {seed}: the run collapsed, {why} (score {shown(s.scores[seed], metric.points)}).")
+    sign = 1 if metric.better == "higher" else -1
+    floor = [s for s in scores if s.kind == "baseline" and np.isfinite(s.mean)]
+    for s in scores:
+        if s.kind == "checkpoint" and s.scores and floor:
+            best = max(floor, key=lambda b: sign * b.mean)
+            if sign * best.mean > sign * s.mean:
+                notes.append(
+                    f"the baseline {best.model} ({shown(best.mean, metric.points)}) beats {s.model} ({shown(s.mean, metric.points)})."
+                )
+    return notes
+
+
+def _baselines(asked: Question, seeds: list[int]) -> dict[str, dict[int, Answers]]:
+    """Answers of the baselines on the same rows, by name and seed (one of them, unless the seed draws the rows)."""
+    objective, examples = asked.objective, asked.stage.examples
+    train, test = (asked.prepared.shards[SOURCE, split] for split in ("train", "test"))
+    seeds = seeds if examples else seeds[:1]
+    state = [content(train), content(test), given(objective), examples, seeds, __version__]
+    key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+    path = ROOT / "baselines" / f"{key}.json"
+    if not path.exists():
+        log.info("%s: baselines on the same rows", asked.name)
+        by_id = dict(zip(train.ids(np.arange(len(train))), asked.documents("train"), strict=True))
+        x_test, gold = examples_of(asked.documents("test"), objective)
+        made: dict[str, dict[str, Any]] = {}
+        for seed in seeds:
+            chosen: Any = draw(train, examples, seed) if examples else train
+            x, y = examples_of([by_id[i] for i in chosen.ids(np.arange(len(chosen)))], objective)
+            for name, guess in baselines.predict(kind_of(objective), x, y, x_test).items():
+                made.setdefault(name, {})[str(seed)] = guess
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"gold": gold, "guesses": made})
+    kept = json.loads(path.read_text("utf-8"))
+    return {
+        name: {int(seed): Answers(kept["gold"], guess) for seed, guess in runs.items()} for name, runs in kept["guesses"].items()
+    }
+
+
+def _facts(suite: Suite, opened: Mapping[str, Opened], command: Sequence[str]) -> dict[str, Any]:
+    options = {k: v for k, v in spelled(suite).items() if k not in ("tasks", "about", "suite")}
+    return {
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "options": options,
+        "weights": {label: o.fingerprint for label, o in opened.items()},
+        "versions": {"ziggurat": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "tokenizers", "numpy")},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "command": shlex.join(command) if command else "",
+        "tasks": {name: spelled(task) for name, task in suite.tasks.items() if not suite.only or name in suite.only},
+    }
