@@ -149,9 +149,9 @@ def show_(
 @app.command("list")
 @verb
 def list_(
-    what: Annotated[str, typer.Argument(metavar="systems|objectives|matrix|recipes|stages")],
+    what: Annotated[str, typer.Argument(metavar="systems|objectives|matrix|recipes|stages|suites")],
 ) -> None:
-    """Print the systems, objectives, recipes or stages there are, or which objective trains which structure."""
+    """Print the systems, objectives, recipes, stages or suites there are, or which objective trains which structure."""
     from ziggurat.pipeline.show import listing, table
 
     table(*listing(what))

@@ -202,7 +202,9 @@ def _row(row: Row, y: float, left: float, width: float, at: Callable[[float], fl
     for name, value in row.marks.items():
         if math.isfinite(value):
             line = f'x1="{at(value):.1f}" x2="{at(value):.1f}" y1="{y - 12:.1f}" y2="{y + 12:.1f}"'
-            out.append(f'<line class="dash" {line}><title>{escape(row.label)}, {escape(name)}: {escape(form(value))}</title></line>')
+            out.append(
+                f'<line class="dash" {line}><title>{escape(row.label)}, {escape(name)}: {escape(form(value))}</title></line>'
+            )
     last, lift = -math.inf, 0.0
     for name, value in sorted(row.dots.items(), key=lambda item: item[1]):
         if math.isfinite(value):

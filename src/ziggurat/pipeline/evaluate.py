@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import session
 from ziggurat.pipeline.show import table
 from ziggurat.pipeline.suite_files import is_suite
-from ziggurat.pipeline.suite_task import ROOT
+from ziggurat.pipeline.suite_question import ROOT
+from ziggurat.pipeline.suites import evaluate_suite, show
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.loop import precision_of
 from ziggurat.train.recipe import Recipe
@@ -37,15 +37,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     check(len(places) > 1, "evaluate needs a checkpoint and a suite or recipe", "ziggurat evaluate CHECKPOINT... SUITE|RECIPE")
     *checkpoints, what = places
     if is_suite(what):
-        from rich.console import Console
-
-        from ziggurat.pipeline.suite_report import terminal_table
-        from ziggurat.pipeline.suites import evaluate_suite
-
         results = evaluate_suite(checkpoints, what, overrides, command=["ziggurat", "evaluate", *arguments])
-        console = Console(width=None if os.isatty(1) else 200)
-        console.print(terminal_table(results))
-        console.print(f"report: {ROOT / results.suite / 'results.html'}")
+        show(results, ROOT / results.suite)
         return
     check(len(checkpoints) == 1, f"a recipe scores one checkpoint, not {len(checkpoints)}", "a suite compares several")
     scores = evaluate_checkpoint(checkpoints[0], what, overrides)

@@ -112,6 +112,10 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
             run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
         arms = _arms(run)
         account(run, arms, [str(path), *overrides])
+    if recipe.suites:
+        from ziggurat.pipeline.suites import suites_of_a_run
+
+        suites_of_a_run(run)
     return folder
 
 

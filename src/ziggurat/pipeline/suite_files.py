@@ -38,7 +38,9 @@ def is_suite(what: str) -> bool:
         return True
     if path.suffix in (".yaml", ".yml") or path.exists():
         return False
-    raise UserError(f"there is no suite '{what}' and no such file", f"{nearest(what, built_in())}; a suite of your own is a YAML file")
+    raise UserError(
+        f"there is no suite '{what}' and no such file", f"{nearest(what, built_in())}; a suite of your own is a YAML file"
+    )
 
 
 def load_suite(what: str | Path, overrides: Sequence[str] = ()) -> Suite:

@@ -45,7 +45,11 @@ def to_csv(results: Results) -> str:
         for s in t.models:
             low, high = s.interval or (None, None)
             numbers = [_number(v) for v in (s.mean, s.deviation, low, high)]
-            runs = [" ".join(map(str, s.scores)), " ".join(_number(v) for v in s.scores.values()), " ".join(map(str, s.collapsed))]
+            runs = [
+                " ".join(map(str, s.scores)),
+                " ".join(_number(v) for v in s.scores.values()),
+                " ".join(map(str, s.collapsed)),
+            ]
             rest = [t.train_rows, t.test_rows, _number(s.seconds), s.without]
             writer.writerow([results.suite, t.task, t.metric, s.model, s.kind, *numbers, *runs, *rest])
         if not t.models:
@@ -207,7 +211,11 @@ def _setting(results: Results) -> str:
     pairs = [*results.checkpoints.items(), *facts.get("versions", {}).items()]
     pairs += [("machine", facts["machine"])] if facts.get("machine") else []
     listed = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in pairs)
-    command = f"<details open><summary>To run it again</summary><pre>{escape(facts['command'])}</pre></details>" if facts.get("command") else ""
+    command = (
+        f"<details open><summary>To run it again</summary><pre>{escape(facts['command'])}</pre></details>"
+        if facts.get("command")
+        else ""
+    )
     about = [[t.task, t.objective, t.about, f"{t.leaks:,}" if t.leaks else ""] for t in results.tasks]
     asked = _table(["task", "objective", "about", "training rows left out: hold a test row"], about)
     return f"<h2>Tasks</h2>{asked}<h2>Setting</h2><dl>{listed}</dl>{command}"

@@ -5,8 +5,6 @@ Running it again goes on where it was stopped, and computes nothing twice: see `
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import platform
@@ -21,22 +19,20 @@ import numpy as np
 import torch
 
 from ziggurat import __version__
-from ziggurat.atomic import write_json
-from ziggurat.config import given, spelled
+from ziggurat.config import complain, given, spelled
 from ziggurat.errors import check
-from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import metric_of
 from ziggurat.evaluate.scores import Metric
 from ziggurat.objectives.base import Objective
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
-from ziggurat.pipeline.outcome import examples_of, kind_of
-from ziggurat.pipeline.prepare import content
-from ziggurat.pipeline.run import draw
+from ziggurat.pipeline.run import Run
 from ziggurat.pipeline.session import Signals, session
+from ziggurat.pipeline.suite_answers import answer, baseline_answers
 from ziggurat.pipeline.suite_files import load_suite
-from ziggurat.pipeline.suite_report import write_results
+from ziggurat.pipeline.suite_question import ROOT, CannotAsk, Question, question
+from ziggurat.pipeline.suite_report import terminal_table, write_results
 from ziggurat.pipeline.suite_results import Answers, Results, Score, TaskResult, averages, compare, score
-from ziggurat.pipeline.suite_task import ROOT, SOURCE, CannotAsk, Question, answer, question
+from ziggurat.train.recipe import TEXT_STAGES
 from ziggurat.train.suite import Suite, Task
 
 log = logging.getLogger(__name__)
@@ -83,6 +79,29 @@ def evaluate_suite(
     return results
 
 
+def suites_of_a_run(run: Run) -> list[Results]:
+    """A recipe's `suites` on the checkpoint of its last text stage; results in <run>/suites/<suite>, and the tables printed."""
+    last = [done for done in run.done.values() if done.stage.stage in TEXT_STAGES][-1]
+    found = []
+    for what, options in run.recipe.suites.items():
+        suite = load_suite(what)
+        suite = suite.model_copy(update={k: getattr(options, k) for k in options.model_fields_set})
+        complain(suite.problems(), f"suites.{what}")
+        folder = run.folder / "suites" / suite.suite
+        found.append(evaluate_suite([last.folder], suite, folder=folder))
+        show(found[-1], folder)
+    return found
+
+
+def show(results: Results, folder: Path) -> None:
+    """Print the table, and where the page is."""
+    from rich.console import Console
+
+    console = Console(width=None if os.isatty(1) else 200)
+    console.print(terminal_table(results))
+    console.print(f"report: {folder / 'results.html'}")
+
+
 def labels(checkpoints: Sequence[Path | str]) -> list[str]:
     """What tables call checkpoints: their folders' names, with as many folders above as make them differ."""
     paths = [Path(str(c)) for c in checkpoints]
@@ -102,7 +121,6 @@ def _task(suite: Suite, name: str, opened: Mapping[str, Opened], signals: Signal
     answers: dict[str, dict[int, Answers]] = {}
     refused: dict[str, str] = {}
     asked: Question | None = None
-    leaks = 0
     for label, checkpoint in opened.items():
         try:
             one = question(suite, name, label, checkpoint)
@@ -112,18 +130,15 @@ def _task(suite: Suite, name: str, opened: Mapping[str, Opened], signals: Signal
         asked = asked or one
         answers[label] = {}
         for seed in suite.seeds[:1] if task.zero_shot else suite.seeds:
-            found = answer(one, seed, signals)
-            answers[label][seed] = Answers(found.gold, found.predicted, found.folder, found.steps, found.seconds)
-            leaks = found.leaks
+            answers[label][seed] = answer(one, seed, signals)
     objective = task.objective
     if asked is None or objective is None:
         log.info("%s: not scored: %s", name, next(iter(refused.values())))
-        metric = metric_of(objective) if objective is not None else None
-        kind = objective.kind if objective is not None else ""
-        shown: Any = (metric.name, metric.points, metric.better) if metric is not None else ("", True, "higher")
-        return TaskResult(name, task.about, kind, *shown, without="; ".join(dict.fromkeys(refused.values())))
+        reason = "; ".join(dict.fromkeys(refused.values()))
+        kind, named = (objective.kind, getattr(objective, "metric", "")) if objective is not None else ("", "")
+        return TaskResult(name, task.about, kind, named, True, "higher", without=reason)
     metric, further = metric_of(objective), further_metrics(task, objective)
-    floor_runs = _baselines(asked, list(suite.seeds))
+    floor_runs = baseline_answers(asked, list(suite.seeds))
     floor = {label: float(np.mean([metric(r.gold, r.predicted) for r in runs.values()])) for label, runs in floor_runs.items()}
     scores = [score(label, "baseline", runs, metric, further, {}) for label, runs in floor_runs.items()]
     scores += [score(label, "checkpoint", runs, metric, further, floor) for label, runs in answers.items()]
@@ -131,7 +146,7 @@ def _task(suite: Suite, name: str, opened: Mapping[str, Opened], signals: Signal
     scores += [Score(n, "checkpoint", {}, nothing, nothing, None, {}, None, {}, without=why) for n, why in refused.items()]
     first = next(iter(answers))
     pairs = [compare((first, answers[first]), (o, answers[o]), metric, floor) for o in answers if o != first]
-    train, test, _ = asked.rows
+    train, test, leaks = asked.rows
     result = TaskResult(
         name,
         task.about,
@@ -174,32 +189,6 @@ def _notes(scores: Sequence[Score], metric: Metric) -> list[str]:
                     f"the baseline {best.model} ({shown(best.mean, metric.points)}) beats {s.model} ({shown(s.mean, metric.points)})."
                 )
     return notes
-
-
-def _baselines(asked: Question, seeds: list[int]) -> dict[str, dict[int, Answers]]:
-    """Answers of the baselines on the same rows, by name and seed (one of them, unless the seed draws the rows)."""
-    objective, examples = asked.objective, asked.stage.examples
-    train, test = (asked.prepared.shards[SOURCE, split] for split in ("train", "test"))
-    seeds = seeds if examples else seeds[:1]
-    state = [content(train), content(test), given(objective), examples, seeds, __version__]
-    key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
-    path = ROOT / "baselines" / f"{key}.json"
-    if not path.exists():
-        log.info("%s: baselines on the same rows", asked.name)
-        by_id = dict(zip(train.ids(np.arange(len(train))), asked.documents("train"), strict=True))
-        x_test, gold = examples_of(asked.documents("test"), objective)
-        made: dict[str, dict[str, Any]] = {}
-        for seed in seeds:
-            chosen: Any = draw(train, examples, seed) if examples else train
-            x, y = examples_of([by_id[i] for i in chosen.ids(np.arange(len(chosen)))], objective)
-            for name, guess in baselines.predict(kind_of(objective), x, y, x_test).items():
-                made.setdefault(name, {})[str(seed)] = guess
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"gold": gold, "guesses": made})
-    kept = json.loads(path.read_text("utf-8"))
-    return {
-        name: {int(seed): Answers(kept["gold"], guess) for seed, guess in runs.items()} for name, runs in kept["guesses"].items()
-    }
 
 
 def _facts(suite: Suite, opened: Mapping[str, Opened], command: Sequence[str]) -> dict[str, Any]:

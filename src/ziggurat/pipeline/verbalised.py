@@ -69,7 +69,7 @@ def prompted(prompt: str, name: str, texts: Mapping[str, str]) -> str:
 
 def written_source(source: Source, objective: Objective, name: str, prompt: str, folder: Path) -> Files:
     """The task's rows as pairs of texts, in files of `folder` that are made where they are missing or of other rows."""
-    state = [sources.fingerprint(source, split) for split in ("train", "test")] + [given(objective), name, prompt]  # type: ignore[arg-type]
+    state = [sources.fingerprint(source, split) for split in ("train", "test")] + [given(objective), name, prompt]
     identity = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / "made.json"

@@ -90,7 +90,9 @@ class Task(Spec):
         except ValueError as e:
             raise ValueError(f"prompt: {e}") from None
         if fields - {"text", "pair"}:
-            raise ValueError(f"prompt: the texts are called {{text}} and {{pair}}, not {', '.join(sorted(fields - {'text', 'pair'}))}")
+            raise ValueError(
+                f"prompt: the texts are called {{text}} and {{pair}}, not {', '.join(sorted(fields - {'text', 'pair'}))}"
+            )
         return self
 
 
@@ -111,10 +113,15 @@ class Suite(Options):
         for name in self.only:
             if name not in self.tasks:
                 yield Problem(("only",), f"there is no task '{name}'; {nearest(name, self.tasks)}")
-        for where, settings in ((("defaults",), self.defaults), *((("tasks", n, "settings"), t.settings) for n, t in self.tasks.items())):
+        for where, settings in (
+            (("defaults",), self.defaults),
+            *((("tasks", n, "settings"), t.settings) for n, t in self.tasks.items()),
+        ):
             for field in FOREIGN:
                 if field in settings.model_fields_set:
-                    yield Problem((*where, field), "is not for a suite to set: a task has one source and starts from the checkpoint")
+                    yield Problem(
+                        (*where, field), "is not for a suite to set: a task has one source and starts from the checkpoint"
+                    )
         for name, task in self.tasks.items():
             if task.without and task.hub is None:
                 continue

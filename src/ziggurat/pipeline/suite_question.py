@@ -1,10 +1,7 @@
-"""One task of a suite as one checkpoint is asked it: rows, recipe, a fine-tuning a seed, and answers that are kept by content.
+"""One task of a suite as one checkpoint is asked it: its rows, the recipe of its fine-tuning, and the hash of all that decides the answers.
 
 evaluations/data/<tokenizer>/<task>-<hash>/    shards
-evaluations/results/<task>-<hash>/seed-<n>/    result.json: answers on the test rows, with what they came from
-
-The hash of a result is that of everything that decides it: weights, tokenizer, rows, settings, version. So whoever asks the same
-again, from another suite or under another name, finds the answers. Weights of a fine-tuning are removed once its answers are kept.
+evaluations/results/<task>-<hash>/seed-<n>/    see `suite_answers`
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,22 +19,18 @@ import numpy as np
 import torch
 
 from ziggurat import __version__
-from ziggurat.atomic import write_json
 from ziggurat.config import given, spelled
 from ziggurat.data import sources
 from ziggurat.data.sources import Source
 from ziggurat.errors import UserError, check
-from ziggurat.evaluate.heldout import Predictions
 from ziggurat.objectives.base import Objective
-from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
+from ziggurat.objectives.labelled import Classify, Labels
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import run as runs
 from ziggurat.pipeline import verbalised
 from ziggurat.pipeline.opened import Opened
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
-from ziggurat.pipeline.scoring import Scorer
-from ziggurat.pipeline.session import Signals
 from ziggurat.pipeline.suite_files import missing
 from ziggurat.systems import find
 from ziggurat.train.loop import precision_of
@@ -56,24 +48,6 @@ SOURCE = "task"
 
 class CannotAsk(Exception):
     """Why a task is not scored: with these rows, or for this checkpoint."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One fine-tuning's answers on the test rows, and what it took."""
-
-    gold: list[Any]
-    predicted: list[Any]
-    ids: list[str]
-    """Of the test rows: `file:line`."""
-    folder: str
-    train_rows: int
-    leaks: int
-    """Training rows left out because they hold a test row."""
-    length: int
-    steps: int
-    seconds: float
-    cached: bool = False
 
 
 @dataclass
@@ -208,9 +182,7 @@ def _source(suite: Suite, task: Task) -> Source:
     return source.model_copy(update=limits)
 
 
-def _way(
-    suite: Suite, name: str, task: Task, objective: Objective, source: Source, opened: Opened
-) -> tuple[Objective, Source]:
+def _way(suite: Suite, name: str, task: Task, objective: Objective, source: Source, opened: Opened) -> tuple[Objective, Source]:
     """What the model is trained with, and the rows it reads."""
     model = objective.part_of(opened.network.model)
     before: Mapping[str, Any] = opened.lineage[-1].get("objective", {}) if opened.lineage else {}
@@ -221,7 +193,9 @@ def _way(
         if writer is None:
             raise CannotAsk("the model does not write: it has never been asked for the next word")
         digest = hashlib.sha256(json.dumps([given(source), given(objective), task.prompt]).encode()).hexdigest()[:8]
-        return writer, verbalised.written_source(source, objective, name, task.prompt, ROOT / "data" / "as-text" / f"{name}-{digest}")
+        return writer, verbalised.written_source(
+            source, objective, name, task.prompt, ROOT / "data" / "as-text" / f"{name}-{digest}"
+        )
     if isinstance(objective, Seq2Seq):
         writer = verbalised.writer(model, before, objective)
         if writer is None:
@@ -260,86 +234,3 @@ def _learnable(question: Question) -> None:
         if len(seen) > 1:
             return
     raise CannotAsk(f"nothing can be learnt: all training rows have the label {seen.pop()}")
-
-
-def answer(question: Question, seed: int, signals: Signals) -> Result:
-    """The answers after fine-tuning with this seed: found where they are kept, or trained and kept.
-
-    A killed fine-tuning goes on where it was. Raises `Stopped` when a signal came in.
-    """
-    folder = question.folder / (f"seed-{seed}" if not question.task.zero_shot else "zero-shot")
-    path = folder / "result.json"
-    if path.exists():
-        _clear(folder)
-        kept = json.loads(path.read_text("utf-8"))["answers"]
-        return Result(**kept, folder=str(folder), cached=True)
-    train, _, leaks = question.rows
-    if question.task.zero_shot:
-        predictions, steps, seconds, train = _as_it_is(question), 0, 0.0, 0
-    else:
-        opened = question.opened
-        run = runs.Run(question.recipe, folder, question.prepared, signals, {opened.fingerprint: opened}, {})
-        title = f"{question.name}, {question.label}, seed {seed}"
-        done = runs._one(run, question.stage, folder, seed, question.stage.init, title, export=False)
-        assert done.predictions is not None
-        predictions, steps, seconds = done.predictions, done.outcome.steps, done.outcome.seconds
-    shards = question.prepared.shards[SOURCE, "test"]
-    gold, predicted = _whole(question, predictions)
-    facts = {
-        "gold": gold,
-        "predicted": predicted,
-        "ids": list(shards.ids(np.arange(len(shards)))),
-        "train_rows": train,
-        "leaks": leaks,
-        "length": question.stage.length,
-        "steps": steps,
-        "seconds": seconds,
-    }
-    about = {"task": question.name, "checkpoint": str(question.opened.folder), "weights": question.opened.fingerprint, "seed": seed}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**about, "version": __version__, "stage": spelled(question.stage), "answers": facts})
-    _clear(folder)
-    return Result(**facts, folder=str(folder))
-
-
-def _clear(folder: Path) -> None:
-    """Remove the weights of a fine-tuning whose answers are kept."""
-    for step in folder.glob("step-*"):
-        shutil.rmtree(step)
-    (folder / "predictions.json").unlink(missing_ok=True)
-
-
-def _as_it_is(question: Question) -> Predictions:
-    """What the checkpoint answers untrained."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    assert question.opened.tokenizer is not None
-    scorer = Scorer(question.recipe, question.prepared.shards, question.opened.tokenizer)
-    log.info("%s: %s as it is", question.name, question.label)
-    network = question.opened.build().to(device)
-    return scorer.answers(network, question.trained, question.stage, precision_of(question.stage.precision, device))
-
-
-def _whole(question: Question, found: Predictions) -> tuple[list[Any], list[Any]]:
-    """Gold and answers as the official scorers want them: labels again where they were written as text, and a label for words, too,
-    that did not fit into `length` (the label of words outside any span)."""
-    objective = question.objective
-    if question.as_text:
-        gold = [_gold(objective, d) for d in question.documents("test")]
-        return gold, [verbalised.understand(objective, text) for text in found.predicted]
-    if not isinstance(objective, Tag):
-        return found.gold, found.predicted
-    names = objective.label_names()
-    outside = "O" if "O" in names else names[0]
-    named = dict(zip(map(str, objective.labels), names))
-    whole = [[named[m.label] for m in d.marks] for d in question.documents("test")]
-    if len(whole) != len(found.gold) or any(row[: len(cut)] != cut for row, cut in zip(whole, found.gold)):
-        return found.gold, found.predicted  # words without tokens stand in the middle
-    return whole, [[*cut, *[outside] * (len(row) - len(cut))] for row, cut in zip(whole, found.predicted)]
-
-
-def _gold(objective: Objective, document: Document) -> Any:
-    value = document.fields["label"]
-    if isinstance(objective, Regress):
-        return float(value)
-    assert isinstance(objective, Classify)
-    return dict(zip(map(str, objective.labels), objective.label_names()))[str(value)]
