@@ -50,14 +50,14 @@ class Prepared:
     """What was read, left out as unreadable, and left out as a near duplicate of a test document."""
 
 
-def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) -> Prepared:
+def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *, cleaned: bool = False) -> Prepared:
     """Tokenizer, shards of all sources that the stages name, and tables of similar words that objectives want from them, in `folder`;
     what is there and still true is kept.
 
     `tokenizer` comes with the weights to start from and is used unless the recipe brings its own. Every training text,
-    the task's own rows too, is freed of documents that hold a test document or a near duplicate of one.
+    the task's own rows too, is freed of documents that hold a test document or a near duplicate of one, unless it was `cleaned` before.
     """
-    tests = _Tests(recipe)
+    tests = _Tests(recipe, cleaned)
     wanted = dict.fromkeys(v for stage in recipe.stages if stage.objective for v in stage.objective.vectors)
     if wanted:
         installed()  # said now, not after the corpus was tokenized
@@ -106,8 +106,8 @@ def content(shards: Shards) -> str:
 class _Tests:
     """The test documents of a recipe, which no other text may hold."""
 
-    def __init__(self, recipe: Recipe):
-        self.sources = [s for n in used(recipe) if "test" in sources.splits(s := recipe.sources[n])]
+    def __init__(self, recipe: Recipe, cleaned: bool = False):
+        self.sources = [s for n in used(recipe) if not cleaned and "test" in sources.splits(s := recipe.sources[n])]
         state = [sources.fingerprint(source, "test") for source in self.sources]
         self.mark = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16] if state else ""
         """Identifies them."""

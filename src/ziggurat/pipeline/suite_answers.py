@@ -30,10 +30,9 @@ from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import run as runs
 from ziggurat.pipeline import verbalised
 from ziggurat.pipeline.outcome import examples_of, kind_of
-from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals
-from ziggurat.pipeline.suite_question import ROOT, SOURCE, Question
+from ziggurat.pipeline.suite_question import ROOT, SOURCE, Question, identity
 from ziggurat.pipeline.suite_results import Answers
 from ziggurat.train.loop import precision_of
 from ziggurat.types import Document
@@ -136,7 +135,7 @@ def baseline_answers(asked: Question, seeds: list[int]) -> dict[str, dict[int, A
         return {}
     train, test = (asked.prepared.shards[SOURCE, split] for split in ("train", "test"))
     seeds = seeds if examples else seeds[:1]
-    state = [content(train), content(test), given(objective), examples, seeds, __version__]
+    state = [identity(train), identity(test), given(objective), examples, seeds, __version__]
     key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
     path = ROOT / "baselines" / f"{key}.json"
     if not path.exists():

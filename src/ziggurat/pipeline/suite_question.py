@@ -21,6 +21,7 @@ import torch
 from ziggurat import __version__
 from ziggurat.config import given, spelled
 from ziggurat.data import sources
+from ziggurat.data.shards import Shards
 from ziggurat.data.sources import Source
 from ziggurat.errors import UserError, check
 from ziggurat.objectives.base import Objective
@@ -29,7 +30,7 @@ from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import run as runs
 from ziggurat.pipeline import verbalised
 from ziggurat.pipeline.opened import Opened
-from ziggurat.pipeline.prepare import Prepared, content
+from ziggurat.pipeline.prepare import Prepared
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.suite_files import missing
 from ziggurat.systems import find
@@ -67,6 +68,8 @@ class Question:
     """What the model is trained with: the task's own objective, or `seq2seq` where it writes the label."""
     recipe: Recipe
     prepared: Prepared
+    leaks: int = 0
+    """Training rows that were left out before labels were written as text."""
 
     @property
     def objective(self) -> Objective:
@@ -86,7 +89,7 @@ class Question:
         """The documents of a split as they were before any tokenizer, in the order of its shards."""
         shards = self.prepared.shards[SOURCE, split]
         read = sources.documents(self.asked, split)  # type: ignore[arg-type]
-        first = sources.documents(self.source, split) if self.as_text else None  # type: ignore[arg-type]
+        first = verbalised.original(self.source, split) if self.as_text else None
         by_id = {d.id: d if first is None else next(first) for d in read}
         return [by_id[i] for i in shards.ids(np.arange(len(shards)))]
 
@@ -102,7 +105,7 @@ class Question:
             "weights": self.opened.fingerprint,
             "tokenizer": tokenizer.fingerprint,
             "system": self.opened.system,
-            "rows": [content(self.prepared.shards[SOURCE, split]) for split in ("train", "test")],
+            "rows": [identity(self.prepared.shards[SOURCE, split]) for split in ("train", "test")],
             "stage": stage,
             "scored": self.objective.kind,
             "zero_shot": self.task.zero_shot,
@@ -119,9 +122,20 @@ class Question:
     @property
     def rows(self) -> tuple[int, int, int]:
         """Training rows, test rows, and training rows that were left out because they hold a test row."""
-        leaks = int(self.prepared.facts[SOURCE, "train"].get("leaks", 0))
+        leaks = self.leaks + int(self.prepared.facts[SOURCE, "train"].get("leaks", 0))
         train, test = (len(self.prepared.shards[SOURCE, split]) for split in ("train", "test"))
         return self.stage.examples or train, test, leaks
+
+
+def identity(shards: Shards) -> str:
+    """Of tokens, labels and order of the rows, wherever their files lie (their ids say where)."""
+    kept = {name: facts for name, facts in shards.meta["files"].items() if name not in ("fields.jsonl", "line_bounds.bin")}
+    digest = hashlib.sha256(json.dumps([kept, shards.meta["mark_labels"]], sort_keys=True).encode())
+    if (path := shards.folder / "fields.jsonl").exists():
+        with open(path, encoding="utf-8") as lines:
+            for line in lines:
+                digest.update(json.dumps(json.loads(line)["fields"], sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
@@ -143,17 +157,17 @@ def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
     check(tokenizer, f"{opened.folder} has no tokenizer: texts cannot be given to it", "put its tokenizer.json into the folder")
     assert tokenizer is not None
     place = ROOT / "data" / tokenizer.fingerprint[:12]
-    trained, asked = _way(suite, name, task, objective, source, opened)
+    trained, asked, leaks = _way(suite, name, task, objective, source, opened)
     recipe = _recipe(suite, task, asked, trained, opened)
     made = hashlib.sha256(json.dumps(given(asked), sort_keys=True).encode()).hexdigest()[:8]
     try:
-        prepared = prepare_data(recipe, place / f"{name}-{made}", tokenizer)
+        prepared = prepare_data(recipe, place / f"{name}-{made}", tokenizer, cleaned=asked is not source)
         runs._answerable(recipe.stages[0], prepared)
     except UserError as error:
         if source.kind == "hub" and "cannot be loaded" in error.message:
             raise CannotAsk(f"no data: {error.message}") from None
         raise UserError(f"task {name}: {error.message}", error.hint) from error
-    found = Question(name, task, label, opened, source, asked, trained, recipe, prepared)
+    found = Question(name, task, label, opened, source, asked, trained, recipe, prepared, leaks)
     if suite.examples and suite.examples >= len(prepared.shards[SOURCE, "train"]):
         found.recipe = _recipe(suite.model_copy(update={"examples": None}), task, asked, trained, opened)
     _learnable(found)
@@ -182,8 +196,10 @@ def _source(suite: Suite, task: Task) -> Source:
     return source.model_copy(update=limits)
 
 
-def _way(suite: Suite, name: str, task: Task, objective: Objective, source: Source, opened: Opened) -> tuple[Objective, Source]:
-    """What the model is trained with, and the rows it reads."""
+def _way(
+    suite: Suite, name: str, task: Task, objective: Objective, source: Source, opened: Opened
+) -> tuple[Objective, Source, int]:
+    """What the model is trained with, the rows it reads, and how many training rows were left out of these before."""
     model = objective.part_of(opened.network.model)
     before: Mapping[str, Any] = opened.lineage[-1].get("objective", {}) if opened.lineage else {}
     if suite.answers == "text" and not isinstance(objective, Seq2Seq):
@@ -193,21 +209,20 @@ def _way(suite: Suite, name: str, task: Task, objective: Objective, source: Sour
         if writer is None:
             raise CannotAsk("the model does not write: it has never been asked for the next word")
         digest = hashlib.sha256(json.dumps([given(source), given(objective), task.prompt]).encode()).hexdigest()[:8]
-        return writer, verbalised.written_source(
-            source, objective, name, task.prompt, ROOT / "data" / "as-text" / f"{name}-{digest}"
-        )
+        place = ROOT / "data" / "as-text" / f"{name}-{digest}"
+        return writer, *verbalised.written_source(source, objective, name, task.prompt, place)
     if isinstance(objective, Seq2Seq):
         writer = verbalised.writer(model, before, objective)
         if writer is None:
             raise CannotAsk("the model does not write: it has never been asked for the next word")
-        return writer, source
+        return writer, source, 0
     misfits = objective.misfits(model)
     if misfits:
         raise CannotAsk(f"does not suit the model: {misfits[0]}")
     heads = objective.heads(model)
     if task.zero_shot and any(opened.network.heads.get(n) != head for n, head in heads.items()):
         raise CannotAsk(f"zero-shot needs the head {', '.join(heads)}, and the checkpoint has none like it")
-    return objective, source
+    return objective, source, 0
 
 
 def _recipe(suite: Suite, task: Task, source: Source, objective: Objective, opened: Opened) -> Recipe:

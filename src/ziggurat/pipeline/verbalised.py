@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_json, write_text
 from ziggurat.config import given
 from ziggurat.data import sources
+from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.rows import Columns
 from ziggurat.data.sources import Files, Source, Split
 from ziggurat.evaluate.written import asked
@@ -67,20 +68,34 @@ def prompted(prompt: str, name: str, texts: Mapping[str, str]) -> str:
     return prompt.format(**texts)
 
 
-def written_source(source: Source, objective: Objective, name: str, prompt: str, folder: Path) -> Files:
-    """The task's rows as pairs of texts, in files of `folder` that are made where they are missing or of other rows."""
-    state = [sources.fingerprint(source, split) for split in ("train", "test")] + [given(objective), name, prompt]
+def written_source(source: Source, objective: Objective, name: str, prompt: str, folder: Path) -> tuple[Files, int]:
+    """The task's rows as pairs of texts, in files of `folder` that are made where they are missing or of other rows.
+
+    Training rows that hold a test row are left out here, by the texts as they were: prompts and labels are alike in all rows. Also
+    returns how many these were.
+    """
+    splits: tuple[Split, ...] = ("train", "test")
+    state = [*(sources.fingerprint(source, split) for split in splits), given(objective), name, prompt]
     identity = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / "made.json"
-    if not made.exists() or json.loads(made.read_text("utf-8")) != identity:
+    before = json.loads(made.read_text("utf-8")) if made.exists() else {}
+    if before.get("identity") != identity:
         made.unlink(missing_ok=True)
-        splits: tuple[Split, ...] = ("train", "test")
+        leaks: list[Leak] = []
         for split in splits:
-            rows = (_row(d, objective, name, prompt) for d in sources.documents(source, split))
+            rows = (_row(d, objective, name, prompt) for d in original(source, split, leaks))
             write_text(folder / f"{split}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        write_json(made, identity)
-    return Files(path=str(folder / "train.jsonl"), test=str(folder / "test.jsonl"), columns=Columns(text="text", pair="answer"))
+        before = {"identity": identity, "leaks": len(leaks)}
+        write_json(made, before)
+    found = Files(path=str(folder / "train.jsonl"), test=str(folder / "test.jsonl"), columns=Columns(text="text", pair="answer"))
+    return found, before["leaks"]
+
+
+def original(source: Source, split: str, leaks: list[Leak] | None = None) -> Iterator[Document]:
+    """The documents that were written down, as they were."""
+    documents = sources.documents(source, split)  # type: ignore[arg-type]
+    return documents if split == "test" else LeakIndex(sources.documents(source, "test")).clean(documents, leaks)
 
 
 def _row(document: Document, objective: Objective, name: str, prompt: str) -> dict[str, str]:
