@@ -311,13 +311,14 @@ def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> No
     no_training()
     run(recipe)
     evaluate_suite([folder / "pretrain"], "mini.yaml", ["seeds=1", "only=[alike]"])
-    with pytest.raises(UserError, match="there is no task 'alice'"):
-        run(recipe, ["suites={mini.yaml: {only: [alice]}}"])
+    with pytest.raises(UserError, match="there is no task 'alice'"):  # before anything is trained
+        run(recipe, ["suites={mini.yaml: {only: [alice]}}", "name=other"])
+    assert not Path("runs/other").exists()
+    text = Path("small.yaml").read_text("utf-8")
+    tuned = text[: text.index("  - {stage: pretrain")] + text[text.index("  - {stage: finetune") :] + "suites: glue\n"
+    Path("tuned.yaml").write_text(tuned, "utf-8")
     with pytest.raises(UserError, match="suites: needs a text stage"):
-        run(
-            "small.yaml",
-            ["stages=[{stage: finetune, data: task, objective: {kind: classify, labels: [neg, pos]}}]", "suites=[glue]"],
-        )
+        run("tuned.yaml")
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
+from ziggurat.pipeline.suite_files import suites_of
 from ziggurat.systems import find
 from ziggurat.systems.base import DIALS, NoHubClass
 from ziggurat.systems.hub import export_checkpoint
@@ -104,6 +105,7 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from ziggurat.pipeline.outcome import account
 
     recipe = load_recipe(path, overrides)
+    suites = suites_of(recipe)
     folder = RUNS / recipe.name
     with session(folder) as signals:
         run = _begin(recipe, folder, signals)
@@ -112,10 +114,10 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
             run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
         arms = _arms(run)
         account(run, arms, [str(path), *overrides])
-    if recipe.suites:
-        from ziggurat.pipeline.suites import suites_of_a_run
+    if suites:
+        from ziggurat.pipeline.suites import evaluate_run
 
-        suites_of_a_run(run)
+        evaluate_run(run, suites)
     return folder
 
 

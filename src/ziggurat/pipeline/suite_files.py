@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from importlib.resources import files as resources
 from pathlib import Path
 
-from ziggurat.config import load
+from ziggurat.config import complain, load
 from ziggurat.data import files
 from ziggurat.data.sources import Source
 from ziggurat.errors import UserError
+from ziggurat.train.recipe import Recipe
 from ziggurat.train.suite import Suite
 from ziggurat.tree import nearest, parse
 
@@ -47,6 +48,17 @@ def load_suite(what: str | Path, overrides: Sequence[str] = ()) -> Suite:
     """The suite called so, or of this file, with `key=value` laid upon it; raises `UserError` with all its mistakes at once."""
     path = Path(what) if Path(what).is_file() else built_in().get(str(what), Path(what))
     return load(path, overrides, model=Suite)
+
+
+def suites_of(recipe: Recipe) -> list[Suite]:
+    """The suites of a recipe with the options given there; raises `UserError` for mistakes in any of them."""
+    found = []
+    for what, options in recipe.suites.items():
+        suite = load_suite(what)
+        suite = suite.model_copy(update={name: getattr(options, name) for name in options.model_fields_set})
+        complain(suite.problems(), f"suites.{what}")
+        found.append(suite)
+    return found
 
 
 def missing(source: Source) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ziggurat import __version__
-from ziggurat.config import complain, given, spelled
+from ziggurat.config import given, spelled
 from ziggurat.errors import check
 from ziggurat.evaluate.heldout import metric_of
 from ziggurat.evaluate.scores import Metric
@@ -79,14 +79,11 @@ def evaluate_suite(
     return results
 
 
-def suites_of_a_run(run: Run) -> list[Results]:
-    """A recipe's `suites` on the checkpoint of its last text stage; results in <run>/suites/<suite>, and the tables printed."""
+def evaluate_run(run: Run, suites: Sequence[Suite]) -> list[Results]:
+    """A recipe's suites on the checkpoint of its last text stage; results in <run>/suites/<suite>, and the tables printed."""
     last = [done for done in run.done.values() if done.stage.stage in TEXT_STAGES][-1]
     found = []
-    for what, options in run.recipe.suites.items():
-        suite = load_suite(what)
-        suite = suite.model_copy(update={k: getattr(options, k) for k in options.model_fields_set})
-        complain(suite.problems(), f"suites.{what}")
+    for suite in suites:
         folder = run.folder / "suites" / suite.suite
         found.append(evaluate_suite([last.folder], suite, folder=folder))
         show(found[-1], folder)
