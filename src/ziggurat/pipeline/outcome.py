@@ -103,14 +103,15 @@ def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -
     log.info("baselines of %s on the same rows", name)
     test = list(sources.documents(source, "test"))
     by_id = {d.id: d for d in sources.documents(source, "train")}
-    kind = kind_of(objective)
+    kinds = ((Regress, "regress"), (Tag, "tag"), (Seq2Seq, "seq2seq"))
+    kind: Any = next((name for base, name in kinds if isinstance(objective, base)), "classify")
     metric = metric_of(objective)
     sums: dict[str, list[float]] = defaultdict(list)
     for seed in seeds if stage.examples else seeds[:1]:
         chosen: Any = draw(train, stage.examples, seed) if stage.examples else Subset(train, np.arange(len(train)))
         rows = [by_id[i] for i in chosen.ids(np.arange(len(chosen)))]
-        x, y = examples_of(rows, objective)
-        x_test, y_test = examples_of(test, objective)
+        x, y = _examples(rows, objective)
+        x_test, y_test = _examples(test, objective)
         for baseline, score in baselines.baselines(kind, x, y, x_test, y_test, metric).items():
             sums[baseline].append(score)
     scores = {baseline: float(np.mean(values)) for baseline, values in sums.items()}
@@ -118,13 +119,7 @@ def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -
     return scores
 
 
-def kind_of(objective: Objective) -> Any:
-    """What kind of task an objective is to `evaluate.baselines`."""
-    kinds = ((Regress, "regress"), (Tag, "tag"), (Seq2Seq, "seq2seq"))
-    return next((name for base, name in kinds if isinstance(objective, base)), "classify")
-
-
-def examples_of(documents: list[Document], objective: Objective) -> tuple[list[Any], list[Any]]:
+def _examples(documents: list[Document], objective: Objective) -> tuple[list[Any], list[Any]]:
     """Inputs and answers as `evaluate.baselines` takes them."""
     if isinstance(objective, Tag):
         names = dict(zip(map(str, objective.labels), objective.label_names()))

@@ -26,10 +26,9 @@ from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Classify, Regress, Tag
-from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import run as runs
 from ziggurat.pipeline import verbalised
-from ziggurat.pipeline.outcome import examples_of, kind_of
+from ziggurat.pipeline.outcome import _examples as examples_of
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals
 from ziggurat.pipeline.suite_question import ROOT, SOURCE, Question, identity
@@ -128,11 +127,8 @@ def _gold(objective: Objective, document: Document) -> Any:
 
 
 def baseline_answers(asked: Question, seeds: list[int]) -> dict[str, dict[int, Answers]]:
-    """Answers of the baselines on the same rows, by name and seed (one of them, unless the seed draws the rows);
-    none for an objective that has no baselines."""
+    """Answers of the baselines on the same rows, by name and seed (one of them, unless the seed draws the rows)."""
     objective, examples = asked.objective, asked.stage.examples
-    if not isinstance(objective, (Classify, Regress, Tag, Seq2Seq)):
-        return {}
     train, test = (asked.prepared.shards[SOURCE, split] for split in ("train", "test"))
     seeds = seeds if examples else seeds[:1]
     state = [identity(train), identity(test), given(objective), examples, seeds, __version__]
@@ -142,11 +138,12 @@ def baseline_answers(asked: Question, seeds: list[int]) -> dict[str, dict[int, A
         log.info("%s: baselines on the same rows", asked.name)
         by_id = dict(zip(train.ids(np.arange(len(train))), asked.documents("train"), strict=True))
         x_test, gold = examples_of(asked.documents("test"), objective)
+        kind: Any = objective.kind
         made: dict[str, dict[str, Any]] = {}
         for seed in seeds:
             chosen: Any = runs.draw(train, examples, seed) if examples else train
             x, y = examples_of([by_id[i] for i in chosen.ids(np.arange(len(chosen)))], objective)
-            for name, guess in baselines.predict(kind_of(objective), x, y, x_test).items():
+            for name, guess in baselines.predict(kind, x, y, x_test).items():
                 made.setdefault(name, {})[str(seed)] = guess
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"gold": gold, "guesses": made})
