@@ -79,6 +79,9 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *,
                 assert_apart(test, found.shards[other, "train"])
     for vectors in wanted:
         _similar(vectors, folder, found)
+=======
+                assert_apart(test, found.shards[other, "train"], unk=tokenizer.vocab.unk)
+>>>>>>> a27f020 (Benchmark of suites beside the Trainer; mistakes of all tasks show before anything is trained; unknown tokens are no proof of a leak)
     return found
 
 
@@ -242,12 +245,15 @@ def _similar(spec: Vectors, run: Path, found: Prepared) -> None:
     log.info("%s words with their similar words in %s", f"{len(words):,}", place)
 
 
-def assert_apart(test: Shards, train: Shards, *, gram: int = 8) -> int:
+def assert_apart(test: Shards, train: Shards, *, gram: int = 8, unk: int | None = None) -> int:
     """Check on the finished shards, by token ids and not by the rule that cleaned them, that no training document holds
-    the whole of a test text. Returns the test texts looked for; texts of up to `gram` tokens are too short to tell."""
+    the whole of a test text. Returns the test texts looked for; texts of up to `gram` words or tokens are too short to tell, and one
+    with an unknown token (id `unk`) does not say what it was."""
     begin: dict[int, list[int]] = {}
-    ids, bounds = np.asarray(test.read(np.arange(len(test))).parts["text"].ids), np.append(0, np.cumsum(test.lengths()))
-    looked = np.flatnonzero(np.diff(bounds) > gram)
+    part = test.read(np.arange(len(test))).parts["text"]
+    ids, bounds = np.asarray(part.ids), np.append(0, np.cumsum(test.lengths()))
+    words, unknown = (np.append(0, np.cumsum(flags))[bounds] for flags in (part.words, ids == (-1 if unk is None else unk)))
+    looked = np.flatnonzero((np.diff(bounds) > gram) & (np.diff(words) > gram) & (np.diff(unknown) == 0))
     for d in looked.tolist():
         # the first token may differ where a text stands inside another (byte-level spaces)
         begin.setdefault(int(_rolled(ids[bounds[d] + 1 : bounds[d] + 1 + gram], gram)[0]), []).append(d)

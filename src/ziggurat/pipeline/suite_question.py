@@ -23,6 +23,7 @@ from ziggurat.config import given, spelled
 from ziggurat.data import sources
 from ziggurat.data.shards import Shards
 from ziggurat.data.sources import Source
+from ziggurat.data.writing import CoversNothing
 from ziggurat.errors import UserError, check
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Classify, Labels
@@ -163,6 +164,8 @@ def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
     try:
         prepared = prepare_data(recipe, place / f"{name}-{made}", tokenizer, cleaned=asked is not source)
         runs._answerable(recipe.stages[0], prepared)
+    except CoversNothing as error:
+        raise CannotAsk(f"not with this tokenizer: {error.message}") from None
     except UserError as error:
         if source.kind == "hub" and "cannot be loaded" in error.message:
             raise CannotAsk(f"no data: {error.message}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ziggurat.atomic import write_text
+from ziggurat.evaluate.scores import METRICS
 from ziggurat.pipeline.charts import Row, dot_chart
 from ziggurat.pipeline.suite_results import CONFIDENCE, Results, Score, TaskResult
 from ziggurat.pipeline.table import duration, label
@@ -196,7 +197,7 @@ def _tables(results: Results) -> str:
         for s in t.models:
             if s.scores:
                 each = ", ".join(t.show(v) + (" (collapsed)" if seed in s.collapsed else "") for seed, v in s.scores.items())
-                more = ", ".join(f"{label(m)} {shown(v, t.points)}" for m, v in s.further.items())
+                more = ", ".join(f"{label(m)} {shown(v, m not in METRICS or METRICS[m].points)}" for m, v in s.further.items())
                 runs.append([t.task, s.model, each, more, duration(s.seconds) if s.seconds else ""])
     return out + "<h2>Every run</h2>" + _table(["task", "model", "score by seed", "further metrics", "training"], runs)
 

@@ -32,10 +32,14 @@ from ziggurat.pipeline.suite_files import load_suite
 from ziggurat.pipeline.suite_question import ROOT, CannotAsk, Question, question
 from ziggurat.pipeline.suite_report import terminal_table, write_results
 from ziggurat.pipeline.suite_results import Answers, Results, Score, TaskResult, averages, compare, score
+from ziggurat.pipeline.worth import shown
 from ziggurat.train.recipe import TEXT_STAGES
 from ziggurat.train.suite import Suite, Task
 
 log = logging.getLogger(__name__)
+
+NOTED = 0.02
+"""The share of training rows left out as leaks above which the reader is told."""
 
 
 def evaluate_suite(
@@ -60,7 +64,8 @@ def evaluate_suite(
     opened = dict(zip(labels(checkpoints), map(open_checkpoint, checkpoints), strict=True))
     names = list(spec.only or spec.tasks)
     with session(ROOT) as signals:
-        tasks = tuple(_task(spec, name, opened, signals) for name in names)
+        asked = {name: _questions(spec, name, opened) for name in names}  # mistakes show before anything is trained
+        tasks = tuple(_task(spec, name, asked[name], signals) for name in names)
     found = [t for t in tasks if not t.without]
     reasons = "\n".join(f"  {t.task}: {t.without}" for t in tasks)
     check(found, f"no task of the suite {spec.suite} could be scored:\n{reasons}", "set ZIGGURAT_DATA, or take rows=hub")
@@ -112,25 +117,34 @@ def labels(checkpoints: Sequence[Path | str]) -> list[str]:
     return names
 
 
-def _task(suite: Suite, name: str, opened: Mapping[str, Opened], signals: Signals) -> TaskResult:
-    """All checkpoints and baselines on one task."""
-    task = suite.tasks[name]
-    answers: dict[str, dict[int, Answers]] = {}
-    refused: dict[str, str] = {}
-    asked: Question | None = None
+Asked = Mapping[str, Question | str]
+"""By checkpoint: a task ready to be run, or why it cannot be."""
+
+
+def _questions(suite: Suite, name: str, opened: Mapping[str, Opened]) -> Asked:
+    found: dict[str, Question | str] = {}
     for label, checkpoint in opened.items():
         try:
-            one = question(suite, name, label, checkpoint)
+            found[label] = question(suite, name, label, checkpoint)
         except CannotAsk as why:
-            refused[label] = str(why)
-            continue
-        asked = asked or one
-        answers[label] = {}
-        for seed in suite.seeds[:1] if task.zero_shot else suite.seeds:
-            answers[label][seed] = answer(one, seed, signals)
+            found[label] = str(why)
+            log.info("%s, %s: not scored: %s", name, label, why)
+    return found
+
+
+def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskResult:
+    """All checkpoints and baselines on one task."""
+    task = suite.tasks[name]
+    refused = {label: one for label, one in questions.items() if isinstance(one, str)}
+    answers: dict[str, dict[int, Answers]] = {}
+    asked: Question | None = None
+    for label, one in questions.items():
+        if isinstance(one, Question):
+            asked = asked or one
+            seeds = suite.seeds[:1] if task.zero_shot else suite.seeds
+            answers[label] = {seed: answer(one, seed, signals) for seed in seeds}
     objective = task.objective
     if asked is None or objective is None:
-        log.info("%s: not scored: %s", name, next(iter(refused.values())))
         reason = "; ".join(dict.fromkeys(refused.values()))
         kind, named = (objective.kind, getattr(objective, "metric", "")) if objective is not None else ("", "")
         return TaskResult(name, task.about, kind, named, True, "higher", without=reason)
@@ -157,7 +171,7 @@ def _task(suite: Suite, name: str, opened: Mapping[str, Opened], signals: Signal
         asked.stage.length,
         tuple(scores),
         tuple(pairs),
-        tuple(_notes(scores, metric)),
+        (*_notes(scores, metric), *([_left_out(train, leaks)] if leaks > NOTED * train else [])),
     )
     log.info("%s: %s", name, ", ".join(f"{s.model} {result.show(s.mean)}" for s in scores if s.scores))
     return result
@@ -168,10 +182,12 @@ def further_metrics(task: Task, objective: Objective) -> list[Metric]:
     return [metric_of(type(objective).model_validate({**given(objective), "metric": name})) for name in task.further]
 
 
+def _left_out(rows: int, leaks: int) -> str:
+    return f"{leaks:,} training rows were left out because they hold (nearly) a text of a test row; {rows:,} are left."
+
+
 def _notes(scores: Sequence[Score], metric: Metric) -> list[str]:
     """Collapsed runs, and baselines that win."""
-    from ziggurat.pipeline.worth import shown
-
     notes = []
     for s in scores:
         for seed, why in s.collapsed.items():
