@@ -76,12 +76,9 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *,
     for (name, kind), test in found.shards.items():
         if kind == "test":
             for other in [o for o, of in found.shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
-                assert_apart(test, found.shards[other, "train"])
+                assert_apart(test, found.shards[other, "train"], unk=tokenizer.vocab.unk)
     for vectors in wanted:
         _similar(vectors, folder, found)
-=======
-                assert_apart(test, found.shards[other, "train"], unk=tokenizer.vocab.unk)
->>>>>>> a27f020 (Benchmark of suites beside the Trainer; mistakes of all tasks show before anything is trained; unknown tokens are no proof of a leak)
     return found
 
 
