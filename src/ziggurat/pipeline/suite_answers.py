@@ -94,7 +94,7 @@ def _as_it_is(question: Question) -> Predictions:
     """What the checkpoint answers untrained."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert question.opened.tokenizer is not None
-    scorer = Scorer(question.recipe, question.prepared.shards, question.opened.tokenizer)
+    scorer = Scorer(question.recipe, question.prepared.shards, question.opened.tokenizer, question.folder)
     log.info("%s: %s as it is", question.name, question.label)
     network = question.opened.build().to(device)
     return scorer.answers(network, question.trained, question.stage, precision_of(question.stage.precision, device))
