@@ -53,7 +53,7 @@ def load_suite(what: str | Path, overrides: Sequence[str] = ()) -> Suite:
 def suites_of(recipe: Recipe) -> list[Suite]:
     """The suites of a recipe with the options given there; raises `UserError` for mistakes in any of them."""
     found = []
-    for what, options in recipe.suites.items():
+    for what, options in (recipe.suites or {}).items():
         suite = load_suite(what)
         suite = suite.model_copy(update={name: getattr(options, name) for name in options.model_fields_set})
         complain(suite.problems(), f"suites.{what}")

@@ -97,8 +97,8 @@ class Recipe(Spec):
     )
     """Fine-tune from every prefix of the pipeline, to say what each stage was worth; false = off."""
     suites: Annotated[
-        dict[str, Options], BeforeValidator(_named, json_schema_input_type=str | list[str] | dict[str, Options])
-    ] = Field(default_factory=dict)
+        dict[str, Options] | None, BeforeValidator(_named, json_schema_input_type=str | list[str] | dict[str, Options] | None)
+    ] = None
     """Suites that the last text stage's checkpoint is fine-tuned on at the end of the run: names or files, or {name: options}."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard event files (extra `tensorboard`)."""
