@@ -160,12 +160,15 @@ def list_(
 @app.command("try")
 @verb
 def try_(
-    checkpoint: Checkpoint, text: Annotated[str, typer.Argument(help="What to give the model; [MASK] to be filled.")]
+    checkpoint: Checkpoint,
+    text: Annotated[str, typer.Argument(help="What to give the model; [MASK] to be filled.")],
+    pair: Annotated[str, typer.Option(metavar="TEXT", help="The second text of a pair: a question's context.")] = "",
+    choice: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text to choose from; give two or more.")] = None,
 ) -> None:
-    """Try a checkpoint on one text: fill masks, continue, or label."""
+    """Try a checkpoint on one text: fill masks, continue, label, answer or choose."""
     from ziggurat.pipeline.tryout import try_checkpoint
 
-    print(try_checkpoint(checkpoint, text))
+    print(try_checkpoint(checkpoint, text, pair, choice or []))
 
 
 def main() -> None:

@@ -200,3 +200,18 @@ def test_ten_megabytes_take_seconds() -> None:
     assert index.assert_clean(texts) == 1000
     rate = size / (time.perf_counter() - start)
     assert rate > 200_000, f"{rate:.0f} characters a second"
+
+
+def test_a_question_about_a_text_gives_nothing_away() -> None:
+    """The same question about another text is no leak; the same text is one, whatever is asked."""
+    one, two = "the cat sat on the mat by the door all day long", "a dog ran over the hill and far away from here today"
+    answered = Document({"text": "what is it about?", "pair": one}, "t", fields={"answers": []})
+    chosen = Document({"text": one, "pair": "what is it about?"}, "t", fields={"label": 0}, lists={"choices": ("a cat", "a dog")})
+    for test, rows in (
+        (answered, [{"text": "what is it about?", "pair": two}, {"text": "who sat there?", "pair": one}]),
+        (chosen, [{"text": two, "pair": "what is it about?"}, {"text": one, "pair": "who sat there?"}]),
+    ):
+        found = LeakIndex([test]).leaks([Document(row, "d") for row in rows])
+        assert found[0] is None and found[1] is not None
+    plain = Document({"text": "what is it about?", "pair": one}, "t")  # of a pair of texts each counts
+    assert LeakIndex([plain]).leaks([Document({"text": "what is it about?", "pair": two}, "d")])[0] is not None

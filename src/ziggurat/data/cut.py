@@ -52,7 +52,7 @@ def windows(tokens: Tokens, ctx: Context, *, end: int | None = None, step: int |
     Returns a batch of one stream `text`, one document per window, keyed by (document, part, window number); each goes on from the
     window before (`before`).
     """
-    room = _room(ctx)
+    room = room_of(ctx)
     step = room if step is None else step
     check(0 < step <= room, f"windows of {room} tokens cannot begin {step} tokens apart", f"give it 1 to {room}")
     made = []
@@ -77,7 +77,7 @@ def windows(tokens: Tokens, ctx: Context, *, end: int | None = None, step: int |
 def single(tokens: Tokens, ctx: Context, part: str = "text") -> Batch:
     """One example a document, in the same order and with the same key: `first A last`, A cut at the end to fit."""
     a = tokens.parts[part]
-    length = np.minimum(np.diff(a.bounds), _room(ctx))
+    length = np.minimum(np.diff(a.bounds), room_of(ctx))
     slots = (ctx.layout.first, Piece(a.ids, a.bounds[:-1], length, a.words), ctx.layout.last)
     return assemble(slots, [ctx.layout.segments[0]] * 3, tokens.keys, ctx)
 
@@ -89,7 +89,7 @@ def pairs(tokens: Tokens, ctx: Context, first: str = "text", second: str = "pair
         not missing, f"the data has no column {missing and missing[0]!r}", "declare both texts: columns: {text: ..., pair: ...}"
     )
     a, b = tokens.parts[first], tokens.parts[second]
-    keep_a, keep_b = longest_first(np.diff(a.bounds), np.diff(b.bounds), _room(ctx, pair=True))
+    keep_a, keep_b = longest_first(np.diff(a.bounds), np.diff(b.bounds), room_of(ctx, pair=True))
     return pair_up(Piece(a.ids, a.bounds[:-1], keep_a, a.words), Piece(b.ids, b.bounds[:-1], keep_b, b.words), tokens.keys, ctx)
 
 
@@ -176,7 +176,8 @@ def _source(piece: Piece) -> np.ndarray | slice:
     return ranges(piece.start, piece.length)
 
 
-def _room(ctx: Context, *, pair: bool = False) -> int:
+def room_of(ctx: Context, *, pair: bool = False) -> int:
+    """Tokens of text in an example of one text, or of two; raises `UserError` when there are none."""
     room = ctx.layout.room(ctx.length, pair=pair)
     needed, special = (2, "two texts") if pair else (1, "text")
     check(

@@ -15,7 +15,7 @@ import numpy as np
 
 from ziggurat.context import Context, key_of, mix
 from ziggurat.data.order import Corpus, Cursor, Draw, Order, Place
-from ziggurat.data.pack import Rows, fit, lay, lengths_of, split
+from ziggurat.data.pack import Rows, examples_of, fit, lay, lengths_of, split
 from ziggurat.data.tracks import lay_tracks
 from ziggurat.errors import UserError, check
 from ziggurat.types import DEAD, Batch, Tokens, join_all
@@ -49,7 +49,8 @@ class Loader:
     objective        anything with `grouped`, `form` and `corrupt`
     ctx              vocabulary, layout, length; its seed, epoch and progress are set here, the seed from `seed`
     row              tokens of a row, one number for all streams or one for each; at least the objective's longest example
-    tokens           limit of a micro-batch: as many rows, over all streams, as it holds. Or:
+    tokens           limit of a micro-batch: as many rows, over all streams, as it holds; an example of several documents that needs
+                     more has one by itself. Or:
     documents        examples of a micro-batch (fewer at the end of a block), packed by themselves
     lanes            independent sequences: micro-batch m comes from lane m mod lanes, and lane l has blocks l, l + lanes, ...
     total_tokens     tokens of text in the whole stage, for `ctx.progress`; None leaves it at `ctx.progress`
@@ -185,11 +186,14 @@ class Loader:
             return examples, np.zeros(0, np.int64), np.zeros(1, np.int64)
         if self.contiguous:
             return self._in_tracks(examples, place)
-        if self.documents is None:
+        example = examples_of(examples)
+        if self.documents is None and int(example[-1]) + 1 == len(examples):
             rows = fit(lengths_of(examples), self.row)
             count = int(rows.max()) + 1
             return examples, self._shuffled(count, place)[rows], np.append(np.arange(0, count, self.rows), count)
-        turn = self._shuffled(len(examples), place) // self.documents
+        turn = self._shuffled(int(example[-1]) + 1, place)
+        turn = self._filled(examples, example, turn) if self.documents is None else turn // self.documents
+        turn = turn[example]
         rows, cuts = np.zeros(len(examples), np.int64), [0]
         members = np.argsort(turn, kind="stable")
         for group in np.split(members, np.searchsorted(turn[members], np.arange(1, int(turn.max()) + 1))):
@@ -211,6 +215,23 @@ class Loader:
         micro = cells // self.rows
         cuts = np.concatenate([[0], np.flatnonzero(np.diff(micro)) + 1, [len(cells)]])
         return replace(examples, before=np.where(laid.goes_on, before, DEAD)), rows, cuts
+
+    def _filled(self, batch: Batch, example: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """int64[E]: the micro-batch of each example, filled in the order of their turns with what goes into its rows."""
+        order = np.argsort(turn)
+        bounds = np.searchsorted(example, np.arange(len(turn) + 1))
+        chosen, number, begin = np.zeros(len(turn), np.int64), 0, 0
+        while begin < len(order):
+            end = begin + 1
+            documents = np.arange(*bounds[order[begin] : order[begin] + 2])
+            while end < len(order):
+                more = np.append(documents, np.arange(*bounds[order[end] : order[end] + 2]))
+                if int(fit(lengths_of(batch, more), self.row).max()) >= self.rows:
+                    break
+                documents, end = more, end + 1
+            chosen[order[begin:end]] = number
+            number, begin = number + 1, end
+        return chosen
 
     def _shuffled(self, count: int, place: Place) -> np.ndarray:
         """int64[count]: the turn of each of `count` things."""

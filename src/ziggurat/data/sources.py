@@ -380,7 +380,7 @@ def _from_hub(source: Hub, table: Any, reading: Reading) -> Iterator[Document]:
     features = table.features or {}
     for name in source.columns.used():
         check(
-            not features or name in features,
+            not features or name in features or name.partition(".")[0] in features,
             f"{source.id}: there is no column {name!r}{nearest(name, features)}",
             f"the dataset has: {', '.join(features)}; say under columns which one to use",
         )

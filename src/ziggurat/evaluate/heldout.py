@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ziggurat.evaluate.scores import Metric, metric
+from ziggurat.evaluate.answer_scores import answer_metric
+from ziggurat.evaluate.scores import CHOSEN, Metric, metric
 from ziggurat.evaluate.text_scores import text_metric
 from ziggurat.nn.heads import ReplacedHeadLayer
 from ziggurat.nn.memory import Recall, remember
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Asked, Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
+from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.types import Batch, Target
 
@@ -103,6 +106,8 @@ def _right(network: NetworkModel, asked: Asked) -> tuple[float, float, float]:
     target = asked.target
     if target.value.is_floating_point():
         return float("nan"), 0.0, 0.0
+    if target.group is not None:
+        return _best(network, asked), 0.0, 0.0
     found = np.zeros(3)
     for start in range(0, len(target.index), CHUNK):
         part = slice(start, start + CHUNK)
@@ -116,12 +121,30 @@ def _right(network: NetworkModel, asked: Asked) -> tuple[float, float, float]:
     return right, both, either
 
 
+def _best(network: NetworkModel, asked: Asked) -> float:
+    """The summed weight of the groups whose best row is a right one."""
+    target = asked.target
+    group, weight = target.group, target.weight.float()
+    assert group is not None
+    if not len(group):
+        return 0.0
+    scores = network.logits(asked.head, asked.hidden, asked.streams, target).gather(1, target.value[:, None])[:, 0].float()
+    count = int(group.max()) + 1
+    top = scores.new_full((count,), -torch.inf).scatter_reduce(0, group, scores, "amax")
+    right = (scores == top[group]) & (weight > 0)
+    return float(weight.new_zeros(count).index_add(0, group, weight)[group[right].unique()].sum())
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """The gold answers of a labelled set and a model's, one entry an example; a tagged example is a list of labels."""
+    """The gold answers of a labelled set and a model's, one entry an example. A tagged example is a list of labels, and so is a group of
+    rows that are scored together; the gold of a question are all its right answers, none where it cannot be answered."""
 
     gold: list[Any]
     predicted: list[Any]
+    more: dict[str, list[Any]] = field(default_factory=dict)
+    """What else is known, one entry an example: of a question `span`, the best one's text, and `margin`, by how much no answer scores
+    better; of a multiple choice `scores`."""
 
     def score(self, objective: Objective) -> float:
         return metric_of(objective)(self.gold, self.predicted)
@@ -129,15 +152,21 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    network: NetworkModel, objective: Objective, batches: Iterable[Batch], dtype: torch.dtype = torch.float32
+    network: NetworkModel,
+    objective: Objective,
+    batches: Iterable[Batch],
+    dtype: torch.dtype = torch.float32,
+    groups: Mapping[int, Any] | None = None,
 ) -> Predictions:
-    """The model's answers to a labelled objective, in the order of the batches."""
+    """The model's answers to a labelled objective, in the order of the batches; those of rows of one group together, `groups` being the
+    group of each row by its key."""
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     gold: list[Any] = []
     predicted: list[Any] = []
+    of: list[Any] = []
     for batch in batches:
         on_device = to_device(batch, device)
         with autocast(device, dtype):
@@ -155,8 +184,17 @@ def predict(
             answers, values = _by_document(owner, answers), _by_document(owner, values)
         gold += values
         predicted += answers
+        if groups is not None:
+            of += [groups[key] for key in batch.keys[batch.targets[objective.kind].index].tolist()]
     network.train(was_training)
-    return Predictions(gold, predicted)
+    return Predictions(gold, predicted) if groups is None else Predictions(_together(of, gold), _together(of, predicted))
+
+
+def _together(groups: Sequence[Any], values: Sequence[Any]) -> list[list[Any]]:
+    found: dict[Any, list[Any]] = {}
+    for group, value in zip(groups, values, strict=True):
+        found.setdefault(group, []).append(value)
+    return list(found.values())
 
 
 def _by_document(owner: np.ndarray, values: Sequence[Any]) -> list[list[Any]]:
@@ -168,8 +206,12 @@ def metric_of(objective: Objective) -> Metric:
     """The metric that reports quote for a labelled objective."""
     if isinstance(objective, Seq2Seq):
         return text_metric(objective.metric)
+    if isinstance(objective, QuestionAnswering):
+        return answer_metric(objective.metric)
+    if isinstance(objective, MultipleChoice):
+        return CHOSEN if objective.metric == "accuracy" else replace(answer_metric(objective.metric), task="multiple_choice")
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
-    if objective.metric in ("f1", "token_f1"):
+    if objective.metric in ("f1", "token_f1", "f1_a"):
         assert isinstance(objective, Labels)
         return metric(objective.metric, positive=objective.label_names()[1])
     return metric(objective.metric)

@@ -77,6 +77,16 @@ def cross_entropy(scores: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     return (F.cross_entropy(scores, value, reduction="none") * weight).sum()
 
 
+def group_cross_entropy(scores: Tensor, group: Tensor, weight: Tensor) -> Tensor:
+    """The weighted sum of -log p, p the softmax over the rows of one group: scores [K], group int64[K], weight [K] -> float32 scalar."""
+    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    count = int(group.max()) + 1
+    with torch.no_grad():
+        top = scores.new_full((count,), -torch.inf).scatter_reduce(0, group, scores, "amax")
+    total = scores.new_zeros(count).index_add(0, group, (scores - top[group]).exp())
+    return ((total.log() + top)[group].sub(scores) * weight).sum()
+
+
 def binary_cross_entropy(scores: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     """The weighted sum of binary cross entropies: scores [K, 1] for class 1 against 0, value int64[K], weight [K] -> float32 scalar."""
     scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores

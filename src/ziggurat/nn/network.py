@@ -14,7 +14,7 @@ from ziggurat.nn.attention import AttentionLayer
 from ziggurat.nn.boundary import BoundaryHeadLayer, boundaries
 from ziggurat.nn.cache import Cache
 from ziggurat.nn.heads import ReplacedHeadLayer, VocabHeadLayer, build_head, summary, summary_row
-from ziggurat.nn.loss import binary_cross_entropy, cross_entropy, squared_error, vocab_cross_entropy
+from ziggurat.nn.loss import binary_cross_entropy, cross_entropy, group_cross_entropy, squared_error, vocab_cross_entropy
 from ziggurat.nn.memory import Memory, layers_to_keep
 from ziggurat.nn.structures import SingleModel, build_model
 from ziggurat.types import Loss, Stream, Target
@@ -119,6 +119,9 @@ class NetworkModel(nn.Module):
             total = vocab_cross_entropy(x, self.table_of(head), head.bias, target.value, target.weight)
             return Loss(total, count)
         scores = self.logits(name, hidden, streams, target)
+        if target.group is not None:
+            asked = scores.gather(1, target.value[:, None])[:, 0]
+            return Loss(group_cross_entropy(asked, target.group, target.weight), count)
         if isinstance(head, ReplacedHeadLayer):
             return Loss(binary_cross_entropy(scores, target.value, target.weight), count)
         if target.value.is_floating_point():

@@ -93,6 +93,8 @@ class Objective(Spec):
     """Learned input vectors that are no vocabulary item: content id -1 is the first, -2 the second."""
     labelled: ClassVar[bool] = False
     """Needs supervised columns; its stage is a fine-tuning."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """What its source must declare beside `text`."""
     chained: ClassVar[bool] = False
     """Its examples are windows of running text, each read in one pass and followed by the next (`Batch.before`): what a memory is for."""
     writes: ClassVar[bool] = False

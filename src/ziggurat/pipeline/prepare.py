@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *,
     def texts() -> Iterator[str]:
         for name in used(recipe):
             for document in tests.clean(recipe.sources[name], "train", Reading(), []):
-                yield from document.texts.values()
+                yield from (*document.texts.values(), *(text for texts in document.lists.values() for text in texts))
 
     tokenizer = _tokenizer(recipe, folder, tokenizer, texts, tests.mark)
     found = Prepared(tokenizer, {}, {})

@@ -285,6 +285,14 @@ def _model_before(recipe: Recipe, stage: Stage, model: Model) -> Model:
     return model
 
 
+def _columns(stage: Stage) -> tuple[str, ...]:
+    """What the source of a task must declare beside `text`."""
+    objective = stage.objective
+    if objective is None:
+        return ()
+    return (*objective.columns, *(("group",) if getattr(objective, "metric", "") in ("f1_a", "group_em") else ()))
+
+
 def _task_problems(recipe: Recipe, stage: Stage, supervised: bool) -> Iterator[tuple[Any, ...]]:
     if stage.objective is None:
         yield "", "has no objective; a finetune stage needs a labelled one, as in {kind: classify, labels: [neg, pos]}"
@@ -300,6 +308,10 @@ def _task_problems(recipe: Recipe, stage: Stage, supervised: bool) -> Iterator[t
             if not writes(source):
                 where = "name the column of what is to be written, as in columns: {text: ..., pair: ...}"
                 yield "data", f"source '{name}' has no second text; {where}", ("sources", name)
+        elif source.kind in ("files", "hub") and (lacks := [c for c in _columns(stage) if getattr(source.columns, c) is None]):
+            columns = ", ".join(f"{c}: ..." for c in ("text", *_columns(stage)))
+            message = f"source '{name}' declares no {', '.join(f'`{c}`' for c in lacks)}; name their columns, as in columns: {{{columns}}}"
+            yield "data", message, ("sources", name)
         elif not labelled(source):
             yield (
                 "data",
