@@ -32,6 +32,7 @@ from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
+from ziggurat.pipeline.suite_files import suites_of
 from ziggurat.systems import find
 from ziggurat.systems.base import DIALS, NoHubClass
 from ziggurat.systems.hub import export_checkpoint
@@ -104,6 +105,7 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from ziggurat.pipeline.outcome import account
 
     recipe = load_recipe(path, overrides)
+    suites = suites_of(recipe)
     folder = RUNS / recipe.name
     with session(folder) as signals:
         run = _begin(recipe, folder, signals)
@@ -112,6 +114,10 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
             run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
         arms = _arms(run)
         account(run, arms, [str(path), *overrides])
+    if suites:
+        from ziggurat.pipeline.suites import evaluate_run
+
+        evaluate_run(run, suites)
     return folder
 
 
@@ -200,7 +206,7 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
+def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True) -> Done:
     """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
     shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.data}
     data = {name: content(one) for name, one in shards.items()}
@@ -228,13 +234,18 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     outcome = jobs.run_stage(folder, job)
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
-        try:
-            for note in export_checkpoint(folder, folder / "hf").notes:
-                log.debug("%s: %s", folder, note)
-        except NoHubClass as error:
-            log.info("%s: there is no folder hf: %s", stage.title, error.message)
+        if export:
+            _export(stage, folder)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)
+
+
+def _export(stage: Stage, folder: Path) -> None:
+    try:
+        for note in export_checkpoint(folder, folder / "hf").notes:
+            log.debug("%s: %s", folder, note)
+    except NoHubClass as error:
+        log.info("%s: there is no folder hf: %s", stage.title, error.message)
 
 
 def _parent(run: Run, init: str) -> str:
