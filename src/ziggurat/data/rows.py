@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -28,7 +29,8 @@ class Columns(Spec):
     text: str = "text"
     """The text."""
     pair: str | None = None
-    """The second text of a sentence pair."""
+    """The second text of a sentence pair. For a text to be written it may be a list, all of them right: training then has a row for
+    each, and a test row is scored against the one that fits best (several references)."""
     label: str | None = None
     """The label of the row: a name or a number."""
     tokens: str | None = None
@@ -97,16 +99,35 @@ def documents(
 def _document(row: Row, columns: Columns, names: Mapping[str, Sequence[str]]) -> Document:
     values = row.values
     marks: tuple[Mark, ...] = ()
+    fields: dict[str, Any] = {}
     if columns.tokens:
         text, marks = _tagged(values, columns, names)
         texts = {"text": text}
     else:
         texts = {"text": _text(values[columns.text], columns.text)}
         marks = _spans(values[columns.spans], columns.spans, texts["text"]) if columns.spans else ()
-        if columns.pair:
+        if columns.pair and isinstance(values[columns.pair], (list, tuple)):
+            several = [_text(one, columns.pair) for one in values[columns.pair]]
+            if not several:
+                raise BadRow(f"{columns.pair!r} is an empty list")
+            texts["pair"], fields["references"] = several[0], several
+        elif columns.pair:
             texts["pair"] = _text(values[columns.pair], columns.pair)
-    fields = {"label": _label(values[columns.label], columns.label, names)} if columns.label else {}
+    if columns.label:
+        fields["label"] = _label(values[columns.label], columns.label, names)
     return Document(texts, row.where, marks, fields)
+
+
+def one_each(document: Document) -> Iterator[Document]:
+    """A document for each of its references, the document itself where it has none."""
+    several = document.fields.get("references")
+    if several is None:
+        yield document
+        return
+    fields = {name: value for name, value in document.fields.items() if name != "references"}
+    for n, text in enumerate(several):
+        name = f"{document.id}#{n}" if n else document.id
+        yield replace(document, id=name, texts={**document.texts, "pair": text}, fields=fields)
 
 
 def _text(value: Any, name: str) -> str:

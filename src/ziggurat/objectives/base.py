@@ -7,6 +7,7 @@ blocks of documents; the model half (`heads`, `losses`) names the heads it needs
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from ziggurat.nn.network import NetworkModel
     from ziggurat.text.tokenizer import Tokenizer
+    from ziggurat.text.vectors import Vectors
 
 
 def _reason(wanted: tuple[str, ...], kind: str) -> str:
@@ -120,8 +122,14 @@ class Objective(Spec):
         an objective with further rows (queries, predicting streams) or with two streams says so here."""
         return {"text": ctx.length}
 
-    def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """What the context must carry besides, read from the objective's own files; each thing has a `digest`."""
+    @property
+    def vectors(self) -> tuple[Vectors, ...]:
+        """The word vectors that its tables are made from, which `prepare` trains on the corpus."""
+        return ()
+
+    def tables(self, tokenizer: Tokenizer, run: Path | None = None) -> dict[str, Any]:
+        """What the context must carry besides, read from the objective's own files, or from what `prepare` has made in the run folder
+        `run`; each thing has a `digest`."""
         return {}
 
     def tokens(self) -> tuple[str, ...]:

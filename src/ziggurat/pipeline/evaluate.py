@@ -50,7 +50,7 @@ def evaluate_checkpoint(checkpoint: Path | str, recipe_path: Path | str, overrid
     scores: dict[str, float] = {}
     with session(RUNS / recipe.name):
         found = prepare_held_out(recipe, _place(RUNS / recipe.name, opened.tokenizer), opened.tokenizer)
-        scorer = Scorer(recipe, found.shards, opened.tokenizer)
+        scorer = Scorer(recipe, found.shards, opened.tokenizer, RUNS / recipe.name)
         if text is not None:
             stage, objective = text
             losses = scorer.losses(network, objective, stage, precision_of(stage.precision, device))

@@ -126,7 +126,7 @@ def _examples(documents: list[Document], objective: Objective) -> tuple[list[Any
         words = [[d.texts["text"][m.start : m.end] for m in d.marks] for d in documents]
         return words, [[names[m.label] for m in d.marks] for d in documents]
     if isinstance(objective, Seq2Seq):
-        return [d.texts["text"] for d in documents], [d.texts["pair"] for d in documents]
+        return [d.texts["text"] for d in documents], [d.fields.get("references", d.texts["pair"]) for d in documents]
     texts = [(d.texts["text"], d.texts["pair"]) if "pair" in d.texts else d.texts["text"] for d in documents]
     labels = [d.fields["label"] for d in documents]
     if isinstance(objective, Labels):

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ziggurat.atomic import write_json
+from ziggurat.atomic import write_json, write_text
+from ziggurat.config import spelled
 from ziggurat.context import GOLDEN
 from ziggurat.data import sources
 from ziggurat.data.files import expanded
@@ -27,12 +28,16 @@ from ziggurat.systems import find
 from ziggurat.text.phrases import finder_of, identity_of, marked
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import train_tokenizer
+from ziggurat.text.vectors import Vectors, installed, similar_words
 from ziggurat.train.recipe import Recipe
-from ziggurat.types import Document
+from ziggurat.types import Document, Part
 
 log = logging.getLogger(__name__)
 
 Splits = dict[tuple[str, str], Shards]
+
+BLOCK = 1 << 19
+"""Tokens looked at together."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,16 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) -> Prepared:
-    """Tokenizer and shards of all sources that the stages name, in `folder`; what is there and still true is kept.
+    """Tokenizer, shards of all sources that the stages name, and tables of similar words that objectives want from them, in `folder`;
+    what is there and still true is kept.
 
     `tokenizer` comes with the weights to start from and is used unless the recipe brings its own. Every training text,
     the task's own rows too, is freed of documents that hold a test document or a near duplicate of one.
     """
     tests = _Tests(recipe)
+    wanted = dict.fromkeys(v for stage in recipe.stages if stage.objective for v in stage.objective.vectors)
+    if wanted:
+        installed()  # said now, not after the corpus was tokenized
 
     def texts() -> Iterator[str]:
         for name in used(recipe):
@@ -68,6 +77,8 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) ->
         if kind == "test":
             for other in [o for o, of in found.shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
                 assert_apart(test, found.shards[other, "train"])
+    for vectors in wanted:
+        _similar(vectors, folder, found)
     return found
 
 
@@ -198,6 +209,37 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
         f"; {len(left_out):,} left out because they hold test rows" if left_out else "",
     )  # fmt: skip
     return True
+
+
+def _similar(spec: Vectors, run: Path, found: Prepared) -> None:
+    """Make a table of similar words from all training text, unless it is there."""
+    place = spec.place(run)
+    made = place.with_suffix(".json")
+    text = [[name, content(shards)] for (name, split), shards in found.shards.items() if split == "train"]
+    identity = {"spec": spelled(spec), "tokenizer": found.tokenizer.fingerprint, "text": text}
+    before = json.loads(made.read_text("utf-8")) if made.exists() and place.exists() else {}
+    if before == identity:
+        return
+    if before and {**before, "text": text} == identity and any(run.glob("*/step-*")):
+        log.info("similar words stay as they are: stages were trained with them before the recipe's sources changed")
+        return
+    log.info("looking for similar words by vectors of %d numbers, trained on the corpus", spec.width)
+    train = [shards for (_, split), shards in found.shards.items() if split == "train"]
+    share = spec.tokens / max(1, sum(shards.tokens for shards in train))
+
+    def blocks() -> Iterator[Part]:
+        for shards in train:
+            chosen = np.flatnonzero(shards.keys <= min(share, 1) * 2.0**64)
+            lengths = sum(shards.lengths(part, chosen) for part in shards.parts)
+            for some in np.split(chosen, np.flatnonzero(np.diff(np.cumsum(lengths) // BLOCK)) + 1):
+                yield from shards.read(some).parts.values()
+
+    words = similar_words(blocks, found.tokenizer.decode, spec)
+    made.unlink(missing_ok=True)
+    place.parent.mkdir(exist_ok=True)
+    write_text(place, "".join("\t".join([word, *similar]) + "\n" for word, similar in words.items()))
+    write_json(made, identity)
+    log.info("%s words with their similar words in %s", f"{len(words):,}", place)
 
 
 def assert_apart(test: Shards, train: Shards, *, gram: int = 8) -> int:

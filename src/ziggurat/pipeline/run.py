@@ -82,7 +82,7 @@ class Run:
 
     @cached_property
     def scorer(self) -> Scorer:
-        return Scorer(self.recipe, self.prepared.shards, self.prepared.tokenizer)
+        return Scorer(self.recipe, self.prepared.shards, self.prepared.tokenizer, self.folder)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -218,6 +218,7 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
         run.prepared.tokenizer,
         run.recipe.system.partition("/")[0],
         seed,
+        tables=stage.objective.tables(run.prepared.tokenizer, run.folder),
         facts={"parent": _parent(run, init), "data": data},
         held_out=lambda network, objective, dtype: run.scorer.losses(network, objective, stage, dtype),
         held=run.signals.held,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,10 @@ class Scorer:
     shards: dict[tuple[str, str], Shards]
     """By (source, split)."""
     tokenizer: Tokenizer
+    run: Path
+    """The run folder, where tables of objectives may be."""
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Those that were read so far, by the objective in full."""
 
     @property
     def measure(self) -> tuple[Objective | None, int]:
@@ -67,7 +73,7 @@ class Scorer:
     def _written(self, network: NetworkModel, objective: Seq2Seq, name: str, length: int, dtype: torch.dtype) -> Predictions:
         """The texts that it writes, beside those of the source as they were before any tokenizer."""
         shards = self.shards[name, "test"]
-        gold = {d.id: d.texts["pair"] for d in documents(self.recipe.sources[name], "test")}
+        gold = {d.id: d.fields.get("references", d.texts["pair"]) for d in documents(self.recipe.sources[name], "test")}
         every = np.arange(len(shards))
         ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed)
         predicted = write(network, objective, shards.read(every), self.tokenizer, ctx, dtype=dtype)
@@ -76,8 +82,10 @@ class Scorer:
     def _batches(
         self, name: str, split: str, objective: Objective, length: int, network: NetworkModel, memory: int = 0
     ) -> Iterator[Batch]:
-        tables = objective.tables(self.tokenizer)
-        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed, tables)
+        key = objective.model_dump_json()
+        if key not in self.tables:
+            self.tables[key] = objective.tables(self.tokenizer, self.run)
+        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed, self.tables[key])
         row = objective.rows(ctx)
         tokens = max(TOKENS, sum(row.values()))
         return once(self.shards[name, split], objective, ctx, row=row, tokens=tokens, contiguous=int(memory > 0))

@@ -164,7 +164,7 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     page = find(recipe.system.partition("/")[0])
     assert page is not None  # the recipe was checked
     model = page.model
-    ctx = context_of(model, tokenizer, chosen.length, recipe.seed, chosen.objective.tables(tokenizer))
+    ctx = context_of(model, tokenizer, chosen.length, recipe.seed, chosen.objective.tables(tokenizer, folder))
     shards = {name: Shards.open(folder / "shards" / name / "train") for name in chosen.data}
     loader = Loader(
         shards,

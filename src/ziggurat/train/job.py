@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class Job:
     facts: Mapping[str, Any]
     """What else decides the result (hashes of the data, the parent stage): a change of any is an error on resume."""
     held_out: Callable[[NetworkModel, Objective, torch.dtype], dict[str, dict[str, float]]]
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """What the objective reads from files of its own (`Objective.tables`)."""
     held: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False)
     """Around the training loop: gives the question whether a signal asks to stop."""
     title: str = ""
@@ -105,7 +107,7 @@ def context(job: Job) -> Context:
     check(
         job.stage.length <= longest, f"length {job.stage.length} is longer than the model's {longest} positions", "lower `length`"
     )
-    return context_of(model, tokenizer, job.stage.length, job.seed, objective.tables(tokenizer))
+    return context_of(model, tokenizer, job.stage.length, job.seed, job.tables)
 
 
 def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list[str]]:
@@ -135,7 +137,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     """
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
-    tables = {name: table.digest for name, table in objective.tables(job.tokenizer).items()}
+    tables = {name: table.digest for name, table in job.tables.items()}
     settings.keep(
         folder,
         {
