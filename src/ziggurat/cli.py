@@ -1,4 +1,4 @@
-"""The command line: eight verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
+"""The command line: nine verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
 
 from __future__ import annotations
 
@@ -88,13 +88,40 @@ def prepare_(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command("evaluate")
 @verb
-def evaluate_(checkpoint: Checkpoint, recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Score a checkpoint on the held-out and test rows of a recipe's sources."""
-    from ziggurat.pipeline.evaluate import evaluate_checkpoint
-    from ziggurat.pipeline.show import table
+def evaluate_(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT... SUITE|RECIPE [KEY=VALUE]...",
+            help="Checkpoint folders; then a built-in suite, or a file with a suite or a recipe; then values over the file's.",
+        ),
+    ],
+) -> None:
+    """Score checkpoints on a suite of tasks, fine-tuned with several seeds; or one on the held-out and test rows of a recipe."""
+    from ziggurat.pipeline.evaluate import evaluate
 
-    scores = evaluate_checkpoint(checkpoint, recipe, overrides or [])
-    table(["score", "value"], [[name, f"{v:.4f}" if isinstance(v, float) else str(v)] for name, v in scores.items()])
+    evaluate(what)
+
+
+@app.command("interpolate")
+@verb
+def interpolate_(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option(help="A finished stage of text; otherwise the last one.")] = "",
+    points: Annotated[int, typer.Option(min=2, help="Shares tried, evenly from 0 (the start) to 1 (trained).")] = 11,
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Take this share instead of choosing one.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Most forgetting, in nats a predicted token; otherwise the recipe's.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the chosen weights go.")] = None,
+) -> None:
+    """Measure weights between a stage's start and what it trained, and write the best within the limit of forgetting."""
+    from ziggurat.pipeline.interpolation import interpolate
+    from ziggurat.pipeline.show import table
+    from ziggurat.train.adaptation import Interpolate
+
+    table(*interpolate(recipe, overrides or [], stage, Interpolate(points=points, share=share, limit=limit), to))
 
 
 @app.command("import")
@@ -143,9 +170,9 @@ def show_(
 @app.command("list")
 @verb
 def list_(
-    what: Annotated[str, typer.Argument(metavar="systems|objectives|matrix|recipes|stages")],
+    what: Annotated[str, typer.Argument(metavar="systems|objectives|matrix|recipes|stages|suites")],
 ) -> None:
-    """Print the systems, objectives, recipes or stages there are, or which objective trains which structure."""
+    """Print the systems, objectives, recipes, stages or suites there are, or which objective trains which structure."""
     from ziggurat.pipeline.show import listing, table
 
     table(*listing(what))

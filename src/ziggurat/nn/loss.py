@@ -52,6 +52,8 @@ class _VocabCrossEntropy(torch.autograd.Function):
                 slope = slope.to(dtype)
                 assert grad_hidden is not None
                 torch.mm(slope, w, out=grad_hidden[rows])
+                if not ctx.needs_input_grad[1]:  # a frozen table
+                    continue
                 if grad_table is None:  # mostly there is one chunk, and the table is large
                     grad_table = torch.mm(slope.t(), h[rows]).to(table.dtype)
                 elif dtype == grad_table.dtype:
@@ -59,7 +61,8 @@ class _VocabCrossEntropy(torch.autograd.Function):
                 else:
                     grad_table += torch.mm(slope.t(), h[rows])
         if needs:
-            grad_table = torch.zeros_like(table) if grad_table is None else grad_table
+            if grad_table is None:
+                grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else table.new_zeros(0)
             ctx.save_for_backward(grad_hidden, grad_table, *([] if grad_bias is None else [grad_bias]))
             ctx.hidden_dtype = hidden.dtype
         return total
@@ -68,7 +71,8 @@ class _VocabCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         hidden, table, *bias = ctx.saved_tensors
-        return hidden.to(ctx.hidden_dtype) * grad, table * grad, bias[0] * grad if bias else None, None, None
+        of_table = table * grad if ctx.needs_input_grad[1] else None
+        return hidden.to(ctx.hidden_dtype) * grad, of_table, bias[0] * grad if bias else None, None, None
 
 
 def cross_entropy(scores: Tensor, value: Tensor, weight: Tensor) -> Tensor:
