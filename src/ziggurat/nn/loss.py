@@ -66,11 +66,11 @@ class _VocabCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        hidden, weight, bias, table, *last = ctx.saved_tensors
+        hidden, weight, bias, table, slope, h = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(ctx.hidden_dtype) * (weight * grad)[:, None].to(ctx.hidden_dtype)
             # the product of the last chunk is made here, where the factor is known
-            table = _added(table, *last, ctx.table_dtype, grad) if ctx.needs_input_grad[1] else None
+            table = _added(table, slope, h, ctx.table_dtype, grad) if ctx.needs_input_grad[1] else None
         return hidden, table, None if bias is None else bias * grad, None, None
 
 
@@ -90,6 +90,16 @@ def cross_entropy(scores: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     """The weighted sum of cross entropies: scores [K, classes], value int64[K], weight [K] -> float32 scalar."""
     scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
     return (F.cross_entropy(scores, value, reduction="none") * weight).sum()
+
+
+def group_cross_entropy(scores: Tensor, group: Tensor, weight: Tensor) -> Tensor:
+    """The weighted sum of -log p, p the softmax over the rows of one group: scores [K], group int64[K], weight [K] -> float32 scalar."""
+    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    count = int(group.max()) + 1
+    with torch.no_grad():
+        top = scores.new_full((count,), -torch.inf).scatter_reduce(0, group, scores, "amax")
+    total = scores.new_zeros(count).index_add(0, group, (scores - top[group]).exp())
+    return ((total.log() + top)[group].sub(scores) * weight).sum()
 
 
 def binary_cross_entropy(scores: Tensor, value: Tensor, weight: Tensor) -> Tensor:
