@@ -23,6 +23,7 @@ from ziggurat.text.vectors import Vectors
 from ziggurat.train.adaptation import Anchor, Distill, Forgetting, Freeze, Interpolate, Lora
 from ziggurat.train.recipe import Dials, Recipe, Worth
 from ziggurat.train.stage import BatchLimits, Evaluate, Optim, Save, Schedule, Share, Stage
+from ziggurat.train.suite import Options, Suite, Task
 
 HEAD = """\
 # Recipe fields
@@ -41,6 +42,7 @@ SECTIONS: list[tuple[str, str, list[type[BaseModel]]]] = [
     ("Parts of a stage", "", [Share, BatchLimits, Optim, Schedule, Evaluate, Save, *ADAPTATION]),
     ("Objectives", "`objective:`", [*OBJECTIVES.values(), Ramp, Vectors]),
     ("Worth", "`worth:`", [Worth]),
+    ("Suites", "`suites: {name: ...}`, and [suites of your own](evaluation.md)", [Options, Suite, Task]),
 ]
 PLACES = {"Dials": "model", "TokenizerSpec": "tokenizer", "StageFields": "stages", "Stage": "stages", "Worth": "worth"}
 WORDS = {"Dials": "dimensions", "TokenizerSpec": "tokenizer", "StageFields": "stage fields", "Stage": "stages", "Worth": "worth"}

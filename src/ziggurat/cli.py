@@ -88,13 +88,19 @@ def prepare_(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command("evaluate")
 @verb
-def evaluate_(checkpoint: Checkpoint, recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Score a checkpoint on the held-out and test rows of a recipe's sources."""
-    from ziggurat.pipeline.evaluate import evaluate_checkpoint
-    from ziggurat.pipeline.show import table
+def evaluate_(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT... SUITE|RECIPE [KEY=VALUE]...",
+            help="Checkpoint folders; then a built-in suite, or a file with a suite or a recipe; then values over the file's.",
+        ),
+    ],
+) -> None:
+    """Score checkpoints on a suite of tasks, fine-tuned with several seeds; or one on the held-out and test rows of a recipe."""
+    from ziggurat.pipeline.evaluate import evaluate
 
-    scores = evaluate_checkpoint(checkpoint, recipe, overrides or [])
-    table(["score", "value"], [[name, f"{v:.4f}" if isinstance(v, float) else str(v)] for name, v in scores.items()])
+    evaluate(what)
 
 
 @app.command("interpolate")
@@ -164,9 +170,9 @@ def show_(
 @app.command("list")
 @verb
 def list_(
-    what: Annotated[str, typer.Argument(metavar="systems|objectives|matrix|recipes|stages")],
+    what: Annotated[str, typer.Argument(metavar="systems|objectives|matrix|recipes|stages|suites")],
 ) -> None:
-    """Print the systems, objectives, recipes or stages there are, or which objective trains which structure."""
+    """Print the systems, objectives, recipes, stages or suites there are, or which objective trains which structure."""
     from ziggurat.pipeline.show import listing, table
 
     table(*listing(what))

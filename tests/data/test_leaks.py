@@ -154,6 +154,14 @@ def test_chinese() -> None:
     assert words("ＡＢＣ在北京，2018年 don't_x") == ["abc", "在", "北", "京", "2018", "年", "don", "t", "x"]
 
 
+def test_a_short_text_beside_another_one_is_no_leak() -> None:
+    """A label that is written as text stands in the test and in the training rows; only a row that says nothing else leaks it."""
+    index = LeakIndex([Document({"text": "a long and winding road to nowhere", "pair": "not entailed"}, "t")])
+    beside = Document({"text": "quite another text that is long enough", "pair": "Not entailed."})
+    found = index.leaks([beside, document("not entailed"), Document({"text": "not entailed", "pair": "not entailed"})])
+    assert [leak is not None for leak in found] == [False, True, True]
+
+
 def test_either_text_of_a_pair_counts() -> None:
     rng = random.Random(5)
     one, two, other = (" ".join(sentence(rng, 20)) for _ in range(3))

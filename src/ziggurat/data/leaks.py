@@ -155,12 +155,12 @@ class LeakIndex:
             if document.id in self._origins:
                 result[d] = Leak(document.id, self._origins[document.id], 1.0)
                 continue
-            for text in document.texts.values():
-                found = self._hash(words(text))
-                if len(found) < FEWEST and len(found) and found.tobytes() in self._whole:
-                    result[d] = Leak(document.id, self._names[self._whole[found.tobytes()]], 1.0)
-                hashes.append(found)
-                owner.append(d)
+            said = [self._hash(words(text)) for text in document.texts.values()]
+            short = [self._whole.get(found.tobytes()) if len(found) < FEWEST else None for found in said if len(found)]
+            if short and None not in short:  # the document says nothing else
+                result[d] = Leak(document.id, self._names[short[0] or 0], 1.0)
+            hashes += said
+            owner += [d] * len(said)
         if not hashes or not self._grams:
             return result
         flat = np.concatenate(hashes)

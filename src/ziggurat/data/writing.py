@@ -26,6 +26,10 @@ CHUNK = 1 << 19
 """Characters tokenized at a time; it bounds the memory of writing."""
 
 
+class CoversNothing(UserError):
+    """A mark on characters that the tokenizer drops: another tokenizer may keep them."""
+
+
 class Encoded(Protocol):
     """One text as token ids, without special tokens."""
 
@@ -182,7 +186,7 @@ class ShardWriter:
         bad = np.flatnonzero((first >= last) | (starts >= ends))
         if len(bad):
             m = marks[bad[0]]
-            raise UserError(
+            raise CoversNothing(
                 f"{document.id or 'a document'}: the mark {m.label!r} on characters {m.start} to {m.end} "
                 f"({document.texts[part][m.start : m.end]!r}) covers no token",
                 "the tokenizer drops these characters; take the word out of the row or write something visible in its place",

@@ -59,14 +59,14 @@ class Prepared:
         return {name: self.near.get((stage.title, name)) or self.shards[name, "train"] for name in stage.reads}
 
 
-def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) -> Prepared:
+def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *, cleaned: bool = False) -> Prepared:
     """Tokenizer, shards of all sources that the stages name, and tables of similar words that objectives want from them, in `folder`;
     what is there and still true is kept.
 
     `tokenizer` comes with the weights to start from and is used unless the recipe brings its own. Every training text,
-    the task's own rows too, is freed of documents that hold a test document or a near duplicate of one.
+    the task's own rows too, is freed of documents that hold a test document or a near duplicate of one, unless it was `cleaned` before.
     """
-    tests = _Tests(recipe)
+    tests = _Tests(recipe, cleaned)
     wanted = dict.fromkeys(v for stage in recipe.stages if stage.objective for v in stage.objective.vectors)
     if wanted:
         installed()  # said now, not after the corpus was tokenized
@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) ->
     for (name, kind), test in found.shards.items():
         if kind == "test":
             for other in [o for o, of in found.shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
-                assert_apart(test, found.shards[other, "train"])
+                assert_apart(test, found.shards[other, "train"], unk=tokenizer.vocab.unk)
     for vectors in wanted:
         _similar(vectors, folder, found)
     for stage in recipe.stages:
@@ -126,8 +126,8 @@ def content(shards: Shards | Subset) -> str:
 class _Tests:
     """The test documents of a recipe, which no other text may hold."""
 
-    def __init__(self, recipe: Recipe):
-        self.sources = [s for n in used(recipe) if "test" in sources.splits(s := recipe.sources[n])]
+    def __init__(self, recipe: Recipe, cleaned: bool = False):
+        self.sources = [s for n in used(recipe) if not cleaned and "test" in sources.splits(s := recipe.sources[n])]
         state = [sources.fingerprint(source, "test") for source in self.sources]
         self.mark = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16] if state else ""
         """Identifies them."""
@@ -289,12 +289,15 @@ def _similar(spec: Vectors, run: Path, found: Prepared) -> None:
     log.info("%s words with their similar words in %s", f"{len(words):,}", place)
 
 
-def assert_apart(test: Shards, train: Shards, *, gram: int = 8) -> int:
+def assert_apart(test: Shards, train: Shards, *, gram: int = 8, unk: int | None = None) -> int:
     """Check on the finished shards, by token ids and not by the rule that cleaned them, that no training document holds
-    the whole of a test text. Returns the test texts looked for; texts of up to `gram` tokens are too short to tell."""
+    the whole of a test text. Returns the test texts looked for; texts of up to `gram` words or tokens are too short to tell, and one
+    with an unknown token (id `unk`) does not say what it was."""
     begin: dict[int, list[int]] = {}
-    ids, bounds = np.asarray(test.read(np.arange(len(test))).parts["text"].ids), np.append(0, np.cumsum(test.lengths()))
-    looked = np.flatnonzero(np.diff(bounds) > gram)
+    part = test.read(np.arange(len(test))).parts["text"]
+    ids, bounds = np.asarray(part.ids), np.append(0, np.cumsum(test.lengths()))
+    words, unknown = (np.append(0, np.cumsum(flags))[bounds] for flags in (part.words, ids == (-1 if unk is None else unk)))
+    looked = np.flatnonzero((np.diff(bounds) > gram) & (np.diff(words) > gram) & (np.diff(unknown) == 0))
     for d in looked.tolist():
         # the first token may differ where a text stands inside another (byte-level spaces)
         begin.setdefault(int(_rolled(ids[bounds[d] + 1 : bounds[d] + 1 + gram], gram)[0]), []).append(d)

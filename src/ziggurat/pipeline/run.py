@@ -33,6 +33,7 @@ from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
+from ziggurat.pipeline.suite_files import suites_of
 from ziggurat.systems import find
 from ziggurat.systems.adapter import write_adapter
 from ziggurat.systems.base import DIALS, NoHubClass
@@ -111,6 +112,7 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from ziggurat.pipeline.outcome import account
 
     recipe = load_recipe(path, overrides)
+    suites = suites_of(recipe)
     folder = RUNS / recipe.name
     with session(folder) as signals:
         run = begin(recipe, folder, signals)
@@ -120,6 +122,10 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
         arms = _arms(run)
         beside = control(run, arms)
         account(run, arms, [str(path), *overrides], beside)
+    if suites:
+        from ziggurat.pipeline.suites import evaluate_run
+
+        evaluate_run(run, suites)
     return folder
 
 
@@ -238,7 +244,7 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
     )
 
 
-def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
+def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True) -> Done:
     """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
     job = job_of(run, stage, folder, seed, init, title)
     if stage.interpolate is not None:
@@ -248,15 +254,20 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
         outcome = interpolation.interpolated(stage, job, run.scorer, folder, outcome)
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
-        try:
-            for note in export_checkpoint(folder, folder / "hf").notes:
-                log.debug("%s: %s", folder, note)
-        except NoHubClass as error:
-            log.info("%s: there is no folder hf: %s", stage.title, error.message)
-        if stage.lora is not None:
-            _adapter(run, stage, folder, job, outcome)
+        if export:
+            _export(stage, folder)
+            if stage.lora is not None:
+                _adapter(run, stage, folder, job, outcome)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)
+
+
+def _export(stage: Stage, folder: Path) -> None:
+    try:
+        for note in export_checkpoint(folder, folder / "hf").notes:
+            log.debug("%s: %s", folder, note)
+    except NoHubClass as error:
+        log.info("%s: there is no folder hf: %s", stage.title, error.message)
 
 
 def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -> None:

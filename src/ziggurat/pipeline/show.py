@@ -17,6 +17,7 @@ from ziggurat.errors import UserError, check
 from ziggurat.nn.spec import BoundaryHead, Model, Network, VocabHead
 from ziggurat.objectives import OBJECTIVES
 from ziggurat.objectives.base import Objective, context_of
+from ziggurat.pipeline.suite_files import built_in, load_suite
 from ziggurat.systems import SYSTEMS, find, split_name
 from ziggurat.train.recipe import Recipe, resolve
 from ziggurat.train.stage import STAGE_DEFAULTS, Stage
@@ -25,7 +26,7 @@ from ziggurat.types import DEAD, NEVER, Batch, Stream
 
 LAST = 12
 """Remembered tokens that are drawn."""
-LISTS = ("systems", "objectives", "matrix", "recipes", "stages")
+LISTS = ("systems", "objectives", "matrix", "recipes", "stages", "suites")
 
 
 def show(what: str, overrides: Sequence[str] = ()) -> str:
@@ -279,7 +280,7 @@ def draw_visibility(stream: Stream, d: int) -> list[str]:
 
 
 def listing(what: str) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, notes below) of the systems, objectives, recipes or stages there are, or of what trains with what."""
+    """(header, rows, notes below) of the systems, objectives, recipes, stages or suites there are, or of what trains with what."""
     if what == "matrix":
         from ziggurat.pipeline.matrix import matrix
 
@@ -309,6 +310,9 @@ def _rows(what: str) -> tuple[list[str], list[list[str]]]:
         return ["objective", "stages", "structures", "what it does"], rows
     if what == "recipes":
         return ["recipe", "what it does"], [[str(p), _comment(p)] for p in sorted(Path("recipes").glob("**/*.yaml"))]
+    if what == "suites":
+        every = {name: load_suite(name) for name in built_in()}
+        return ["suite", "tasks", "what it measures"], [[name, ", ".join(s.tasks), s.about] for name, s in every.items()]
     if what == "stages":
         meanings = dict(part.split(": ", 1) for part in (Stage.model_fields["stage"].description or "").rstrip(".").split("; "))
         return ["stage", "what it is", "its defaults"], [[s, meanings[s], _flow(d)] for s, d in STAGE_DEFAULTS.items()]

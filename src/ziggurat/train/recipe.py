@@ -17,12 +17,13 @@ from ziggurat.text.train import TokenizerSpec
 from ziggurat.train import arms
 from ziggurat.train.adaptation import SAMPLE
 from ziggurat.train.stage import BUDGETS, NAME, STAGE_DEFAULTS, BatchLimits, Evaluate, Optim, Save, Schedule, Stage, StageFields
+from ziggurat.train.suite import Options
 from ziggurat.tree import Node, PathTo, Shape, merge, nearest, tree
 
 __all__ = ["BatchLimits", "Dials", "Evaluate", "Optim", "Recipe", "Save", "Schedule", "Stage", "StageFields", "Worth", "resolve"]
 
 TEXT_STAGES = ("pretrain", "dapt", "tapt")
-RESERVED = ("tokenizer", "shards", "worth", "evaluate", "scratch", "previous")
+RESERVED = ("tokenizer", "shards", "worth", "evaluate", "suites", "scratch", "previous")
 
 
 class Worth(Spec):
@@ -69,6 +70,14 @@ class Dials(Spec):
     """Width of the generator's feed-forward layer."""
 
 
+def _named(value: Any) -> Any:
+    if isinstance(value, str):
+        return {value: {}}
+    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        return {v: {} for v in value}
+    return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+
+
 class Recipe(Spec):
     """Raw text in, a fine-tuned model out."""
 
@@ -92,6 +101,10 @@ class Recipe(Spec):
         Worth()
     )
     """Fine-tune from every prefix of the pipeline, to say what each stage was worth; false = off."""
+    suites: Annotated[
+        dict[str, Options] | None, BeforeValidator(_named, json_schema_input_type=str | list[str] | dict[str, Options] | None)
+    ] = None
+    """Suites that the last text stage's checkpoint is fine-tuned on at the end of the run: names or files, or {name: options}."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard event files (extra `tensorboard`)."""
 
@@ -133,6 +146,10 @@ class Recipe(Spec):
             for field, message, *needs in _stage_problems(full, stage, list(seen)):
                 yield Problem(self._place(n, field), message, (("stages", n), *needs) if not field else tuple(needs))
             seen.setdefault(stage.title, n)
+        if self.suites and all(s.stage not in TEXT_STAGES for s in self.stages):
+            yield Problem(
+                ("suites",), "needs a text stage, whose checkpoint is scored; `ziggurat evaluate` scores a checkpoint of any kind"
+            )
         if self.worth is not None and self.worth.control is not None:
             for message in _control_problems(full, self.worth.control):
                 yield Problem(("worth", "control"), message)
