@@ -31,8 +31,8 @@ KEEP = 0.9
 """An arm may be recommended if it keeps this share of plain adaptation's gain."""
 
 
-def arms(rate: float) -> dict[str, tuple[bool, dict[str, Any]]]:
-    """Arm -> (on both domains, what it adds to the stage); `rate` is plain adaptation's peak."""
+def arms(rate: float, layers: int = 4) -> dict[str, tuple[bool, dict[str, Any]]]:
+    """Arm -> (on both domains, what it adds to the stage); `rate` is plain adaptation's peak, `layers` the model's."""
     gentle = {"optim": {"lr": 0.3 * rate}, "schedule": {"kind": "cosine", "warmup": 0.01, "floor": 0.1}}
     return {
         "plain": (True, {}),
@@ -43,9 +43,9 @@ def arms(rate: float) -> dict[str, tuple[bool, dict[str, Any]]]:
         "L2 to start 30": (True, {"anchor": {"l2": 30}}),
         "L2 to start 100": (True, {"anchor": {"l2": 100}}),
         "replay 10% and L2 30": (True, {"replay": {"general": 0.1}, "anchor": {"l2": 30}}),
-        "EWC 30": (False, {"anchor": {"ewc": 30, "tokens": 50_000}}),
+        "EWC 30": (False, {"anchor": {"ewc": 30, "tokens": 30_000}}),
         "layer decay 0.7": (False, {"optim": {"lr": rate, "layer_decay": 0.7}}),
-        "freeze embeddings and half": (False, {"freeze": {"embeddings": True, "layers": 2}}),
+        "freeze embeddings and half": (False, {"freeze": {"embeddings": True, "layers": layers // 2}}),
         "LoRA 16": (False, {"lora": {"rank": 16, "alpha": 32, "targets": ["q", "k", "v", "out", "up", "down"]}, "optim": {"lr": 5 * rate}}),
         "distillation 0.5": (False, {"distill": {"weight": 0.5, "temperature": 2.0}}),
     }  # fmt: skip
@@ -64,7 +64,7 @@ def recipe_of(start: str, args: argparse.Namespace) -> dict[str, Any]:
         general |= {"init": os.environ["ZIGGURAT_MINILM"], "tokens": args.head, "optim": {"lr": 1e-3}, "freeze": frozen}
     stages = [general]
     for domain in DOMAINS:
-        for arm, (both, extra) in arms(rate).items():
+        for arm, (both, extra) in arms(rate, 4 if own else 6).items():
             if domain == "tech" or both:
                 plain = {
                     "stage": "dapt",

@@ -231,6 +231,16 @@ def test_mistakes(world: Path) -> None:
         load_recipe("arms.yaml", ["stages.low.forgetting={stop: true}", "defaults.evaluate.every=null"])
 
 
+def test_more_layers_than_there_are(world: Path) -> None:
+    text = (
+        HEAD
+        + "stages:\n  - {stage: pretrain, data: general, steps: 1}\n  - {stage: dapt, data: domain, steps: 1, freeze: {layers: 2}}\nworth: false\n"
+    )
+    (world / "deep.yaml").write_text(text, "utf-8")
+    with pytest.raises(UserError, match="freeze: there are 1 layers, not 2"):
+        run("deep.yaml")
+
+
 def test_a_default_general_sample(world: Path) -> None:
     """Where a stage starts from somebody's checkpoint and the recipe has no general text; written into the resolved recipe."""
     (world / "own.yaml").write_text(

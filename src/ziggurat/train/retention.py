@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ziggurat.context import Context
 from ziggurat.data.loader import once
+from ziggurat.errors import check
 from ziggurat.evaluate.heldout import first
 from ziggurat.log import ProgressBar
 from ziggurat.nn.depth import depths
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 FISHER = "fisher.safetensors"
 ADDED = "lora:"
 """Before the names of LoRA's additions among the optimizer's tensors."""
-ROWS = 2
+ROWS = 4
 """Packed rows of one batch for the Fisher information: few, for the square of a sum is noisier than a sum of squares."""
 
 
@@ -57,9 +58,14 @@ class Retention:
             self.objective = Distilled(objective, teacher_of(network, start), stage.distill.weight, stage.distill.temperature)
         deep, top = depths(network, network.spec.model)
         if stage.freeze is not None:
-            lowest = 0 if stage.freeze.embeddings else 1
+            lowest, most = 0 if stage.freeze.embeddings else 1, stage.freeze.layers
+            check(
+                most < top,
+                f"freeze: there are {top - 1} layers, not {most}",
+                f"freeze: {{layers: {top - 1}}} freezes all of them",
+            )
             for name, parameter in network.named_parameters():
-                parameter.requires_grad_(not (lowest <= deep[name] <= stage.freeze.layers) or name in new)
+                parameter.requires_grad_(not (lowest <= deep[name] <= most) or name in new)
         self.adapters: Adapters | None = None
         if stage.lora is not None:
             for name, parameter in network.named_parameters():
