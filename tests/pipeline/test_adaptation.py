@@ -224,6 +224,9 @@ def test_mistakes(world: Path) -> None:
     for override, message in wrong.items():
         with pytest.raises(UserError, match=message):
             load_recipe("arms.yaml", [override])
+    with pytest.raises(UserError, match="which has no labels"):
+        load_recipe("small.yaml", ["stages.finetune.anchor={ewc: 1, general: general}"])
+    assert load_recipe("small.yaml", ["stages.finetune.anchor={l2: 1}"]).stages[3].anchor is not None
     with pytest.raises(UserError, match="can stop the stage only where it is evaluated"):
         load_recipe("arms.yaml", ["stages.low.forgetting={stop: true}", "defaults.evaluate.every=null"])
 

@@ -66,7 +66,12 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
             yield field, "is text without labels, and a finetune stage reads labelled rows; it belongs in dapt or tapt"
     if sum(stage.replay.values()) >= 1:
         yield "replay", f"the shares add up to {sum(stage.replay.values()):g}: nothing is left for `data`"
-    if anchor is not None and anchor.ewc and not stage.weighed:
+    if anchor is not None and anchor.ewc and stage.objective is not None and stage.objective.labelled:
+        yield (
+            "anchor",
+            "ewc weighs the weights by the stage's own objective on general text, which has no labels; l2 alone is for finetune",
+        )
+    elif anchor is not None and anchor.ewc and not stage.weighed:
         yield "anchor", "ewc has no general text to weigh the weights on; name a source: `general: ...`"
     started = {
         "anchor": anchor,

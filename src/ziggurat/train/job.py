@@ -1,6 +1,6 @@
 """One stage as a folder: from a start to a checkpoint, resumed where it stopped.
 
-<stage>/  stage.json  budget.json  metrics.jsonl  step-00000400/  hf/  outcome.json  DONE
+<stage>/  stage.json  budget.json  before.json  fisher.safetensors  metrics.jsonl  step-00000400/  within/  result/  hf/  adapter/  outcome.json  DONE
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from ziggurat.train.start import Start, build, context, number
 log = logging.getLogger(__name__)
 
 
+MEANS = ("replay", "nearest", "anchor", "distill", "freeze", "lora")
+"""Fields of a stage that its lineage repeats where they are set."""
 RESULT, WITHIN = checkpoints.RESULTS
 """Subfolders of a stage: weights between the start's and the trained ones, and the last ones that had not forgotten too much."""
 
@@ -142,6 +144,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         say("%s: fresh weights for %s; dropped %s", title, _heads(new), _heads(dropped))
     network.to(device)
     before = _before(folder, job, network, dtype, new) if carried and not objective.labelled else {}
+    parameters = network.parameter_count()
     retention = Retention(folder, job, network, objective, ctx, new)
     steps = budget.steps(folder, job, objective, retention, ctx, dtype)
     found = checkpoints.latest(folder)
@@ -256,7 +259,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         progress.seconds,
         progress.curve,
         held_out,
-        sum(p.numel() for p in network.parameters()),
+        parameters,
         _name(dtype),
         progress.skipped,
         progress.evaluating,
@@ -335,9 +338,10 @@ def _opening(job: Job, network: NetworkModel, ctx: Context, steps: int, dtype: t
     device = next(network.parameters()).device.type
     batch = f"{stage.batch.documents} documents" if stage.batch.documents else f"{stage.batch.tokens:,} tokens"
     kernel = pick(ctx.visibility, device=device, dtype=dtype, length=ctx.length, dropout=stage.dropout, masked=True)
+    whole, trained = network.parameter_count(), sum(p.numel() for p in network.parameters() if p.requires_grad)
     return (
         f"{steps:,} steps of {f'{stage.accumulate} x ' if stage.accumulate > 1 else ''}{batch}, "
-        f"{network.parameter_count():,} parameters, {_name(dtype)}, {kernel} attention, "
+        f"{whole:,} parameters{f', {trained:,} of them trained' if trained < whole else ''}, {_name(dtype)}, {kernel} attention, "
         f"{device} ({torch.get_num_threads()} threads)"
     )
 
@@ -345,6 +349,7 @@ def _opening(job: Job, network: NetworkModel, ctx: Context, steps: int, dtype: t
 def _entry(job: Job, progress: loop.Progress) -> dict[str, Any]:
     stage = job.stage
     assert stage.objective is not None
+    said = spelled(stage)
     return {
         "stage": stage.stage,
         "name": stage.title,
@@ -353,6 +358,7 @@ def _entry(job: Job, progress: loop.Progress) -> dict[str, Any]:
         "steps": progress.step,
         "tokens": progress.tokens,
         "seed": job.seed,
+        **{means: said[means] for means in MEANS if said.get(means)},
     }
 
 
