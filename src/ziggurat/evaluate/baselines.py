@@ -42,14 +42,11 @@ def baselines(
 
     `train` and `test` are texts or (text, pair) tuples; for `tag` they are lists of words, with one list of labels a
     sentence; for `seq2seq` labels are texts; for `question_answering` inputs are (question, context) and labels lists of answers; for
-    `multiple_choice` inputs are (question, choices) and labels numbers of choices (or lists of them), and where the metric compares texts
-    so do the test labels. A constant prediction has no correlation, so `mean` is nan under `pearson` and `spearman`.
+    `multiple_choice` inputs are (question, choices) and labels numbers of choices (or lists of them). A constant prediction has no correlation, so `mean` is nan under `pearson` and `spearman`.
     """
     score = scores.metric(metric) if isinstance(metric, str) else metric
     check(score.task == kind, f"metric {score.name!r} is for {score.task!r}, the task is {kind!r}")
     guesses = predict(kind, train, train_labels, test)
-    if kind == "multiple_choice" and score.name != "accuracy":
-        guesses = {name: [options[n] for (_, options), n in zip(test, guess)] for name, guess in guesses.items()}
     return {name: score(test_labels, guess) for name, guess in guesses.items()}
 
 

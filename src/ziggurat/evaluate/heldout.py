@@ -170,15 +170,15 @@ def predict(
     dtype: torch.dtype = torch.float32,
     groups: Mapping[int, Any] | None = None,
 ) -> Predictions:
-    """The model's answers to a labelled objective, in the order of the batches; those of rows of one group together, `groups` being the
-    group of each row by its key."""
+    """The model's answers to a labelled objective, in the order of the batches. With `groups`, the group of each row by its key, those of a
+    group together, groups and rows in the order of `groups`."""
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     gold: list[Any] = []
     predicted: list[Any] = []
-    of: list[Any] = []
+    keys: list[int] = []
     for batch in batches:
         on_device = to_device(batch, device)
         with autocast(device, dtype):
@@ -197,15 +197,18 @@ def predict(
         gold += values
         predicted += answers
         if groups is not None:
-            of += [groups[key] for key in batch.keys[batch.targets[objective.kind].index].tolist()]
+            keys += batch.keys[batch.targets[objective.kind].index].tolist()
     network.train(was_training)
-    return Predictions(gold, predicted) if groups is None else Predictions(_together(of, gold), _together(of, predicted))
+    if groups is None:
+        return Predictions(gold, predicted)
+    right, given = (_together(groups, dict(zip(keys, values, strict=True))) for values in (gold, predicted))
+    return Predictions(right, given)
 
 
-def _together(groups: Sequence[Any], values: Sequence[Any]) -> list[list[Any]]:
+def _together(groups: Mapping[int, Any], values: Mapping[int, Any]) -> list[list[Any]]:
     found: dict[Any, list[Any]] = {}
-    for group, value in zip(groups, values, strict=True):
-        found.setdefault(group, []).append(value)
+    for key, group in groups.items():
+        found.setdefault(group, []).append(values[key])
     return list(found.values())
 
 

@@ -27,17 +27,13 @@ from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import language_loss, metric_of
 from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
-from ziggurat.objectives.labelled import Labels, Tag
-from ziggurat.objectives.multiple_choice import MultipleChoice
-from ziggurat.objectives.question_answering import QuestionAnswering
-from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import interpolation, worth
+from ziggurat.pipeline.examples import inputs_and_answers, scored
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
 from ziggurat.pipeline.table import terminal_table
 from ziggurat.train.adaptation import shift
 from ziggurat.train.stage import Stage
-from ziggurat.types import Document
 
 if TYPE_CHECKING:
     from ziggurat.pipeline.run import Done, Run
@@ -111,44 +107,19 @@ def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -
     log.info("baselines of %s on the same rows", name)
     test = list(sources.documents(source, "test"))
     by_id = {d.id: d for d in sources.documents(source, "train")}
-    kind: Any = objective.kind
     metric = metric_of(objective)
     sums: dict[str, list[float]] = defaultdict(list)
     for seed in seeds if stage.examples else seeds[:1]:
         chosen: Any = draw(train, stage.examples, seed) if stage.examples else Subset(train, np.arange(len(train)))
         rows = [by_id[i] for i in chosen.ids(np.arange(len(chosen)))]
-        x, y = _examples(rows, objective)
-        x_test, y_test = _examples(test, objective, test=True)
-        for baseline, score in baselines.baselines(kind, x, y, x_test, y_test, metric).items():
-            sums[baseline].append(score)
+        x, y = inputs_and_answers(rows, objective)
+        x_test, y_test = inputs_and_answers(test, objective)
+        gold = scored(test, objective, y_test)
+        for baseline, guess in baselines.predict(objective.kind, x, y, x_test).items():  # type: ignore[arg-type]
+            sums[baseline].append(metric(gold, scored(test, objective, guess)))
     scores = {baseline: float(np.mean(values)) for baseline, values in sums.items()}
     write_json(path, {"settings": settings, "scores": scores})
     return scores
-
-
-def _examples(documents: list[Document], objective: Objective, test: bool = False) -> tuple[list[Any], list[Any]]:
-    """Inputs and answers as `evaluate.baselines` takes them."""
-    if isinstance(objective, QuestionAnswering):
-        return [(d.texts["text"], d.texts["pair"]) for d in documents], [d.fields["answers"] for d in documents]
-    if isinstance(objective, MultipleChoice):
-        options = [[text.strip() for text in d.lists["choices"]] for d in documents]
-        labels = [d.fields["label"] for d in documents]
-        right: list[Any] = [objective.numbers(label, len(o)) for label, o in zip(labels, options, strict=True)]
-        if test and objective.metric != "accuracy":
-            right = [[o[n] for n in numbers] for numbers, o in zip(right, options, strict=True)]
-        return [(" ".join(d.texts.values()), o) for d, o in zip(documents, options, strict=True)], right
-    if isinstance(objective, Tag):
-        names = dict(zip(map(str, objective.labels), objective.label_names()))
-        words = [[d.texts["text"][m.start : m.end] for m in d.marks] for d in documents]
-        return words, [[names[m.label] for m in d.marks] for d in documents]
-    if isinstance(objective, Seq2Seq):
-        return [d.texts["text"] for d in documents], [d.fields.get("references", d.texts["pair"]) for d in documents]
-    texts = [(d.texts["text"], d.texts["pair"]) if "pair" in d.texts else d.texts["text"] for d in documents]
-    labels = [d.fields["label"] for d in documents]
-    if isinstance(objective, Labels):
-        names = dict(zip(map(str, objective.labels), objective.label_names()))
-        return texts, [names[str(label)] for label in labels]
-    return texts, [float(label) for label in labels]
 
 
 def _facts(

@@ -28,7 +28,7 @@ from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Classify, Regress, Tag
 from ziggurat.pipeline import run as runs
 from ziggurat.pipeline import verbalised
-from ziggurat.pipeline.outcome import _examples as examples_of
+from ziggurat.pipeline.examples import inputs_and_answers, scored
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals
 from ziggurat.pipeline.suite_question import ROOT, SOURCE, Question, identity
@@ -137,16 +137,17 @@ def baseline_answers(asked: Question, seeds: list[int]) -> dict[str, dict[int, A
     if not path.exists():
         log.info("%s: baselines on the same rows", asked.name)
         by_id = dict(zip(train.ids(np.arange(len(train))), asked.documents("train"), strict=True))
-        x_test, gold = examples_of(asked.documents("test"), objective)
+        test_rows = asked.documents("test")
+        x_test, gold = inputs_and_answers(test_rows, objective)
         kind: Any = objective.kind
         made: dict[str, dict[str, Any]] = {}
         for seed in seeds:
             chosen: Any = runs.draw(train, examples, seed) if examples else train
-            x, y = examples_of([by_id[i] for i in chosen.ids(np.arange(len(chosen)))], objective)
+            x, y = inputs_and_answers([by_id[i] for i in chosen.ids(np.arange(len(chosen)))], objective)
             for name, guess in baselines.predict(kind, x, y, x_test).items():
-                made.setdefault(name, {})[str(seed)] = guess
+                made.setdefault(name, {})[str(seed)] = scored(test_rows, objective, guess)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"gold": gold, "guesses": made})
+        write_json(path, {"gold": scored(test_rows, objective, gold), "guesses": made})
     kept = json.loads(path.read_text("utf-8"))
     return {
         name: {int(seed): Answers(kept["gold"], guess) for seed, guess in runs.items()} for name, runs in kept["guesses"].items()
