@@ -27,7 +27,7 @@ class Columns(Spec):
     """Which columns of a file hold what. A dot leads into a column that holds several: `choices.text`."""
 
     text: str = "text"
-    """The text."""
+    """The text; a list of texts (the turns of a dialogue) is read as its lines."""
     pair: str | None = None
     """The second text of a sentence pair. For a text to be written it may be a list, all of them right: training then has a row for
     each, and a test row is scored against the one that fits best (several references)."""
@@ -140,7 +140,7 @@ def _document(row: Row, columns: Columns, names: Mapping[str, Sequence[str]]) ->
         text, marks = _tagged(values, columns, names)
         texts = {"text": text}
     else:
-        texts = {"text": _text(value_of(values, columns.text), columns.text)}
+        texts = {"text": _text(_lines(value_of(values, columns.text)), columns.text)}
         marks = _spans(value_of(values, columns.spans), columns.spans, texts["text"]) if columns.spans else ()
         if columns.pair:
             second = value_of(values, columns.pair)
@@ -236,6 +236,12 @@ def one_each(document: Document) -> Iterator[Document]:
     for n, text in enumerate(several):
         name = f"{document.id}#{n}" if n else document.id
         yield replace(document, id=name, texts={**document.texts, "pair": text}, fields=fields)
+
+
+def _lines(value: Any) -> Any:
+    """A list of texts as the lines of one."""
+    lines = isinstance(value, (list, tuple)) and value and all(isinstance(one, str) for one in value)
+    return "\n".join(value) if lines else value
 
 
 def _text(value: Any, name: str) -> str:

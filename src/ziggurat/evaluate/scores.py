@@ -280,9 +280,7 @@ def _token_hits(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]
     return np.array(rows, np.float64)
 
 
-def _same_lengths(
-    gold: Sequence[Sequence[Hashable]], predicted: Sequence[Sequence[Hashable]], what: str = "sentence"
-) -> None:
+def _same_lengths(gold: Sequence[Sequence[Hashable]], predicted: Sequence[Sequence[Hashable]], what: str = "sentence") -> None:
     for i, (g, p) in enumerate(zip(gold, predicted, strict=True)):
         check(len(g) == len(p), f"{what} {i} has {len(g)} gold labels but {len(p)} predictions")
 
