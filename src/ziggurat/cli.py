@@ -1,4 +1,4 @@
-"""The command line: eight verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
+"""The command line: nine verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
 
 from __future__ import annotations
 
@@ -101,6 +101,27 @@ def evaluate_(
     from ziggurat.pipeline.evaluate import evaluate
 
     evaluate(what)
+
+
+@app.command("interpolate")
+@verb
+def interpolate_(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option(help="A finished stage of text; otherwise the last one.")] = "",
+    points: Annotated[int, typer.Option(min=2, help="Shares tried, evenly from 0 (the start) to 1 (trained).")] = 11,
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Take this share instead of choosing one.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Most forgetting, in nats a predicted token; otherwise the recipe's.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the chosen weights go.")] = None,
+) -> None:
+    """Measure weights between a stage's start and what it trained, and write the best within the limit of forgetting."""
+    from ziggurat.pipeline.interpolation import interpolate
+    from ziggurat.pipeline.show import table
+    from ziggurat.train.adaptation import Interpolate
+
+    table(*interpolate(recipe, overrides or [], stage, Interpolate(points=points, share=share, limit=limit), to))
 
 
 @app.command("import")

@@ -555,8 +555,3 @@ def test_train_rows_are_the_same_whatever_the_order(tmp_path: Path) -> None:
         found.append({d.texts["text"] for d in documents(source, "train")})
         assert not found[-1] & {d.texts["text"] for d in documents(source, "test")}
     assert found[0] == found[1] and len(found[0]) == 7
-
-
-def test_a_list_of_texts_is_read_as_lines(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": ["女：你好吗？", "男：很好。"]}\n', "utf-8")
-    assert [d.texts["text"] for d in documents(Files(path=str(tmp_path / "a.jsonl"), valid=0.0))] == ["女：你好吗？\n男：很好。"]

@@ -68,15 +68,16 @@ def test_answers_as_squad_has_them(tmp_path: Path) -> None:
         {"q": "哪里？", "c": context, "a": {"text": ["碎叶城", "碎叶"], "answer_start": [place, place]}},
         {"q": "谁？", "c": context, "a": []},
         {"q": "谁？", "c": context, "a": {"text": [], "answer_start": []}},
-        {"q": "谁？", "c": context, "a": [{"text": "太白", "answer_start": 3}]},
+        {"q": "谁？", "c": context, "a": [{"text": "诗人", "answer_start": -1}, {"text": "李白", "answer_start": 0}]},
+        {"q": "谁？", "c": context, "a": [{"text": "太白", "answer_start": 3}, {"text": "诗人", "answer_start": -1}]},
         {"q": "谁？", "c": context, "a": ["太白"]},
         {"q": "谁？", "c": context, "a": [{"text": "太白"}]},
     ]
     found, reading = read(tmp_path / "a.jsonl", rows, text="q", pair="c", answers="a")
-    assert [d.fields["answers"] for d in found] == [["碎叶城", "碎叶"]] * 2 + [[], []]
-    assert [[context[m.start : m.end] for m in d.marks] for d in found] == [["碎叶城"], ["碎叶城"], [], []]
+    assert [d.fields["answers"] for d in found] == [["碎叶城", "碎叶"]] * 2 + [[], [], ["诗人", "李白"]]
+    assert [[context[m.start : m.end] for m in d.marks] for d in found] == [["碎叶城"], ["碎叶城"], [], [], ["李白"]]
     assert all(m.part == "pair" for d in found for m in d.marks)
-    assert reading.skipped == 3 and "does not stand at its place" in reading.examples[0]
+    assert reading.skipped == 3 and "no answer stands at its place" in reading.examples[0]
 
 
 def test_columns_that_do_not_go_together() -> None:
@@ -94,3 +95,10 @@ def test_groups_and_lists_of_labels(tmp_path: Path) -> None:
     rows = [{"t": "x", "l": [0, 1], "g": 7}, {"t": "y", "l": 1, "g": "8"}]
     found, reading = read(tmp_path / "a.jsonl", rows, text="t", label="l", group="g")
     assert [d.fields for d in found] == [{"label": 1, "group": "8"}] and "only `choices` may have several" in reading.examples[0]
+
+
+def test_the_turns_of_a_dialogue_are_lines(tmp_path: Path) -> None:
+    found, reading = read(
+        tmp_path / "a.jsonl", [{"text": ["男：好。", "女：不好。"]}, {"text": "one"}, {"text": []}, {"text": ["a", 3]}]
+    )
+    assert [d.texts["text"] for d in found] == ["男：好。\n女：不好。", "one"] and reading.skipped == 2

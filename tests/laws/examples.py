@@ -176,7 +176,8 @@ def corpus(name: str, n: int = 12, seed: int = 0) -> Tokens:
     if name.endswith("-pair") or name == "question_answering":
         parts["pair"] = part_of(rng, rng.integers(1, 20, n))
     label: list[Any] = rng.normal(size=n).tolist() if name == "regress" else [str(x) for x in rng.choice(list("abc"), n)]
-    keys = mix(np.arange(n, dtype=np.uint64) + np.uint64(seed << 20))
+    # Far from the small numbers that windows are counted by: window i of document j would have the key of window j of document i.
+    keys = mix(np.arange(n, dtype=np.uint64) + np.uint64((seed + 1) << 20))
     fields: dict[str, Any] = {"id": [f"rows:{i}" for i in range(n)]}
     if name.startswith("multiple_choice"):
         counts = rng.integers(3, 5, n)

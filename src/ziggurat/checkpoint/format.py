@@ -43,6 +43,7 @@ LIBRARIES = ("ziggurat", "torch", "safetensors", "tokenizers", "numpy")
 SPARE = 1 << 20
 """Bytes that must be left beside the tensors' own before a save is tried."""
 SHOWN = 5
+RESULTS = ("result", "within")  # subfolders of a stage with what it hands on where that is not its last step, the first before
 
 log = logging.getLogger(__name__)
 Tensors = Mapping[str, Tensor]
@@ -103,8 +104,7 @@ def save(
     """
     final = at(stage, step)
     temporary = stage / f"tmp-{final.name}-{os.getpid()}"
-    files: dict[str, dict[str, Tensor]] = {}
-    ties: dict[str, dict[str, str]] = {}
+    files, ties = dict[str, dict[str, Tensor]](), dict[str, dict[str, str]]()
     for name, group in {"model": tensors, "optimizer": optimizer or {}, "rng": rng or {}, "memory": memory or {}}.items():
         if group or name == "model":
             files[f"{name}.safetensors"], ties[name] = _stored(group)
@@ -174,7 +174,7 @@ def find(folder: Path) -> Path:
     check(folder.is_dir(), f"no folder {folder}", "give the folder of a checkpoint (step-...) or of a stage")
     if (folder / MANIFEST).exists() or re.fullmatch(r"step-\d+", folder.name):
         return folder
-    found = latest(folder)
+    found = next((f for name in (*RESULTS, "") if (f := latest(folder / name)) is not None), None)
     if found is None:
         hint = "a Hugging Face folder becomes a checkpoint with `ziggurat import`" if (folder / "config.json").exists() else ""
         raise UserError(f"{folder} is not a checkpoint and holds none that is whole", hint or "look for a folder step-...")

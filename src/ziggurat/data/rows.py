@@ -27,7 +27,7 @@ class Columns(Spec):
     """Which columns of a file hold what. A dot leads into a column that holds several: `choices.text`."""
 
     text: str = "text"
-    """The text; a list of texts (the turns of a dialogue) is read as its lines."""
+    """The text; a list of texts (the turns of a dialogue) is joined by line breaks."""
     pair: str | None = None
     """The second text of a sentence pair. For a text to be written it may be a list, all of them right: training then has a row for
     each, and a test row is scored against the one that fits best (several references)."""
@@ -140,7 +140,7 @@ def _document(row: Row, columns: Columns, names: Mapping[str, Sequence[str]]) ->
         text, marks = _tagged(values, columns, names)
         texts = {"text": text}
     else:
-        texts = {"text": _text(_lines(value_of(values, columns.text)), columns.text)}
+        texts = {"text": _lines(value_of(values, columns.text), columns.text)}
         marks = _spans(value_of(values, columns.spans), columns.spans, texts["text"]) if columns.spans else ()
         if columns.pair:
             second = value_of(values, columns.pair)
@@ -196,7 +196,8 @@ def _chosen(label: Any, values: Mapping[str, Any], name: str, count: int) -> Any
 
 
 def _answers(value: Any, name: str, context: str) -> tuple[list[str], tuple[Mark, ...]]:
-    """The texts of the answers, each once, and the first one marked in the context."""
+    """The texts of the answers, each once, and the first one that stands at its place marked in the context. Where several people
+    answered, some in their own words, those count as right too."""
     if isinstance(value, Mapping):
         texts, starts = value.get("text"), value.get("answer_start")
     elif isinstance(value, (list, tuple)) and all(isinstance(one, Mapping) for one in value):
@@ -205,16 +206,18 @@ def _answers(value: Any, name: str, context: str) -> tuple[list[str], tuple[Mark
         texts = starts = None
     if not isinstance(texts, (list, tuple)) or not isinstance(starts, (list, tuple)) or len(texts) != len(starts):
         raise BadRow(f"{name!r} is no list of answers with text and answer_start", f"it is {_shown(value)}")
+    placed = []
     for text, start in zip(texts, starts):
         if not isinstance(text, str) or type(start) is not int or not text.strip():
             raise BadRow(f"{name!r} has an answer without text or answer_start", f"it is {_shown([text, start])}")
-        if start < 0 or context[start : start + len(text)] != text:
-            raise BadRow(f"{name!r} has an answer that does not stand at its place", f"{_shown(text)} at {start}")
+        if start >= 0 and context[start : start + len(text)] == text:
+            placed.append((start + len(text) - len(text.lstrip()), text.strip()))
     if not texts:
         return [], ()
-    lead = len(texts[0]) - len(texts[0].lstrip())
-    start = starts[0] + lead
-    return list(dict.fromkeys(texts)), (Mark(start, start + len(texts[0].strip()), "answer", "pair"),)
+    if not placed:
+        raise BadRow(f"{name!r}: no answer stands at its place", f"{_shown(texts[0])} at {starts[0]}")
+    start, text = placed[0]
+    return list(dict.fromkeys(texts)), (Mark(start, start + len(text), "answer", "pair"),)
 
 
 def _labels(value: Any, name: str, names: Mapping[str, Sequence[str]]) -> Any:
@@ -238,12 +241,6 @@ def one_each(document: Document) -> Iterator[Document]:
         yield replace(document, id=name, texts={**document.texts, "pair": text}, fields=fields)
 
 
-def _lines(value: Any) -> Any:
-    """A list of texts as the lines of one."""
-    lines = isinstance(value, (list, tuple)) and value and all(isinstance(one, str) for one in value)
-    return "\n".join(value) if lines else value
-
-
 def _text(value: Any, name: str) -> str:
     if value is None:
         raise BadRow(f"{name!r} is null")
@@ -259,6 +256,10 @@ def _text(value: Any, name: str) -> str:
         except UnicodeEncodeError as e:
             raise BadRow("half a surrogate pair", f"in {name!r}") from e
     return value
+
+
+def _lines(value: Any, name: str) -> str:
+    return "\n".join(_text(one, name) for one in value) if isinstance(value, (list, tuple)) and value else _text(value, name)
 
 
 def _label(value: Any, name: str, names: Mapping[str, Sequence[str]]) -> str | int | float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,8 +37,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch.map(lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device))
 
 
+class Remembers(Protocol):
+    """What `reading` asks of an objective."""
+
+    def remembered(self, batch: Batch) -> np.ndarray: ...
+
+
 @contextmanager
-def reading(network: NetworkModel, objective: Objective, batch: Batch, recall: Recall | None) -> Iterator[Batch]:
+def reading(network: NetworkModel, objective: Remembers, batch: Batch, recall: Recall | None) -> Iterator[Batch]:
     """The batch on the network's device, for one forward pass: inside, its documents remember what `recall` has of the texts they go on
     with, and afterwards `recall` has what they leave. Without one, nothing is remembered."""
     given = to_device(batch, next(network.parameters()).device)
@@ -62,6 +68,12 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
         seen += batch.live_tokens()
         if seen >= tokens:
             return
+
+
+def language_loss(numbers: Mapping[str, float]) -> float:
+    """The language-model loss among a source's held-out numbers, or else the first loss; nan if there is none."""
+    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1"))]
+    return next((numbers[name] for name in ("mlm", "clm", *losses) if name in numbers), float("nan"))
 
 
 @torch.no_grad()

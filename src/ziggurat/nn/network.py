@@ -13,7 +13,7 @@ from ziggurat.nn import spec
 from ziggurat.nn.attention import AttentionLayer
 from ziggurat.nn.boundary import BoundaryHeadLayer, boundaries
 from ziggurat.nn.cache import Cache
-from ziggurat.nn.heads import ReplacedHeadLayer, VocabHeadLayer, build_head, summary, summary_row
+from ziggurat.nn.heads import ReplacedHeadLayer, VocabHeadLayer, build_head, summary, summary_rows
 from ziggurat.nn.loss import binary_cross_entropy, cross_entropy, group_cross_entropy, squared_error, vocab_cross_entropy
 from ziggurat.nn.memory import Memory, layers_to_keep
 from ziggurat.nn.structures import SingleModel, build_model
@@ -79,7 +79,7 @@ class NetworkModel(nn.Module):
             if target.at == "around":
                 rows = torch.cat(boundaries(rows)[:2])
             elif target.at == "document":
-                rows = summary_row(streams[target.stream].bounds, rows, self.spec.model.pool.at)
+                rows = summary_rows(streams[target.stream].bounds, rows, self.spec.model.pool.at)
             found.setdefault(target.stream, []).append(rows)
         return {stream: torch.unique(torch.cat(rows)) for stream, rows in found.items()}
 

@@ -106,7 +106,7 @@ def line_chart(
         few = len(points) <= 30 and not s.thin
         for x, y in points if few else points[-1:]:
             cx, cy = at(x, y)
-            title = f"{escape(s.name)}: {y:.3f} at {x:,.0f}"
+            title = f"{escape(s.name)}: {y:.3f} at {x:,.6g}"
             hidden = "" if few or not s.thin else ' fill-opacity="0"'
             out.append(
                 f'<circle class="dot" style="fill:{s.color}" cx="{cx:.1f}" cy="{cy:.1f}" r="3"{hidden}><title>{title}</title></circle>'

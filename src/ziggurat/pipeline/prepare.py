@@ -18,11 +18,13 @@ from ziggurat.context import GOLDEN
 from ziggurat.data import sources
 from ziggurat.data.files import expanded
 from ziggurat.data.leaks import Leak, LeakIndex
+from ziggurat.data.nearest import nearest
 from ziggurat.data.reading import Reading
 from ziggurat.data.shards import Shards
 from ziggurat.data.sources import Source
+from ziggurat.data.subset import Subset
 from ziggurat.data.writing import write_shards
-from ziggurat.errors import UserError
+from ziggurat.errors import UserError, check
 from ziggurat.log import counted
 from ziggurat.systems import find
 from ziggurat.text.phrases import finder_of, identity_of, marked
@@ -30,6 +32,7 @@ from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import train_tokenizer
 from ziggurat.text.vectors import Vectors, installed, similar_words
 from ziggurat.train.recipe import Recipe
+from ziggurat.train.stage import Stage
 from ziggurat.types import Document, Part
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,12 @@ class Prepared:
     shards: Splits
     facts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """What was read, left out as unreadable, and left out as a near duplicate of a test document."""
+    near: dict[tuple[str, str], Subset] = field(default_factory=dict)
+    """By (stage, source): the documents of the source that are nearest to the stage's texts."""
+
+    def read(self, stage: Stage) -> dict[str, Any]:
+        """The texts that a stage trains on, by source."""
+        return {name: self.near.get((stage.title, name)) or self.shards[name, "train"] for name in stage.reads}
 
 
 def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *, cleaned: bool = False) -> Prepared:
@@ -70,36 +79,47 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *,
     tokenizer = _tokenizer(recipe, folder, tokenizer, texts, tests.mark)
     found = Prepared(tokenizer, {}, {})
     fresh: list[tuple[str, str]] = []
-    for name in used(recipe):
-        for split in sources.splits(recipe.sources[name]):
-            fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
+    for name, split in parts(recipe):
+        fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
     for (name, kind), test in found.shards.items():
         if kind == "test":
             for other in [o for o, of in found.shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
                 assert_apart(test, found.shards[other, "train"], unk=tokenizer.vocab.unk)
     for vectors in wanted:
         _similar(vectors, folder, found)
+    for stage in recipe.stages:
+        for name in stage.nearest:
+            found.near[stage.title, name] = _near(stage, name, folder, found)
     return found
 
 
 def prepare_held_out(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Prepared:
     """Only the texts that nothing is trained on, for another tokenizer than the recipe's perhaps."""
     tests, found = _Tests(recipe), Prepared(tokenizer, {}, {})
-    for name in used(recipe):
-        for split in sources.splits(recipe.sources[name]):
-            if split != "train":
-                _shards(recipe, name, split, folder, tests, found)
+    for name, split in parts(recipe):
+        if split != "train":
+            _shards(recipe, name, split, folder, tests, found)
     return found
 
 
 def used(recipe: Recipe) -> list[str]:
-    """The sources that stages name."""
-    return list(dict.fromkeys(name for stage in recipe.stages for name in stage.data))
+    """The sources that stages train on, or weigh their weights on."""
+    control = [recipe.worth.control] if recipe.worth is not None and recipe.worth.control is not None else []
+    return list(dict.fromkeys([n for stage in recipe.stages for n in (*stage.reads, *stage.weighed)] + control))
 
 
-def content(shards: Shards) -> str:
+def parts(recipe: Recipe) -> list[tuple[str, Any]]:
+    """(source, split) of all shards of a recipe: of the sources that are only measured on, what is held out."""
+    trained = used(recipe)
+    measured = dict.fromkeys(n for stage in recipe.stages for n in stage.measures if n not in trained)
+    found = [(name, split) for name in trained for split in sources.splits(recipe.sources[name])]
+    return found + [(n, split) for n in measured for split in sources.splits(recipe.sources[n]) if split != "train"]
+
+
+def content(shards: Shards | Subset) -> str:
     """What identifies the tokens, labels and order of documents in shards, wherever they came from."""
     state = [shards.meta["files"], shards.meta["mark_labels"]]
+    state += [shards.meta["chosen"]] if "chosen" in shards.meta else []
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -209,6 +229,33 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
         f"; {len(left_out):,} left out because they hold test rows" if left_out else "",
     )  # fmt: skip
     return True
+
+
+def _near(stage: Stage, name: str, run: Path, found: Prepared) -> Subset:
+    """The documents of a source that are nearest to a stage's texts, looked up unless they are known."""
+    texts, corpus = [found.shards[one, "train"] for one in stage.data], found.shards[name, "train"]
+    state = [[content(one) for one in (*texts, corpus)], stage.nearest[name], found.tokenizer.fingerprint]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    path = run / "shards" / name / f"nearest-{key}.json"
+    if not path.exists():
+        log.info("%s: looking for the documents of %s nearest to %s", stage.title, name, ", ".join(stage.data))
+        write_json(path, nearest(texts, corpus, stage.nearest[name], found.tokenizer.vocab.size).tolist())
+    chosen = np.array(json.loads(path.read_text("utf-8")), np.int64)
+    check(
+        len(chosen),
+        f"{stage.title}: no document of {name} has a word in common with {', '.join(stage.data)}",
+        "leave `nearest` out",
+    )
+    subset = Subset(corpus, chosen, key)
+    log.info(
+        "%s: %s of %s documents of %s are near, %s tokens",
+        stage.title,
+        f"{len(chosen):,}",
+        f"{len(corpus):,}",
+        name,
+        f"{subset.tokens:,}",
+    )
+    return subset
 
 
 def _similar(spec: Vectors, run: Path, found: Prepared) -> None:

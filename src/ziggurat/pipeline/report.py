@@ -13,6 +13,8 @@
                           curve: [(step, loss)] in training, heldout_curve: {source: [(step, loss)]},
                           heldout: {source: {"loss": nats, and, as there are, perplexity, accuracy, bits_per_byte}}}
                         `stage` is pretrain, dapt, tapt or finetune; losses are means in nats a predicted token
+    (in stages)         shift: {gain, forgetting: {source: nats}, limit}, stopped: whether it ended early;
+                        interpolation: {points: [{share, losses: {source: nats}}], chosen}
     worth               a `worth.Ledger`, or None
     baselines           {name: test score}; the ledger's own by default
     sources             {source, documents, tokens, heldout, test, leaks}: documents in training, their tokens, documents
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_text
+from ziggurat.pipeline import forgetting
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
 from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
 from ziggurat.pipeline.worth import Ledger, jsonable, shown
@@ -60,7 +63,14 @@ def html(facts: Mapping[str, Any]) -> str:
     parts += [f'<p class="note">{escape(note)}</p>' for note in [*facts.get("notes", ()), *(ledger.notes if ledger else ())]]
     if ledger:
         parts += [_figures(ledger), _verdicts(ledger), _scores(facts, ledger)]
-    parts += [_account(facts), _heldout(facts), _curves(facts, colors), _sources(facts), _setting(facts)]
+    parts += [
+        _account(facts),
+        forgetting.section(facts, colors, _table),
+        _heldout(facts),
+        _curves(facts, colors),
+        _sources(facts),
+        _setting(facts),
+    ]
     css = files("ziggurat.pipeline").joinpath("report.css").read_text(encoding="utf-8")
     title = escape(str(facts["name"]))
     return (
@@ -107,7 +117,7 @@ def _figures(ledger: Ledger) -> str:
 
 
 def _verdicts(ledger: Ledger) -> str:
-    gains = [*ledger.gains, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else [])]
+    gains = [*ledger.gains, *ledger.controls, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else [])]
     if not gains:
         return ""
     items = "".join(f'<li><span class="chip {g.verdict}">{g.verdict}</span><span>{escape(g.sentence)}</span></li>' for g in gains)
@@ -156,7 +166,7 @@ def _scores(facts: Mapping[str, Any], ledger: Ledger) -> str:
     out.append(dot_chart(rows, label=unit, lines=lines, form=form))
     if ledger.gains:
         rows = []
-        for g in ledger.gains:
+        for g in (*ledger.gains, *ledger.controls):
             wide = max((i for i in (g.over_seeds, g.over_examples) if i), key=lambda i: i[1] - i[0], default=None)
             low, high = (scale * wide[0], scale * wide[1]) if wide else (None, None)
             color = {"paid": "var(--good)", "cost": "var(--bad)"}.get(g.verdict, "var(--soft)")

@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -27,6 +27,7 @@ from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
+from ziggurat.pipeline import interpolation
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
@@ -34,6 +35,7 @@ from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
 from ziggurat.pipeline.suite_files import suites_of
 from ziggurat.systems import find
+from ziggurat.systems.adapter import write_adapter
 from ziggurat.systems.base import DIALS, NoHubClass
 from ziggurat.systems.hub import export_checkpoint
 from ziggurat.text.tokenizer import Tokenizer
@@ -41,7 +43,9 @@ from ziggurat.train import job as jobs
 from ziggurat.train import settings
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.loop import precision_of
+from ziggurat.train.lora import A, B
 from ziggurat.train.recipe import Recipe
+from ziggurat.train.retention import ADDED
 from ziggurat.train.stage import Stage
 from ziggurat.train.start import Start
 
@@ -64,8 +68,8 @@ class Done:
 
     @property
     def checkpoint(self) -> Path:
-        """The last one."""
-        return checkpoints.at(self.folder, self.outcome.steps)
+        """What it hands on."""
+        return jobs.result(self.folder, self.outcome.steps)
 
 
 @dataclass
@@ -80,6 +84,8 @@ class Run:
     imported: dict[str, Opened]
     """Checkpoints that stages start from, by what `init` says."""
     done: dict[str, Done]
+    controls: dict[str, Done] = field(default_factory=dict)
+    """Stages beside the pipeline, by what the ledger calls the fine-tunings from them."""
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -96,24 +102,26 @@ def prepare(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     recipe = load_recipe(path, overrides)
     folder = RUNS / recipe.name
     with session(folder) as signals:
-        _begin(recipe, folder, signals)
+        begin(recipe, folder, signals)
     return folder
 
 
 def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe, or go on with it; returns the run folder. Raises `UserError`, and `Stopped` after a signal."""
+    from ziggurat.pipeline.control import control
     from ziggurat.pipeline.outcome import account
 
     recipe = load_recipe(path, overrides)
     suites = suites_of(recipe)
     folder = RUNS / recipe.name
     with session(folder) as signals:
-        run = _begin(recipe, folder, signals)
+        run = begin(recipe, folder, signals)
         for stage in recipe.stages:
             seed = recipe.worth.seeds[0] if recipe.worth and stage.stage == "finetune" else recipe.seed
             run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
         arms = _arms(run)
-        account(run, arms, [str(path), *overrides])
+        beside = control(run, arms)
+        account(run, arms, [str(path), *overrides], beside)
     if suites:
         from ziggurat.pipeline.suites import evaluate_run
 
@@ -121,7 +129,8 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def _begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
+def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
+    """What the steps of a run share; tokenizer and shards are made if they are not there."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "tokenizers"))
     log.info("ziggurat %s, python %s, %s; recipe %s in %s", __version__, platform.python_version(), versions, recipe.name, folder)
     if recipe.tensorboard and find_spec("tensorboard") is None:
@@ -206,10 +215,11 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True) -> Done:
-    """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
-    shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.data}
-    data = {name: content(one) for name, one in shards.items()}
+def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Job:
+    """A stage with everything it needs."""
+    shards: dict[str, Any] = run.prepared.read(stage)
+    general = {name: run.prepared.shards[name, "train"] for name in stage.weighed}
+    data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
 
@@ -217,7 +227,7 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
         return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
 
     assert stage.objective is not None
-    job = Job(
+    return Job(
         stage.model_copy(update={"init": init}),
         start_of(run, init).for_objective(stage.objective),
         shards,
@@ -228,14 +238,26 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
         facts={"parent": _parent(run, init), "data": data},
         held_out=lambda network, objective, dtype: run.scorer.losses(network, objective, stage, dtype),
         held=run.signals.held,
+        general=general,
         title=title,
         sinks=sinks,
     )
+
+
+def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True) -> Done:
+    """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
+    job = job_of(run, stage, folder, seed, init, title)
+    if stage.interpolate is not None:
+        interpolation.begun(stage, job)  # now, not after hours of training
     outcome = jobs.run_stage(folder, job)
+    if stage.interpolate is not None and not jobs.done(folder):
+        outcome = interpolation.interpolated(stage, job, run.scorer, folder, outcome)
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
         if export:
             _export(stage, folder)
+            if stage.lora is not None:
+                _adapter(run, stage, folder, job, outcome)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)
 
@@ -246,6 +268,22 @@ def _export(stage: Stage, folder: Path) -> None:
             log.debug("%s: %s", folder, note)
     except NoHubClass as error:
         log.info("%s: there is no folder hf: %s", stage.title, error.message)
+
+
+def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -> None:
+    """Write what LoRA added into the stage's folder `adapter`, in the layout of peft, where the Hub has a place for it."""
+    assert stage.lora is not None
+    saved, init = checkpoints.load(jobs.trained(folder, outcome.steps)), job.stage.init
+    added = {n.removeprefix(ADDED): t for n, t in saved.optimizer.items() if n.startswith(ADDED)}
+    pairs = {n.rpartition(".")[0]: (t, added[f"{n.rpartition('.')[0]}.{B}"]) for n, t in added.items() if n.endswith(A)}
+    fresh = [name for name, head in saved.card.network.heads.items() if job.start.heads.get(name) != head]
+    heads = {n: t for n, t in saved.tensors.items() if n.startswith("heads.") and n.split(".")[1] in fresh}
+    base = str(run.done[init].folder / "hf") if init in run.done else init
+    rank, alpha = stage.lora.rank, stage.lora.alpha
+    try:
+        write_adapter(folder / "adapter", saved.card.network, job.system, pairs, rank=rank, alpha=alpha, base=base, heads=heads)
+    except UserError as error:
+        log.info("%s: there is no folder adapter: %s", stage.title, error.message)
 
 
 def _parent(run: Run, init: str) -> str:
@@ -276,7 +314,7 @@ def _predictions(run: Run, stage: Stage, folder: Path, outcome: Outcome) -> Pred
         kept = json.loads(path.read_text("utf-8"))
         if kept.pop("rows", rows) == rows:
             return Predictions(**kept)
-    network = open_checkpoint(checkpoints.at(folder, outcome.steps)).build()
+    network = open_checkpoint(jobs.result(folder, outcome.steps)).build()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = run.scorer.answers(network.to(device), objective, stage, precision_of(stage.precision, device))
     write_json(path, {"rows": rows, **asdict(found)})

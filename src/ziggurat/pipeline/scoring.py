@@ -66,7 +66,8 @@ class Scorer:
             objective, memory = own, stage.memory
         memory = 0 if objective.forgets(model, memory) else memory
         found = {}
-        for name in stage.data if supervised else dict.fromkeys(n for s in self.recipe.stages for n in s.data):
+        texts = dict.fromkeys(n for s in self.recipe.stages for n in (*s.reads, *s.measures))
+        for name in stage.data if supervised else texts:
             split = "valid" if (name, "valid") in self.shards or supervised else "test"
             if (name, split) in self.shards:
                 batches = self._batches(name, split, objective, stage.length, network, memory)

@@ -150,26 +150,26 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     """The first batch of a stage (default: the first one), drawn; where there is a memory the first of the second step, for there texts go on.
     Tokenizer and shards are made if they are not there."""
     from ziggurat.data.loader import Loader
-    from ziggurat.data.order import shares as shares_of
-    from ziggurat.data.shards import Shards
-    from ziggurat.pipeline.run import load_recipe, prepare
-    from ziggurat.text.tokenizer import Tokenizer
+    from ziggurat.pipeline.run import RUNS, begin, load_recipe
+    from ziggurat.pipeline.session import session
+    from ziggurat.train.budget import mixture
 
     recipe = load_recipe(path, overrides)
     stages = {s.title: s for s in recipe.stages}
     check(not stage or stage in stages, f"the recipe has no stage '{stage}'; {nearest(stage, stages)}")
     chosen = stages[stage] if stage else recipe.stages[0]
     assert chosen.objective is not None  # resolved
-    folder = prepare(path, overrides)
-    tokenizer = Tokenizer.load(folder / "tokenizer")
+    folder = RUNS / recipe.name
+    with session(folder) as signals:
+        prepared = begin(recipe, folder, signals).prepared
+    tokenizer, shards = prepared.tokenizer, prepared.read(chosen)
     page = find(recipe.system.partition("/")[0])
     assert page is not None  # the recipe was checked
     model = page.model
     ctx = context_of(model, tokenizer, chosen.length, recipe.seed, chosen.objective.tables(tokenizer, folder))
-    shards = {name: Shards.open(folder / "shards" / name / "train") for name in chosen.data}
     loader = Loader(
         shards,
-        shares_of(shards, {name: share.weight for name, share in chosen.data.items()}, chosen.temperature),
+        mixture(chosen, shards),
         chosen.objective,
         ctx,
         row=chosen.objective.rows(ctx),

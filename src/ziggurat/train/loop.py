@@ -8,23 +8,32 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from ziggurat.errors import Stopped, UserError
 from ziggurat.evaluate.heldout import autocast, reading
 from ziggurat.nn.memory import Recall
 from ziggurat.nn.network import NetworkModel
-from ziggurat.objectives.base import Objective
 from ziggurat.train.memory import keep_freed_memory
 from ziggurat.train.optim import clip
-from ziggurat.types import Batch
+from ziggurat.types import Batch, Losses
 
 log = logging.getLogger(__name__)
 
 SKIPS = 10
 """Steps in a row with a loss or gradient that is no number before a stage gives up."""
+
+
+class Trained(Protocol):
+    """What is minimised: an objective, or one with more behind it."""
+
+    def counts(self, batch: Batch) -> dict[str, float]: ...
+    def weight_of(self, target: str) -> float: ...
+    def remembered(self, batch: Batch) -> np.ndarray: ...
+    def losses(self, network: NetworkModel, batch: Batch) -> Losses: ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ def precision_of(wanted: str, device: torch.device) -> torch.dtype:
 
 def backward(
     network: NetworkModel,
-    objective: Objective,
+    objective: Trained,
     micro: list[Batch],
     device: torch.device,
     dtype: torch.dtype,
@@ -103,7 +112,7 @@ def backward(
 
 def train(
     network: NetworkModel,
-    objective: Objective,
+    objective: Trained,
     batches: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
     plan: Plan,
@@ -134,7 +143,7 @@ def train(
         micro = [next(batches) for _ in range(plan.accumulate)]
         rate = plan.rate(progress.step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         means = backward(network, objective, micro, device, dtype, recall)
         norm = float(clip(parameters, plan.clip))
         if math.isfinite(means["loss"]) and math.isfinite(norm):
@@ -184,7 +193,7 @@ def train(
 
 def measure(
     network: NetworkModel,
-    objective: Objective,
+    objective: Trained,
     batches: Iterator[Batch],
     accumulate: int,
     optimizer: torch.optim.Optimizer,

@@ -14,6 +14,8 @@ from ziggurat.nn.spec import Model
 from ziggurat.systems import SYSTEMS, find
 from ziggurat.systems.base import System
 from ziggurat.text.train import TokenizerSpec
+from ziggurat.train import arms
+from ziggurat.train.adaptation import SAMPLE
 from ziggurat.train.stage import BUDGETS, NAME, STAGE_DEFAULTS, BatchLimits, Evaluate, Optim, Save, Schedule, Stage, StageFields
 from ziggurat.train.suite import Options
 from ziggurat.tree import Node, PathTo, Shape, merge, nearest, tree
@@ -29,6 +31,9 @@ class Worth(Spec):
 
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """One fine-tuning a seed and prefix; the seed draws the labelled rows, the head and the order."""
+    control: str | None = None
+    """A source of another domain: the last dapt stage before the fine-tuning is also run on that, with as many steps, and the task fine-tuned
+    from it, which says how much of the stage's worth is its domain's (Gururangan et al., 2020)."""
 
     @model_validator(mode="after")
     def _different(self) -> Worth:
@@ -145,6 +150,9 @@ class Recipe(Spec):
             yield Problem(
                 ("suites",), "needs a text stage, whose checkpoint is scored; `ziggurat evaluate` scores a checkpoint of any kind"
             )
+        if self.worth is not None and self.worth.control is not None:
+            for message in _control_problems(full, self.worth.control):
+                yield Problem(("worth", "control"), message)
         if "worth" in self.model_fields_set and self.worth is not None and all(s.stage != "finetune" for s in self.stages):
             yield Problem(("worth",), "needs a finetune stage: a stage's worth is what it adds to the fine-tuned score")
 
@@ -175,6 +183,9 @@ def resolve(recipe: Recipe, root: Node | None = None) -> Node:
         before = stage.title
         stages.append(node)
     merged = {key: child for key, child in root.value.items() if key != "defaults"}
+    if arms.measured(stages):
+        sample = tree({"kind": "docstrings", "packages": ["python"], "valid": 0.1}, "a default general sample")
+        merged["sources"] = Node({SAMPLE: sample, **merged["sources"].value}, merged["sources"].where)
     if system is not None and size in system.sizes:
         fill = tree(dict(system.sizes[size]), f"size {recipe.system}")
         try:
@@ -194,6 +205,17 @@ def split(name: str) -> tuple[System | None, str]:
     """`bert/base` -> its system, if there is one, and the size."""
     system, _, size = name.partition("/")
     return find(system), size
+
+
+def _control_problems(recipe: Recipe, source: str) -> Iterator[str]:
+    dapt = [s for s in recipe.stages if s.stage == "dapt"]
+    if source not in recipe.sources:
+        yield f"unknown source '{source}'; {nearest(source, recipe.sources)}"
+    if not dapt:
+        yield "is the control of a dapt stage, and the recipe has none"
+    for stage in dapt:
+        if source in stage.reads:
+            yield f"'{source}' is text that {stage.title} reads: name a source of another domain"
 
 
 def _model_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -242,6 +264,7 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
             "tokens",
             "a budget in tokens needs batches limited by tokens; give it in steps or epochs, or set batch: {tokens: ...}",
         )
+    yield from arms.problems(stage, recipe.sources)
     supervised = stage.objective is not None and stage.objective.labelled
     if stage.stage == "finetune":
         yield from _task_problems(recipe, stage, supervised)
