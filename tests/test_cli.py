@@ -101,7 +101,7 @@ def test_verbs(calls: list[Any]) -> None:
         ("import", Path("hf"), Path("out")),
         ("export", Path("runs/a"), Path("hf"), None),
         ("export", Path("runs/a"), Path("hf"), "BertModel"),
-        ("try", Path("runs/a"), "[MASK] 好"),
+        ("try", Path("runs/a"), "[MASK] 好", "", []),
     ]
 
 

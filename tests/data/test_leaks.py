@@ -213,5 +213,7 @@ def test_a_question_about_a_text_gives_nothing_away() -> None:
     ):
         found = LeakIndex([test]).leaks([Document(row, "d") for row in rows])
         assert found[0] is None and found[1] is not None
-    plain = Document({"text": "what is it about?", "pair": one}, "t")  # of a pair of texts each counts
-    assert LeakIndex([plain]).leaks([Document({"text": "what is it about?", "pair": two}, "d")])[0] is not None
+    for question, counts in (("what is it about?", False), ("what is this text about, please?", True)):
+        plain = Document({"text": question, "pair": one}, "t")  # of a pair of texts each counts, but a short one beside another
+        found = LeakIndex([plain]).leaks([Document({"text": question, "pair": two}, "d")])
+        assert (found[0] is not None) == counts

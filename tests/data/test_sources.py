@@ -544,3 +544,14 @@ def test_backticks_splits(package: str) -> None:
     assert len(train) == len(test) == 1 and train[0].texts != test[0].texts
     with pytest.raises(UserError, match="has 2 sentences with backticks, test_rows takes 500"):
         list(documents(DocstringBackticks(package=package)))
+
+
+def test_train_rows_are_the_same_whatever_the_order(tmp_path: Path) -> None:
+    rows = [{"text": f"row number {n}", "label": n % 2} for n in range(40)]
+    found = []
+    for name, some in (("a", rows), ("b", rows[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), "utf-8")
+        source = Files(path=str(tmp_path / f"{name}.jsonl"), test=0.2, train_rows=7, columns=Columns(label="label"))
+        found.append({d.texts["text"] for d in documents(source, "train")})
+        assert not found[-1] & {d.texts["text"] for d in documents(source, "test")}
+    assert found[0] == found[1] and len(found[0]) == 7

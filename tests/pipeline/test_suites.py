@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 from ziggurat.cli import app
 from ziggurat.errors import Stopped, UserError
+from ziggurat.evaluate.likelihood import Likelihood
+from ziggurat.pipeline.model import load
 from ziggurat.pipeline.run import run
 from ziggurat.pipeline.suite_files import is_suite, load_suite
 from ziggurat.pipeline.suite_results import Results
@@ -298,6 +300,41 @@ def test_structures_that_write(system: str, tokenizer: str, suite: Path, start: 
     made = Path("evaluations/data/as-text").glob("opinions-*/train.jsonl")
     row = json.loads(next(made).read_text("utf-8").splitlines()[0])
     assert row["text"].startswith("opinions text: ") and row["answer"] in ("neg", "pos")
+
+
+def test_labels_and_choices_by_likelihood(suite: Path, start: list[Path]) -> None:
+    """Nothing is trained: the answers are what the opened checkpoint chooses, of labels and of choices, zero-shot and with solved rows."""
+    Path("gpt2.yaml").write_text(STARTS.format(system="gpt2", tokenizer="{kind: bpe, vocab: 400}"), "utf-8")
+    folder = run("gpt2.yaml") / "pretrain"
+    rows = [json.loads(line) for line in Path("pairs-test.jsonl").read_text("utf-8").splitlines()]
+    for name in ("pairs.jsonl", "pairs-test.jsonl"):
+        lines = [json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
+        made = [{"q": r["a"], "one": "river stone", "two": "winter", "right": "B"} for r in lines]
+        Path(f"choice-{name}").write_text("".join(json.dumps(r) + "\n" for r in made), "utf-8")
+    more = """\
+  choice:
+    local: {path: choice-pairs.jsonl, test: choice-pairs-test.jsonl, columns: {text: q, choices: [one, two], label: right}}
+    objective: {kind: multiple_choice, labels: [A, B]}
+    prompt: "Q {text}"
+    likelihood: {by: byte}
+"""
+    suite.write_text(SUITE + more, "utf-8")
+    tuned = result(evaluate_suite([folder, start[0]], suite, ["only=[choice]", "seeds=1"]), "choice")
+    assert all(s.scores for s in tuned.models) and tuned.train_rows == 24
+    options = ["answers=likelihood", "only=[opinions,choice,length]"]
+    results = evaluate_suite([folder, start[0]], suite, options)
+    other = list(results.checkpoints)[1]
+    assert "cannot say how probable" in result(results, "choice").of(other).without
+    assert "no labels or choices" in result(results, "length").without
+    model, how = load(folder), Likelihood(by="byte")
+    answers = kept(results, "choice", next(iter(results.checkpoints)), 0)
+    said = model.choose([f"Q {row['a']}" for row in rows], [["river stone", "winter"]] * len(rows), how)
+    assert [["river stone", "winter"][n] for n in answers["predicted"]] == said and set(answers["gold"]) == {1}
+    tests = [json.loads(line)["sentence"] for line in Path("test.jsonl").read_text("utf-8").splitlines()]
+    opinions = kept(results, "opinions", next(iter(results.checkpoints)), 0)
+    assert opinions["predicted"] == model.choose(tests, [["neg", "pos"]] * len(tests))
+    shot = evaluate_suite([folder], suite, [*options, "shots=2"])
+    assert list(result(shot, "opinions").of("pretrain").scores) == [0, 1] and result(shot, "opinions").train_rows == 2
 
 
 def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> None:

@@ -31,6 +31,7 @@ from ziggurat.pipeline import verbalised
 from ziggurat.pipeline.examples import inputs_and_answers, scored
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals
+from ziggurat.pipeline.suite_likelihood import choose
 from ziggurat.pipeline.suite_question import ROOT, SOURCE, Question, identity
 from ziggurat.pipeline.suite_results import Answers
 from ziggurat.train.loop import precision_of
@@ -44,7 +45,7 @@ def answer(question: Question, seed: int, signals: Signals) -> Answers:
 
     A killed fine-tuning goes on where it was. Raises `Stopped` when a signal came in.
     """
-    folder = question.folder / (f"seed-{seed}" if not question.task.zero_shot else "zero-shot")
+    folder = question.folder / f"seed-{seed}"
     path = folder / "result.json"
     if not path.exists():
         found, steps, seconds = _tuned(question, folder, seed, signals)
@@ -73,6 +74,9 @@ def answer(question: Question, seed: int, signals: Signals) -> Answers:
 
 def _tuned(question: Question, folder: Path, seed: int, signals: Signals) -> tuple[Predictions, int, float]:
     """The answers, and the steps and seconds of training."""
+    if question.shots is not None:
+        log.info("%s: %s by likelihood, %d shots, seed %d", question.name, question.label, question.shots, seed)
+        return choose(question, seed, question.shots), 0, 0.0
     if question.task.zero_shot:
         return _as_it_is(question), 0, 0.0
     opened = question.opened

@@ -27,6 +27,7 @@ from ziggurat.data.writing import CoversNothing
 from ziggurat.errors import UserError, check
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Classify, Labels
+from ziggurat.objectives.multiple_choice import MultipleChoice
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import run as runs
 from ziggurat.pipeline import verbalised
@@ -71,6 +72,8 @@ class Question:
     prepared: Prepared
     leaks: int = 0
     """Training rows that were left out before labels were written as text."""
+    shots: int | None = None
+    """Asked by likelihood, with so many solved rows; None = in another way."""
 
     @property
     def objective(self) -> Objective:
@@ -110,10 +113,23 @@ class Question:
             "stage": stage,
             "scored": self.objective.kind,
             "zero_shot": self.task.zero_shot,
+            "likelihood": None
+            if self.shots is None
+            else [self.shots, self.task.prompt, spelled(self.task.likelihood), spelled(self.objective)],
             "precision": str(precision_of(self.stage.precision, device)),
             "version": __version__,
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def longest(self) -> int:
+        """The model's positions."""
+        return int(self.trained.part_of(self.opened.network.model).embed.positions.length)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the checkpoint is fine-tuned."""
+        return self.shots is None and not self.task.zero_shot
 
     @property
     def folder(self) -> Path:
@@ -170,7 +186,19 @@ def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
         if source.kind == "hub" and "cannot be loaded" in error.message:
             raise CannotAsk(f"no data: {error.message}") from None
         raise UserError(f"task {name}: {error.message}", error.hint) from error
-    found = Question(name, task, label, opened, source, asked, trained, recipe, prepared, leaks)
+    found = Question(
+        name,
+        task,
+        label,
+        opened,
+        source,
+        asked,
+        trained,
+        recipe,
+        prepared,
+        leaks,
+        suite.shots if suite.answers == "likelihood" else None,
+    )
     if suite.examples and suite.examples >= len(prepared.shards[SOURCE, "train"]):
         found.recipe = _recipe(suite.model_copy(update={"examples": None}), task, asked, trained, opened)
     _learnable(found)
@@ -214,6 +242,13 @@ def _way(
         digest = hashlib.sha256(json.dumps([given(source), given(objective), task.prompt]).encode()).hexdigest()[:8]
         place = ROOT / "data" / "as-text" / f"{name}-{digest}"
         return writer, *verbalised.written_source(source, objective, name, task.prompt, place)
+    if suite.answers == "likelihood":
+        if not isinstance(objective, (Classify, MultipleChoice)):
+            raise CannotAsk(f"{objective.kind} has no labels or choices whose likelihood could be asked")
+        way = verbalised.writer(model, before) if "lm" in opened.network.heads else None
+        if way is None or way.asks in ("mask", "future"):
+            raise CannotAsk("the model cannot say how probable a text is after another")
+        return objective, source, 0
     if isinstance(objective, Seq2Seq):
         writer = verbalised.writer(model, before, objective)
         if writer is None:
@@ -235,7 +270,7 @@ def _recipe(suite: Suite, task: Task, source: Source, objective: Objective, open
     if suite.examples is not None:
         own["examples"] = suite.examples
     fields = {"name": "suite", "system": opened.system, "sources": {SOURCE: given(source)}, "worth": False}
-    most = int(objective.part_of(opened.network.model).embed.positions.length)
+    most = int(objective.part_of(opened.network.model).embed.positions.length)  # a shorter model reads less of a text
     asked = own.get("length", suite.defaults.length)
     if asked > most:
         own["length"] = most
@@ -244,7 +279,7 @@ def _recipe(suite: Suite, task: Task, source: Source, objective: Objective, open
 
 def _learnable(question: Question) -> None:
     """Raise `CannotAsk` for training rows of one label only."""
-    if question.task.zero_shot or not isinstance(question.objective, Classify):
+    if not question.trains or not isinstance(question.objective, Classify):
         return
     seen = set[str]()
     for document in sources.documents(question.source, "train"):

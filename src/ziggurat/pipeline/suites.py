@@ -141,7 +141,7 @@ def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskRe
     for label, one in questions.items():
         if isinstance(one, Question):
             asked = asked or one
-            seeds = suite.seeds[:1] if task.zero_shot else suite.seeds
+            seeds = suite.seeds if one.trains or one.shots else suite.seeds[:1]
             answers[label] = {seed: answer(one, seed, signals) for seed in seeds}
     objective = task.objective
     if asked is None or objective is None:
@@ -165,7 +165,7 @@ def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskRe
         metric.name,
         metric.points,
         metric.better,
-        train if not task.zero_shot else 0,
+        train if asked.trains else asked.shots or 0,
         test,
         leaks,
         asked.stage.length,

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ziggurat.config import Problem, Spec
 from ziggurat.data.sources import Source, splits
+from ziggurat.evaluate.likelihood import Likelihood
 from ziggurat.objectives import AnyObjective
 from ziggurat.train.stage import NAME, StageFields
 from ziggurat.tree import nearest
@@ -50,8 +51,11 @@ class Options(Spec):
     """Tasks to run; empty = all."""
     rows: Literal["local", "hub"] = "local"
     """Where rows come from: the files of `local`, or the dataset of `hub`."""
-    answers: Literal["head", "text"] = "head"
-    """How labels are given: by a head on the model, or written as text (T5: the labels' names, by `seq2seq`)."""
+    answers: Literal["head", "text", "likelihood"] = "head"
+    """How labels are given: by a head on the model; written as text (T5: the labels' names, by `seq2seq`); or without training, as the
+    label or choice that the model would most probably write."""
+    shots: int = Field(0, ge=0)
+    """`likelihood`: solved training rows before each question, drawn by the seed."""
 
     @model_validator(mode="after")
     def _different(self) -> Options:
@@ -79,7 +83,10 @@ class Task(Spec):
     zero_shot: bool = False
     """Nothing is trained: the checkpoint answers as it is."""
     prompt: str = ""
-    """With `answers: text`: what the model reads, e.g. `mnli premise: {text} hypothesis: {pair}`. Default: name and texts, like this."""
+    """With `answers: text` or `likelihood`: what the model reads, e.g. `mnli premise: {text} hypothesis: {pair}`. Default: name and texts,
+    like this; for `likelihood` the texts alone."""
+    likelihood: Likelihood = Likelihood()
+    """With `answers: likelihood`: how labels or choices are compared."""
     without: str = ""
     """Why the task cannot be scored with its local rows: it is then listed with this reason, and not run."""
 
