@@ -19,7 +19,7 @@ from ziggurat.data.rows import Columns
 from ziggurat.objectives import OBJECTIVES, AnyObjective
 from ziggurat.objectives.masked import Ramp
 from ziggurat.text.train import TokenizerSpec
-from ziggurat.train.recipe import Dials, Recipe, Worth
+from ziggurat.train.recipe import Dials, ModelCard, Recipe, Worth
 from ziggurat.train.stage import BatchLimits, Evaluate, Optim, Save, Schedule, Share, Stage
 
 HEAD = """\
@@ -38,9 +38,24 @@ SECTIONS: list[tuple[str, str, list[type[BaseModel]]]] = [
     ("Parts of a stage", "", [Share, BatchLimits, Optim, Schedule, Evaluate, Save]),
     ("Objectives", "`objective:`", [*OBJECTIVES.values(), Ramp]),
     ("Worth", "`worth:`", [Worth]),
+    ("Model card", "`card:`", [ModelCard]),
 ]
-PLACES = {"Dials": "model", "TokenizerSpec": "tokenizer", "StageFields": "stages", "Stage": "stages", "Worth": "worth"}
-WORDS = {"Dials": "dimensions", "TokenizerSpec": "tokenizer", "StageFields": "stage fields", "Stage": "stages", "Worth": "worth"}
+PLACES = {
+    "Dials": "model",
+    "TokenizerSpec": "tokenizer",
+    "StageFields": "stages",
+    "Stage": "stages",
+    "Worth": "worth",
+    "ModelCard": "model-card",
+}
+WORDS = {
+    "Dials": "dimensions",
+    "TokenizerSpec": "tokenizer",
+    "StageFields": "stage fields",
+    "Stage": "stages",
+    "Worth": "worth",
+    "ModelCard": "model card",
+}
 PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", dict: "map", type(None): "null"}
 
 

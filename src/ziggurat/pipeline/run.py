@@ -30,6 +30,7 @@ from ziggurat.nn.spec import Adversaries
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
+from ziggurat.pipeline.provenance import complete
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
 from ziggurat.systems import find
@@ -181,7 +182,9 @@ def start_of(run: Run, init: str) -> Start:
     """What `init` names, whole: `scratch`, an earlier stage, or an imported folder."""
     if init in run.imported:
         opened = run.imported[init]
-        return Start(opened.network.model, opened.network.heads, opened.lineage, lambda: opened.tensors)
+        *before, newest = opened.lineage or ({"stage": "import"},)
+        lineage = (*before, {**newest, "weights": opened.fingerprint} if newest.get("stage") == "import" else newest)
+        return Start(opened.network.model, opened.network.heads, lineage, lambda: opened.tensors)
     if init in run.done:
         last = run.done[init].checkpoint
         card = checkpoints.card(last)
@@ -227,6 +230,7 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     outcome = jobs.run_stage(folder, job)
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
+        complete(run.recipe, stage, checkpoints.at(folder, outcome.steps), outcome, predictions)
         try:
             for note in export_checkpoint(folder, folder / "hf").notes:
                 log.debug("%s: %s", folder, note)

@@ -33,7 +33,7 @@ from ziggurat.nn.attention import pick
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective, context_of
 from ziggurat.text.tokenizer import Tokenizer
-from ziggurat.train import loop, schedule, settings
+from ziggurat.train import lineage, loop, schedule, settings
 from ziggurat.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from ziggurat.train.stage import Stage
 from ziggurat.train.start import Start
@@ -191,12 +191,16 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             more={"length": stage.length, "dropout": stage.dropout, "labels": list(getattr(objective, "label_names", tuple)())},
         )
 
+        def entry(progress: loop.Progress) -> dict[str, Any]:
+            contents = job.facts.get("data", {})
+            return lineage.entry(stage, job.shards, contents, job.seed, progress.step, progress.tokens, progress.seconds)
+
         def save(progress: loop.Progress) -> None:
             last = progress.step == steps
             checkpoints.save(
                 folder,
                 progress.step,
-                replace(card, lineage=(*job.start.lineage, _entry(job, progress))),
+                replace(card, lineage=(*job.start.lineage, entry(progress))),
                 network.state_dict(),
                 state={"progress": asdict(progress), "loader": loader.state(), "machine": here},
                 optimizer=None if last else optimizer_tensors(optimizer, network),
@@ -324,20 +328,6 @@ def _steps(folder: Path, job: Job, objective: Objective, network: NetworkModel, 
         log.info("%s: %.0f s are %d steps at %.3f s a step", stage.title, amount, steps, each)
     write_json(written, facts)
     return steps
-
-
-def _entry(job: Job, progress: loop.Progress) -> dict[str, Any]:
-    stage = job.stage
-    assert stage.objective is not None
-    return {
-        "stage": stage.stage,
-        "name": stage.title,
-        "objective": spelled(stage.objective),
-        "data": {name: {"documents": len(s), "source": s.meta.get("source", "")} for name, s in job.shards.items()},
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "seed": job.seed,
-    }
 
 
 def _number(purpose: str, seed: int) -> int:

@@ -17,7 +17,20 @@ from ziggurat.text.train import TokenizerSpec
 from ziggurat.train.stage import BUDGETS, NAME, STAGE_DEFAULTS, BatchLimits, Evaluate, Optim, Save, Schedule, Stage, StageFields
 from ziggurat.tree import Node, PathTo, Shape, merge, nearest, tree
 
-__all__ = ["BatchLimits", "Dials", "Evaluate", "Optim", "Recipe", "Save", "Schedule", "Stage", "StageFields", "Worth", "resolve"]
+__all__ = [
+    "BatchLimits",
+    "Dials",
+    "Evaluate",
+    "ModelCard",
+    "Optim",
+    "Recipe",
+    "Save",
+    "Schedule",
+    "Stage",
+    "StageFields",
+    "Worth",
+    "resolve",
+]
 
 TEXT_STAGES = ("pretrain", "dapt", "tapt")
 RESERVED = ("tokenizer", "shards", "worth", "evaluate", "scratch", "previous")
@@ -64,6 +77,21 @@ class Dials(Spec):
     """Width of the generator's feed-forward layer."""
 
 
+class ModelCard(Spec):
+    """What only you know about a model and its text; what is left out is left out of the model card, never guessed."""
+
+    language: str | tuple[str, ...] | None = None
+    """ISO 639 code of the language, as in en or zh; several as a list."""
+    license: str | None = None
+    """The Hub's name of the licence you give the model, as in apache-2.0."""
+    base_model: str | None = None
+    """Hub name of the model that `init` brought, as in google-bert/bert-base-uncased."""
+    datasets: tuple[str, ...] = ()
+    """Hub names of data sets behind your files; sources of kind hub are named anyway."""
+    tags: tuple[str, ...] = ()
+    """Further tags."""
+
+
 class Recipe(Spec):
     """Raw text in, a fine-tuned model out."""
 
@@ -87,6 +115,8 @@ class Recipe(Spec):
         Worth()
     )
     """Fine-tune from every prefix of the pipeline, to say what each stage was worth; false = off."""
+    card: ModelCard = ModelCard()
+    """For the model card (README.md) of every export."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard event files (extra `tensorboard`)."""
 
