@@ -15,6 +15,7 @@ import numpy as np
 from ziggurat.atomic import write_json
 from ziggurat.context import GOLDEN
 from ziggurat.data import sources
+from ziggurat.data.census import Census
 from ziggurat.data.files import expanded
 from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.reading import Reading
@@ -168,7 +169,8 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
     documents = tests.clean(source, split, reading, left_out)
     if phrases:
         documents = marked(documents, finder_of(phrases))
-    documents = counted(f"tokenizing {name}/{split}", documents)
+    census = Census()
+    documents = counted(f"tokenizing {name}/{split}", census.watch(documents))
     facts.unlink(missing_ok=True)  # they are about the old shards
     wanted = split != "valid" or "valid" in source.model_fields_set
     few = "%s: too few documents to hold some out; no loss is measured on it"
@@ -191,6 +193,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
         "tokens": shards.tokens,
         "leaks": len(left_out),
         "leak_examples": [asdict(leak) for leak in left_out[:5]],
+        **census.facts(),
     }
     write_json(facts, found.facts[name, split])
     log.info(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -96,18 +96,20 @@ def prepare(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     recipe = load_recipe(path, overrides)
     folder = RUNS / recipe.name
     with session(folder) as signals:
-        _begin(recipe, folder, signals)
+        begin(recipe, folder, signals)
     return folder
 
 
 def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe, or go on with it; returns the run folder. Raises `UserError`, and `Stopped` after a signal."""
+    from ziggurat.pipeline import doctor
     from ziggurat.pipeline.outcome import account
 
     recipe = load_recipe(path, overrides)
     folder = RUNS / recipe.name
     with session(folder) as signals:
-        run = _begin(recipe, folder, signals)
+        run = begin(recipe, folder, signals)
+        doctor.say(doctor.glance(run))
         for stage in recipe.stages:
             seed = recipe.worth.seeds[0] if recipe.worth and stage.stage == "finetune" else recipe.seed
             run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
@@ -116,7 +118,7 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def _begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
+def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "tokenizers"))
     log.info("ziggurat %s, python %s, %s; recipe %s in %s", __version__, platform.python_version(), versions, recipe.name, folder)
     if recipe.tensorboard and find_spec("tensorboard") is None:
@@ -203,30 +205,38 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
-    """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
+def job_of(
+    run: Run, stage: Stage, seed: int, start: Start, facts: Mapping[str, Any], title: str = "", folder: Path | None = None
+) -> Job:
+    """A stage with its data, from a start; its events go to TensorBoard in `folder`."""
     shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.data}
     data = {name: content(one) for name, one in shards.items()}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
 
     def sinks(after: int) -> list[Sink]:
-        return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
+        return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard and folder else []
 
     assert stage.objective is not None
-    job = Job(
-        stage.model_copy(update={"init": init}),
-        start_of(run, init).for_objective(stage.objective),
+    return Job(
+        stage,
+        start.for_objective(stage.objective),
         shards,
         run.prepared.tokenizer,
         run.recipe.system.partition("/")[0],
         seed,
-        facts={"parent": _parent(run, init), "data": data},
+        facts={**facts, "data": data},
         held_out=lambda network, objective, dtype: run.scorer.losses(network, objective, stage, dtype),
         held=run.signals.held,
         title=title,
         sinks=sinks,
     )
+
+
+def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
+    """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
+    own, facts = stage.model_copy(update={"init": init}), {"parent": _parent(run, init)}
+    job = job_of(run, own, seed, start_of(run, init), facts, title, folder)
     outcome = jobs.run_stage(folder, job)
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
@@ -281,12 +291,12 @@ def _arms(run: Run) -> dict[str, dict[int, Done]]:
     if not tuned:
         return {}
     last = tuned[-1]
-    prefixes = _prefixes(run.recipe, last)
+    ways = prefixes(run.recipe, last)
     worth = run.recipe.worth
     if worth is None:
-        return {prefixes[-1][0]: {run.recipe.seed: run.done[last.title]}}
+        return {ways[-1][0]: {run.recipe.seed: run.done[last.title]}}
     arms: dict[str, dict[int, Done]] = {}
-    for name, init in prefixes:
+    for name, init in ways:
         arms[name] = {}
         for seed in worth.seeds:
             if init == last.init and seed == worth.seeds[0]:
@@ -297,7 +307,7 @@ def _arms(run: Run) -> dict[str, dict[int, Done]]:
     return arms
 
 
-def _prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
+def prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
     """(name, init) of every prefix of the chain of stages that leads to the fine-tuning, shortest first."""
     by_title = {s.title: s for s in recipe.stages}
     chain, init = [], last.init

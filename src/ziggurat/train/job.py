@@ -169,7 +169,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     found = checkpoints.latest(folder)
     saved = checkpoints.load(found) if found else None
     here = {"threads": torch.get_num_threads(), "precision": _name(dtype), "device": device.type}
-    with _loader(job, objective, ctx, steps, saved.state["loader"] if saved else None) as loader:
+    with loader_of(job, objective, ctx, steps, saved.state["loader"] if saved else None) as loader:
         optimizer = build_optimizer(network, stage.optim)
         torch.manual_seed(_number("dropout", job.seed))
         progress = loop.Progress()
@@ -286,7 +286,7 @@ def _opening(job: Job, network: NetworkModel, ctx: Context, steps: int, dtype: t
     )
 
 
-def _loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Mapping[str, int] | None) -> Loader:
+def loader_of(job: Job, objective: Objective, ctx: Context, steps: int, state: Mapping[str, int] | None) -> Loader:
     stage = job.stage
     tokens, documents = stage.batch.tokens, stage.batch.documents
     return Loader(
@@ -303,24 +303,38 @@ def _loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Map
     )
 
 
-def _steps(folder: Path, job: Job, objective: Objective, network: NetworkModel, ctx: Context, dtype: torch.dtype) -> int:
-    """The stage's budget in steps; of a time budget measured once, written down and final."""
-    stage = job.stage
+def planned(stage: Stage) -> int | None:
+    """The steps of a budget in steps or tokens; None where they have to be counted (epochs) or measured (time)."""
     unit, amount = stage.budget
     if unit == "steps":
         return int(amount)
     if unit == "tokens":
         assert stage.batch.tokens is not None  # resolved
         return max(1, math.ceil(amount / (stage.batch.tokens * stage.accumulate)))
+    return None
+
+
+def in_epochs(job: Job, objective: Objective, ctx: Context, epochs: int) -> int:
+    """The steps of so many passes over the data."""
+    with loader_of(job, objective, ctx, 1, None) as loader:
+        return math.ceil(loader.count(epochs) / job.stage.accumulate)
+
+
+def _steps(folder: Path, job: Job, objective: Objective, network: NetworkModel, ctx: Context, dtype: torch.dtype) -> int:
+    """The stage's budget in steps; of a time budget measured once, written down and final."""
+    stage = job.stage
+    unit, amount = stage.budget
+    known = planned(stage)
+    if known is not None:
+        return known
     written = folder / "budget.json"
     if written.exists():
         return int(json.loads(written.read_text("utf-8"))["steps"])
     if unit == "epochs":
-        with _loader(job, objective, ctx, 1, None) as loader:
-            steps = math.ceil(loader.count(int(amount)) / stage.accumulate)
+        steps = in_epochs(job, objective, ctx, int(amount))
         facts: dict[str, Any] = {"steps": steps, "epochs": amount}
     else:
-        with _loader(job, objective, ctx, 1, None) as loader:
+        with loader_of(job, objective, ctx, 1, None) as loader:
             spare, limit = build_optimizer(network, stage.optim), amount * PROBE_SHARE
             each = loop.measure(network, objective, iter(loader), stage.accumulate, spare, dtype, steps=PROBE, limit=limit)
         steps = max(1, int(amount / each))
