@@ -25,7 +25,7 @@ SCRIPTS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "Arabic": ((0x620, 0x64A), (0x66E, 0x6D3), (0x750, 0x77F), (0x8A0, 0x8C7), (0xFB50, 0xFDFB), (0xFE70, 0xFEFC)),
     "Hebrew": ((0x5D0, 0x5EA),),
     "Devanagari": ((0x904, 0x939), (0x958, 0x961)),
-    "Thai": ((0xE01, 0xE3A), (0xE40, 0xE4E)),
+    "Thai": ((0xE01, 0xE30), (0xE32, 0xE33), (0xE40, 0xE46)),
 }  # fmt: skip
 """Letters of the scripts that are told apart, as Unicode has them (Scripts.txt, blocks coarsely). Other characters are of none."""
 NAMES = tuple(SCRIPTS)
@@ -71,14 +71,16 @@ class Census:
         return {"characters": self.characters, "scripts": {NAMES[i]: int(self.letters[i]) for i in order if self.letters[i]}}
 
 
-def several_sentences(shards: Shards, most: int = 50_000) -> tuple[int, int]:
-    """Of the first `most` documents: how many there are, and how many of their texts have two sentences or more."""
-    count, several = min(len(shards), most), 0
-    for start in range(0, count, 4096):
-        part = shards.read(np.arange(start, min(start + 4096, count))).parts["text"]
+def several_sentences(shards: Shards, tokens: int = 3_000_000) -> tuple[int, int]:
+    """Of the first documents: how many were looked at, and how many of their texts have two sentences or more. `tokens` tokens are
+    enough once there is one."""
+    looked = several = seen = 0
+    while looked < len(shards) and (seen < tokens or not several):
+        part = shards.read(np.arange(looked, min(looked + 1024, len(shards)))).parts["text"]
         begins = np.append(0, np.cumsum(part.sentences))
         several += int(np.count_nonzero(np.diff(begins[part.bounds]) > 1))
-    return count, several
+        looked, seen = looked + len(part.bounds) - 1, seen + len(part.ids)
+    return looked, several
 
 
 def copies(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from ziggurat.config import dump
 from ziggurat.errors import UserError
 from ziggurat.log import duration
 from ziggurat.pipeline.charts import count
-from ziggurat.pipeline.estimate import Estimate, estimate, size_of, weighed
+from ziggurat.pipeline.estimate import Estimate, estimate, weighed
 from ziggurat.pipeline.findings import Finding, of_budget, of_data, statistics
 from ziggurat.pipeline.labels import of_task
 from ziggurat.pipeline.prepare import content
@@ -103,10 +103,11 @@ def _of_tasks(recipe: Recipe, run: Run) -> Iterator[Finding]:
 
 
 def _of_budgets(run: Run, sizes: Estimate) -> Iterator[Finding]:
-    known = {stage.name: stage.steps or None for stage in sizes.stages}
+    known = {stage.name: stage for stage in sizes.stages}
     for stage in run.recipe.stages:
         if stage.stage != "finetune":
-            yield from of_budget(stage, run.prepared, size_of(run, stage), stage.init == "scratch", known[stage.title])
+            own = known[stage.title]
+            yield from of_budget(stage, run.prepared, own.parameters, stage.init == "scratch", own.steps or None)
 
 
 def _of_sizes(run: Run, sizes: Estimate) -> Iterator[Finding]:

@@ -164,6 +164,7 @@ def _held_out(recipe: Recipe, prepared: Prepared, full: bool) -> Iterator[Findin
     valid = {name: shards for (name, split), shards in prepared.shards.items() if split == "valid" and len(shards)}
     train = {name: shards for (name, split), shards in prepared.shards.items() if split == "train"}
     hits: dict[str, set[str]] = {name: set() for name in valid}
+    some: dict[str, str] = {}
     if full and valid:
         index = LeakIndex(
             _named(name, document) for name in valid for document in sources.documents(recipe.sources[name], "valid")
@@ -177,7 +178,9 @@ def _held_out(recipe: Recipe, prepared: Prepared, full: bool) -> Iterator[Findin
                     break
             for leak in index.leaks(block):
                 if leak is not None:
-                    hits[leak.test.split("\0")[0]].add(leak.test)
+                    held_out, _, which = leak.test.partition("\0")
+                    hits[held_out].add(leak.test)
+                    some.setdefault(held_out, f"; {leak.document} holds {leak.share:.0%} of {which}")
     else:
         for name, held in valid.items():
             for other in train.values():
@@ -186,7 +189,7 @@ def _held_out(recipe: Recipe, prepared: Prepared, full: bool) -> Iterator[Findin
         if len(hits[name]) > HELD * len(held):
             yield Finding(
                 "warning", "held out", f"source {name} (valid)",
-                f"{len(hits[name]):,} of {len(held):,} held-out documents stand in training text: their loss will be too low",
+                f"{len(hits[name]):,} of {len(held):,} held-out documents stand in training text{some.get(name, '')}: their loss will be too low",
                 "take the copies out of the corpus, or hold out other documents (`valid:`)",
             )  # fmt: skip
 

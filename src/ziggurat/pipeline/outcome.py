@@ -27,7 +27,7 @@ from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Labels, Regress, Tag
 from ziggurat.objectives.seq2seq import Seq2Seq
-from ziggurat.pipeline import worth
+from ziggurat.pipeline import doctor, worth
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
 from ziggurat.pipeline.table import terminal_table
@@ -161,6 +161,7 @@ def _facts(
         "stages": [_stage(title, done) for title, done in run.done.items()],
         "worth": ledger,
         "sources": [_source(run, name) for name, split in prepared.shards if split == "train"],
+        "doctor": doctor.glance(run),
         "config": dump(recipe),
         "commands": [shlex.join(["ziggurat", "run", *arguments])],
     }

@@ -17,6 +17,7 @@
     baselines           {name: test score}; the ledger's own by default
     sources             {source, documents, tokens, heldout, test, leaks}: documents in training, their tokens, documents
                         held out, test documents, and documents removed because they hold a test document
+    doctor              what `doctor.json` holds: findings, and the estimated time of each stage
     config              the recipe as it was resolved, YAML text
     commands            list of command lines that make the run again
     notes               list of sentences to be read first
@@ -60,7 +61,7 @@ def html(facts: Mapping[str, Any]) -> str:
     parts += [f'<p class="note">{escape(note)}</p>' for note in [*facts.get("notes", ()), *(ledger.notes if ledger else ())]]
     if ledger:
         parts += [_figures(ledger), _verdicts(ledger), _scores(facts, ledger)]
-    parts += [_account(facts), _heldout(facts), _curves(facts, colors), _sources(facts), _setting(facts)]
+    parts += [_account(facts), _heldout(facts), _curves(facts, colors), _sources(facts), _before(facts), _setting(facts)]
     css = files("ziggurat.pipeline").joinpath("report.css").read_text(encoding="utf-8")
     title = escape(str(facts["name"]))
     return (
@@ -268,6 +269,29 @@ def _sources(facts: Mapping[str, Any]) -> str:
         return ""
     body = [([str(row["source"]), *(f"{row[key]:,}" if row.get(key) is not None else "" for key in present)], "") for row in rows]
     return f"<h2>Data</h2>{_table(['source', *(columns[key] for key in present)], body)}"
+
+
+def _before(facts: Mapping[str, Any]) -> str:
+    """What the doctor found before the run, and what it said the stages would take."""
+    found = facts.get("doctor") or {}
+    if not found:
+        return ""
+    look = {"error": "cost", "warning": "undecided", "note": "no"}
+    items = [
+        f'<li><span class="chip {look[f["level"]]}">{f["level"]}</span><span>{escape(f["where"])}: {escape(f["message"])} '
+        f"<small>{escape(f['hint'])}</small></span></li>"
+        for f in found.get("findings", ())
+    ]
+    said = f'<ul class="verdicts">{"".join(items)}</ul>' if items else '<p class="quiet">The doctor found nothing.</p>'
+    took = {s["name"]: s["seconds"] for s in facts.get("stages", ()) if s.get("seconds")}
+    sizes = (found.get("estimate") or {}).get("stages", ())
+    timed = [
+        ([s["name"], duration(s["training"]), duration(took[s["name"]]), f"{s['memory']['total'] / 2**20:,.0f} MiB"], "")
+        for s in sizes
+        if s.get("steps") and s["name"] in took
+    ]
+    table = _table(["stage", "training time, estimated", "measured", "memory, estimated"], timed) if timed else ""
+    return f"<h2>Before the run</h2>{said}{table}"
 
 
 def _setting(facts: Mapping[str, Any]) -> str:
