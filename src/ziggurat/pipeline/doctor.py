@@ -45,6 +45,7 @@ def doctor(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     with session(folder) as signals:
         try:
             run = begin(recipe, folder, signals)
+            recipe = run.recipe  # with starts that are chosen
         except UserError as error:
             found = [Finding("error", "prepare", f"recipe {recipe.name}", error.message, error.hint)]
             return _written(folder, {"recipe": mark(recipe, None), "full": True}, found, [], None)

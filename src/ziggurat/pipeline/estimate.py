@@ -23,7 +23,7 @@ from ziggurat.pipeline.run import Run, job_of, prefixes, start_of
 from ziggurat.train.job import PROBE, PROBE_SHARE
 from ziggurat.train.probe import FLOAT, Memory, Probe, parameters, probe, static
 from ziggurat.train.recipe import Recipe
-from ziggurat.train.stage import Stage
+from ziggurat.train.stage import BestOf, Stage, candidates
 from ziggurat.train.start import Start
 
 SECONDS = 10.0
@@ -107,8 +107,10 @@ def repeats(recipe: Recipe) -> dict[str, int]:
     return found
 
 
-def bare_start(run: Run, init: str) -> Start:
-    """What a stage starts from, as far as it matters before anything is trained: the model without weights."""
+def bare_start(run: Run, start: str | BestOf) -> Start:
+    """What a stage starts from, as far as it matters before anything is trained: the model without weights; of several candidates the
+    last one's."""
+    init = candidates(start)[-1]
     by_title = {stage.title: stage for stage in run.recipe.stages}
     if init not in by_title:
         return Start(start_of(run, init).model)

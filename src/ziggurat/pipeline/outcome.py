@@ -27,7 +27,7 @@ from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Labels, Regress, Tag
 from ziggurat.objectives.seq2seq import Seq2Seq
-from ziggurat.pipeline import doctor, worth
+from ziggurat.pipeline import worth
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
 from ziggurat.pipeline.table import terminal_table
@@ -35,6 +35,7 @@ from ziggurat.train.stage import Stage
 from ziggurat.types import Document
 
 if TYPE_CHECKING:
+    from ziggurat.pipeline.choose import Choice
     from ziggurat.pipeline.run import Done, Run
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,8 @@ def _facts(
         "stages": [_stage(title, done) for title, done in run.done.items()],
         "worth": ledger,
         "sources": [_source(run, name) for name, split in prepared.shards if split == "train"],
-        "doctor": doctor.glance(run),
+        "doctor": run.before,
+        "choices": [_choice(choice) for choice in run.choices.values()],
         "config": dump(recipe),
         "commands": [shlex.join(["ziggurat", "run", *arguments])],
     }
@@ -203,6 +205,11 @@ def _stage(title: str, done: Done) -> dict[str, Any]:
         "heldout": {source: {"loss": _loss(n), **n} for source, n in o.held_out.items()},
         "heldout_curve": dict(curves),
     }
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    header, rows = choice.table()
+    return {"stage": choice.stage, "why": choice.why, "header": header, "rows": rows, "text": choice.text}
 
 
 def _source(run: Run, name: str) -> dict[str, Any]:

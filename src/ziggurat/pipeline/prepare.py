@@ -52,7 +52,7 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) ->
     `tokenizer` comes with the weights to start from and is used unless the recipe brings its own. Every training text,
     the task's own rows too, is freed of documents that hold a test document or a near duplicate of one.
     """
-    tests = _Tests(recipe)
+    tests = TestTexts(recipe)
 
     def texts() -> Iterator[str]:
         for name in used(recipe):
@@ -74,7 +74,7 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) ->
 
 def prepare_held_out(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Prepared:
     """Only the texts that nothing is trained on, for another tokenizer than the recipe's perhaps."""
-    tests, found = _Tests(recipe), Prepared(tokenizer, {}, {})
+    tests, found = TestTexts(recipe), Prepared(tokenizer, {}, {})
     for name in used(recipe):
         for split in sources.splits(recipe.sources[name]):
             if split != "train":
@@ -93,7 +93,7 @@ def content(shards: Shards) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class _Tests:
+class TestTexts:
     """The test documents of a recipe, which no other text may hold."""
 
     def __init__(self, recipe: Recipe):
@@ -150,7 +150,7 @@ def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Call
     return tokenizer
 
 
-def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, found: Prepared) -> bool:
+def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: TestTexts, found: Prepared) -> bool:
     """Put the shards of a split and the facts about them into `found`; whether they had to be made."""
     source, tokenizer = recipe.sources[name], found.tokenizer
     place = folder / "shards" / name / split

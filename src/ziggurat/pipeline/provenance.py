@@ -11,12 +11,15 @@ from ziggurat.checkpoint import format as checkpoints
 from ziggurat.checkpoint.amend import amend
 from ziggurat.data.sources import Docstrings, Files, Hub, Source
 from ziggurat.evaluate.heldout import Predictions, metric_of
+from ziggurat.pipeline.choose import Choice
 from ziggurat.train.job import Outcome
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
 
 
-def complete(recipe: Recipe, stage: Stage, checkpoint: Path, outcome: Outcome, predictions: Predictions | None) -> None:
+def complete(
+    recipe: Recipe, stage: Stage, checkpoint: Path, outcome: Outcome, predictions: Predictions | None, choice: Choice | None
+) -> None:
     """Write scores, origins and the recipe's `card` into the card of a stage's last checkpoint."""
     card = checkpoints.card(checkpoint)
     *before, last = card.lineage
@@ -25,6 +28,7 @@ def complete(recipe: Recipe, stage: Stage, checkpoint: Path, outcome: Outcome, p
         **last,
         "recipe": recipe.name,
         "origins": {name: origin(recipe.sources[name]) for name in stage.data},
+        **({"start": choice.why} if choice is not None and stage.init == choice.chosen else {}),
         **({"held_out": held_out} if held_out else {}),
         **({"test": _test(stage, predictions)} if predictions is not None else {}),
     }

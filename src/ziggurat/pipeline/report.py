@@ -17,6 +17,7 @@
     baselines           {name: test score}; the ledger's own by default
     sources             {source, documents, tokens, heldout, test, leaks}: documents in training, their tokens, documents
                         held out, test documents, and documents removed because they hold a test document
+    choices             {stage, why, header, rows, text}: starts that were chosen among several, as `choose.Choice` has them
     doctor              what `doctor.json` holds: findings, and the estimated time of each stage
     config              the recipe as it was resolved, YAML text
     commands            list of command lines that make the run again
@@ -61,7 +62,15 @@ def html(facts: Mapping[str, Any]) -> str:
     parts += [f'<p class="note">{escape(note)}</p>' for note in [*facts.get("notes", ()), *(ledger.notes if ledger else ())]]
     if ledger:
         parts += [_figures(ledger), _verdicts(ledger), _scores(facts, ledger)]
-    parts += [_account(facts), _heldout(facts), _curves(facts, colors), _sources(facts), _before(facts), _setting(facts)]
+    parts += [
+        _account(facts),
+        _choices(facts),
+        _heldout(facts),
+        _curves(facts, colors),
+        _sources(facts),
+        _before(facts),
+        _setting(facts),
+    ]
     css = files("ziggurat.pipeline").joinpath("report.css").read_text(encoding="utf-8")
     title = escape(str(facts["name"]))
     return (
@@ -179,6 +188,14 @@ def _account(facts: Mapping[str, Any]) -> str:
         return ""
     cells = [(row, ' class="baseline"' if i < leading else "") for i, row in enumerate(rows)]
     return f"<h2>The account</h2>{_table(header, cells)}"
+
+
+def _choices(facts: Mapping[str, Any]) -> str:
+    out = ""
+    for choice in facts.get("choices", ()):
+        said = f"{choice['stage']} starts from {choice['why']}."
+        out += f"<h2>Which start fits</h2><p>{escape(said)}</p>{_table(choice['header'], [(row, '') for row in choice['rows']])}"
+    return out
 
 
 def _table(header: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], raw: bool = False) -> str:

@@ -6,8 +6,8 @@ import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
+from ziggurat.pipeline.choose import Choice, choose
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
@@ -42,7 +43,7 @@ from ziggurat.train import settings
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.loop import precision_of
 from ziggurat.train.recipe import Recipe
-from ziggurat.train.stage import Stage
+from ziggurat.train.stage import BestOf, Stage, candidates
 from ziggurat.train.start import Start
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,10 @@ class Run:
     imported: dict[str, Opened]
     """Checkpoints that stages start from, by what `init` says."""
     done: dict[str, Done]
+    choices: dict[str, Choice] = field(default_factory=dict)
+    """Starts that were chosen, by the stage's title."""
+    before: Mapping[str, Any] = field(default_factory=dict)
+    """What the doctor found."""
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -109,9 +114,12 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     folder = RUNS / recipe.name
     with session(folder) as signals:
         run = begin(recipe, folder, signals)
-        doctor.say(doctor.glance(run))
+        run.before = doctor.glance(run)
+        doctor.say(run.before)
         for stage in recipe.stages:
+            stage = started(run, stage)
             seed = recipe.worth.seeds[0] if recipe.worth and stage.stage == "finetune" else recipe.seed
+            assert isinstance(stage.init, str)
             run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
         arms = _arms(run)
         account(run, arms, [str(path), *overrides])
@@ -123,8 +131,15 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     log.info("ziggurat %s, python %s, %s; recipe %s in %s", __version__, platform.python_version(), versions, recipe.name, folder)
     if recipe.tensorboard and find_spec("tensorboard") is None:
         raise UserError("the recipe asks for TensorBoard, which is not installed", "pip install 'ziggurat[tensorboard]'")
-    titles = {s.title for s in recipe.stages}
-    inits = dict.fromkeys(s.init for s in recipe.stages if s.init not in titles | {"scratch"})
+    own = {s.title for s in recipe.stages} | {"scratch"}
+    choices: dict[str, Choice] = {}
+    for stage in recipe.stages:  # where all candidates are folders, the choice also decides about the tokenizer
+        if isinstance(stage.init, BestOf) and own.isdisjoint(stage.init.best_of):
+            choices[stage.title] = choose(
+                recipe, stage, folder, {name: partial(open_checkpoint, name) for name in stage.init.best_of}
+            )
+    whole, recipe = recipe, starting(recipe, choices)
+    inits = dict.fromkeys(name for s in recipe.stages for name in candidates(s.init) if name not in own)
     imported = {init: open_checkpoint(init) for init in inits}
     for init, opened in imported.items():
         _fits(recipe, init, opened)
@@ -135,8 +150,28 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     for stage in recipe.stages:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
             _answerable(stage, prepared)
-    write_text(folder / "recipe.yaml", dump(recipe))
-    return Run(recipe, folder, prepared, signals, imported, {})
+    write_text(folder / "recipe.yaml", dump(whole))
+    return Run(recipe, folder, prepared, signals, imported, {}, choices)
+
+
+def starting(recipe: Recipe, choices: Mapping[str, Choice]) -> Recipe:
+    """The recipe with starts that were chosen."""
+    update = {title: {"init": choice.chosen} for title, choice in choices.items()}
+    stages = tuple(s.model_copy(update=update.get(s.title, {})) for s in recipe.stages)
+    return recipe.model_copy(update={"stages": stages}) if update else recipe
+
+
+def started(run: Run, stage: Stage) -> Stage:
+    """A stage whose start is one; chosen now where it is the best of several. The run's recipe then says so, too."""
+    if isinstance(stage.init, BestOf) and stage.title not in run.choices:
+        opened = {name: partial(_candidate, run, name) for name in stage.init.best_of}
+        run.choices[stage.title] = choose(run.recipe, stage, run.folder, opened)
+        run.recipe = starting(run.recipe, run.choices)
+    return next(s for s in run.recipe.stages if s.title == stage.title)
+
+
+def _candidate(run: Run, name: str) -> Opened:
+    return run.imported[name] if name in run.imported else open_checkpoint(run.done[name].checkpoint)
 
 
 def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
@@ -240,7 +275,7 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     outcome = jobs.run_stage(folder, job)
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
-        complete(run.recipe, stage, checkpoints.at(folder, outcome.steps), outcome, predictions)
+        complete(run.recipe, stage, checkpoints.at(folder, outcome.steps), outcome, predictions, run.choices.get(stage.title))
         try:
             for note in export_checkpoint(folder, folder / "hf").notes:
                 log.debug("%s: %s", folder, note)
@@ -308,11 +343,12 @@ def _arms(run: Run) -> dict[str, dict[int, Done]]:
 
 
 def prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
-    """(name, init) of every prefix of the chain of stages that leads to the fine-tuning, shortest first."""
+    """(name, init) of every prefix of the chain of stages that leads to the fine-tuning, shortest first. Before a start is chosen, the
+    last candidate stands for it."""
     by_title = {s.title: s for s in recipe.stages}
-    chain, init = [], last.init
+    chain, init = [], candidates(last.init)[-1]
     while init in by_title:
         chain.append((f"+{init}", init))
-        init = by_title[init].init
+        init = candidates(by_title[init].init)[-1]
     first = init if init == "scratch" else called(init)
     return [(f"imported {first}" if first in by_title else first, init), *chain[::-1]]

@@ -14,7 +14,19 @@ from ziggurat.nn.spec import Model
 from ziggurat.systems import SYSTEMS, find
 from ziggurat.systems.base import System
 from ziggurat.text.train import TokenizerSpec
-from ziggurat.train.stage import BUDGETS, NAME, STAGE_DEFAULTS, BatchLimits, Evaluate, Optim, Save, Schedule, Stage, StageFields
+from ziggurat.train.stage import (
+    BUDGETS,
+    NAME,
+    STAGE_DEFAULTS,
+    BatchLimits,
+    Evaluate,
+    Optim,
+    Save,
+    Schedule,
+    Stage,
+    StageFields,
+    candidates,
+)
 from ziggurat.tree import Node, PathTo, Shape, merge, nearest, tree
 
 __all__ = [
@@ -246,8 +258,9 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
         if name not in recipe.sources:
             yield "data", f"unknown source '{name}'; {nearest(name, recipe.sources)}", ("sources", name)
     later = [s.title for s in recipe.stages if s.title not in before]
-    if stage.init in later:
-        yield "init", f"'{stage.init}' is not an earlier stage"
+    for name in candidates(stage.init):
+        if name in later:
+            yield "init", f"'{name}' is not an earlier stage"
     if stage.epochs is not None and len(stage.data) > 1:
         yield "epochs", f"{len(stage.data)} sources have epochs of their own; give the budget in steps, tokens or time"
     if stage.tokens is not None and stage.batch.tokens is None:
@@ -272,7 +285,7 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
                 yield "objective", message, ("sources", name)
     system = split(recipe.system)[0]
     ours = {"scratch", "previous", *(s.title for s in recipe.stages)}
-    if system is not None and stage.objective is not None and all(s.init in ours for s in recipe.stages):
+    if system is not None and stage.objective is not None and all({*candidates(s.init)} <= ours for s in recipe.stages):
         model = stage.objective.part_of(stage.objective.equipped(_model_before(recipe, stage, system.model)))
         for why in stage.objective.misfits(model):
             yield "objective", why
@@ -287,7 +300,7 @@ def _model_before(recipe: Recipe, stage: Stage, model: Model) -> Model:
     """What a stage starts from: the system's model, or the part of it that earlier stages have kept."""
     kept: dict[str, Model] = {}
     for each in recipe.stages:
-        start = kept.get(each.init, model)
+        start = kept.get(candidates(each.init)[0], model)
         if each is stage:
             return start
         kept[each.title] = each.objective.part_of(start) if each.objective is not None else start
