@@ -16,8 +16,8 @@ from ziggurat.pipeline.choose import Candidate, decide, paired
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import load_recipe, run
 
-A = [x + y for x in "ba ke lo mu du fi".split() for y in "da fi go lu ba se".split()]
-B = [x + y for x in "ni po ra si te vo".split() for y in "me no pe ri za hu".split()]
+A = [x + y for x in ["ba", "ke", "lo", "mu", "du", "fi"] for y in ["da", "fi", "go", "lu", "ba", "se"]]
+B = [x + y for x in ["ni", "po", "ra", "si", "te", "vo"] for y in ["me", "no", "pe", "ri", "za", "hu"]]
 RECIPE = """\
 name: branches
 system: roberta/tiny
