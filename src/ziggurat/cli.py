@@ -1,4 +1,4 @@
-"""The command line: nine verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
+"""The command line: ten verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
 
 from __future__ import annotations
 
@@ -109,13 +109,40 @@ def doctor_(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command("evaluate")
 @verb
-def evaluate_(checkpoint: Checkpoint, recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Score a checkpoint on the held-out and test rows of a recipe's sources."""
-    from ziggurat.pipeline.evaluate import evaluate_checkpoint
-    from ziggurat.pipeline.show import table
+def evaluate_(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT... SUITE|RECIPE [KEY=VALUE]...",
+            help="Checkpoint folders; then a built-in suite, or a file with a suite or a recipe; then values over the file's.",
+        ),
+    ],
+) -> None:
+    """Score checkpoints on a suite of tasks, fine-tuned with several seeds; or one on the held-out and test rows of a recipe."""
+    from ziggurat.pipeline.evaluate import evaluate
 
-    scores = evaluate_checkpoint(checkpoint, recipe, overrides or [])
-    table(["score", "value"], [[name, f"{v:.4f}" if isinstance(v, float) else str(v)] for name, v in scores.items()])
+    evaluate(what)
+
+
+@app.command("interpolate")
+@verb
+def interpolate_(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option(help="A finished stage of text; otherwise the last one.")] = "",
+    points: Annotated[int, typer.Option(min=2, help="Shares tried, evenly from 0 (the start) to 1 (trained).")] = 11,
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Take this share instead of choosing one.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Most forgetting, in nats a predicted token; otherwise the recipe's.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the chosen weights go.")] = None,
+) -> None:
+    """Measure weights between a stage's start and what it trained, and write the best within the limit of forgetting."""
+    from ziggurat.pipeline.interpolation import interpolate
+    from ziggurat.pipeline.show import table
+    from ziggurat.train.adaptation import Interpolate
+
+    table(*interpolate(recipe, overrides or [], stage, Interpolate(points=points, share=share, limit=limit), to))
 
 
 @app.command("import")
@@ -164,9 +191,9 @@ def show_(
 @app.command("list")
 @verb
 def list_(
-    what: Annotated[str, typer.Argument(metavar="systems|objectives|matrix|recipes|stages")],
+    what: Annotated[str, typer.Argument(metavar="systems|objectives|matrix|recipes|stages|suites")],
 ) -> None:
-    """Print the systems, objectives, recipes or stages there are, or which objective trains which structure."""
+    """Print the systems, objectives, recipes, stages or suites there are, or which objective trains which structure."""
     from ziggurat.pipeline.show import listing, table
 
     table(*listing(what))
@@ -175,12 +202,15 @@ def list_(
 @app.command("try")
 @verb
 def try_(
-    checkpoint: Checkpoint, text: Annotated[str, typer.Argument(help="What to give the model; [MASK] to be filled.")]
+    checkpoint: Checkpoint,
+    text: Annotated[str, typer.Argument(help="What to give the model; [MASK] to be filled.")],
+    pair: Annotated[str, typer.Option(metavar="TEXT", help="The second text of a pair: a question's context.")] = "",
+    choice: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text to choose from; give two or more.")] = None,
 ) -> None:
-    """Try a checkpoint on one text: fill masks, continue, or label."""
+    """Try a checkpoint on one text: fill masks, continue, label, answer or choose."""
     from ziggurat.pipeline.tryout import try_checkpoint
 
-    print(try_checkpoint(checkpoint, text))
+    print(try_checkpoint(checkpoint, text, pair, choice or []))
 
 
 def main() -> None:

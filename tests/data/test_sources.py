@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ziggurat.data.docstrings import backticks, docstrings
 from ziggurat.data.reading import Reading
-from ziggurat.data.rows import join_words
+from ziggurat.data.rows import Columns, join_words
 from ziggurat.data.sources import DocstringBackticks, Docstrings, Files, Hub, Source, documents, fingerprint, labelled, splits
 from ziggurat.errors import UserError
 
@@ -285,6 +285,19 @@ def test_null_and_number_labels(tmp_path: Path) -> None:
     reading = Reading()
     found = list(documents(source(write(tmp_path / "a.jsonl", jsonl(rows)), columns={"label": "label"}), "train", reading))
     assert [d.fields["label"] for d in found] == ["pos", 0, 1.5, "true"] and reading.skipped == 4
+
+
+def test_several_references_are_rows_to_learn_from_and_one_to_be_scored_on(tmp_path: Path) -> None:
+    rows = [{"text": f"t{n}", "pair": [f"p{n}{k}" for k in range(n + 1)]} for n in range(3)] + [{"text": "none", "pair": []}]
+    train, test = write(tmp_path / "a.jsonl", jsonl(rows)), write(tmp_path / "b.jsonl", jsonl(rows))
+    source = Files(path=str(train), test=str(test), columns=Columns(pair="pair"))
+    learnt = list(documents(source, "train"))
+    assert [(d.texts["text"], d.texts["pair"]) for d in learnt] == [(f"t{n}", f"p{n}{k}") for n in range(3) for k in range(n + 1)]
+    assert len({d.id for d in learnt}) == 6 and all(not d.fields for d in learnt)
+    assert [d.fields["references"] for d in documents(source, "test")] == [row["pair"] for row in rows[:3]]
+    halves = Files(path=str(train), test=0.4, columns=Columns(pair="pair"))
+    seen = {d.texts["text"] for d in documents(halves, "train")}
+    assert not seen & {d.texts["text"] for d in documents(halves, "test")}  # references of one text stay on one side
 
 
 def test_line_ends_and_marks_of_byte_order(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_right_domain_is_chosen_and_stays_chosen(
     def again(*_: object) -> None:
         raise AssertionError("chosen again")
 
-    monkeypatch.setattr(choosing, "_measure", again)
+    monkeypatch.setattr(choosing, "measure", again)
     (folder / "finetune/DONE").unlink()
     run("r.yaml")
     assert load_recipe(folder / "recipe.yaml").resolved() == load_recipe("r.yaml")

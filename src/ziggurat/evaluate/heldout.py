@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from ziggurat.evaluate.scores import Metric, metric
+from ziggurat.evaluate.answer_scores import answer_metric
+from ziggurat.evaluate.scores import CHOSEN, Metric, metric
 from ziggurat.evaluate.text_scores import text_metric
 from ziggurat.nn.heads import ReplacedHeadLayer
+from ziggurat.nn.memory import Recall, remember
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Asked, Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
+from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.types import Batch, Target
 
@@ -33,6 +37,29 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch.map(lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device))
 
 
+class Remembers(Protocol):
+    """What `reading` asks of an objective."""
+
+    def remembered(self, batch: Batch) -> np.ndarray: ...
+
+
+@contextmanager
+def reading(network: NetworkModel, objective: Remembers, batch: Batch, recall: Recall | None) -> Iterator[Batch]:
+    """The batch on the network's device, for one forward pass: inside, its documents remember what `recall` has of the texts they go on
+    with, and afterwards `recall` has what they leave. Without one, nothing is remembered."""
+    given = to_device(batch, next(network.parameters()).device)
+    if recall is None:
+        yield given
+        return
+    assert batch.before is not None, "examples that do not say what they go on from cannot remember it"
+    memory = recall.find(batch.before)
+    with network.reading(memory) as kept:
+        yield given
+    stream = given.streams["text"]
+    rows = torch.from_numpy(np.flatnonzero(objective.remembered(batch))).to(stream.bounds.device)
+    recall.add(batch.keys, remember(kept, stream, list(kept), rows=rows, length=recall.length, before=memory))
+
+
 def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
     """Batches until they hold `tokens` live tokens."""
     seen = 0
@@ -43,20 +70,31 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
             return
 
 
+def language_loss(numbers: Mapping[str, float]) -> float:
+    """The language-model loss among a source's held-out numbers, or else the first loss; nan if there is none."""
+    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1"))]
+    return next((numbers[name] for name in ("mlm", "clm", *losses) if name in numbers), float("nan"))
+
+
 @torch.no_grad()
 def held_out(
-    network: NetworkModel, objective: Objective, batches: Iterable[Batch], dtype: torch.dtype = torch.float32
+    network: NetworkModel,
+    objective: Objective,
+    batches: Iterable[Batch],
+    dtype: torch.dtype = torch.float32,
+    memory: int = 0,
 ) -> dict[str, float]:
     """Means over all predictions: `<target>` (loss in nats) and, for classes, `<target>_accuracy`; for replaced tokens also
-    `<target>_f1`, of the replaced ones."""
+    `<target>_f1`, of the replaced ones. With a `memory` of so many tokens, `batches` must be in an order made for it."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     sums: dict[str, np.ndarray] = {}
     binary = set[str]()
+    recall = Recall(memory) if memory else None
     for batch in batches:
-        with autocast(device, dtype):
-            for name, asked in objective.asked(network, to_device(batch, device)).items():
+        with autocast(device, dtype), reading(network, objective, batch, recall) as given:
+            for name, asked in objective.asked(network, given).items():
                 loss = network.loss(*asked)
                 add = np.array([float(loss.total), float(loss.count), *_right(network, asked)])
                 sums[name] = sums.get(name, 0.0) + add
@@ -80,6 +118,8 @@ def _right(network: NetworkModel, asked: Asked) -> tuple[float, float, float]:
     target = asked.target
     if target.value.is_floating_point():
         return float("nan"), 0.0, 0.0
+    if target.group is not None:
+        return _best(network, asked), 0.0, 0.0
     found = np.zeros(3)
     for start in range(0, len(target.index), CHUNK):
         part = slice(start, start + CHUNK)
@@ -93,12 +133,30 @@ def _right(network: NetworkModel, asked: Asked) -> tuple[float, float, float]:
     return right, both, either
 
 
+def _best(network: NetworkModel, asked: Asked) -> float:
+    """The summed weight of the groups whose best row is a right one."""
+    target = asked.target
+    group, weight = target.group, target.weight.float()
+    assert group is not None
+    if not len(group):
+        return 0.0
+    scores = network.logits(asked.head, asked.hidden, asked.streams, target).gather(1, target.value[:, None])[:, 0].float()
+    count = int(group.max()) + 1
+    top = scores.new_full((count,), -torch.inf).scatter_reduce(0, group, scores, "amax")
+    right = (scores == top[group]) & (weight > 0)
+    return float(weight.new_zeros(count).index_add(0, group, weight)[group[right].unique()].sum())
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """The gold answers of a labelled set and a model's, one entry an example; a tagged example is a list of labels."""
+    """The gold answers of a labelled set and a model's, one entry an example. A tagged example is a list of labels, and so is a group of
+    rows that are scored together; the gold of a question are all its right answers, none where it cannot be answered."""
 
     gold: list[Any]
     predicted: list[Any]
+    more: dict[str, list[Any]] = field(default_factory=dict)
+    """What else is known, one entry an example: of a question `span`, the best one's text, and `margin`, by how much no answer scores
+    better; of a multiple choice `scores`."""
 
     def score(self, objective: Objective) -> float:
         return metric_of(objective)(self.gold, self.predicted)
@@ -106,15 +164,21 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    network: NetworkModel, objective: Objective, batches: Iterable[Batch], dtype: torch.dtype = torch.float32
+    network: NetworkModel,
+    objective: Objective,
+    batches: Iterable[Batch],
+    dtype: torch.dtype = torch.float32,
+    groups: Mapping[int, Any] | None = None,
 ) -> Predictions:
-    """The model's answers to a labelled objective, in the order of the batches."""
+    """The model's answers to a labelled objective, in the order of the batches; those of rows of one group together, `groups` being the
+    group of each row by its key."""
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     gold: list[Any] = []
     predicted: list[Any] = []
+    of: list[Any] = []
     for batch in batches:
         on_device = to_device(batch, device)
         with autocast(device, dtype):
@@ -132,8 +196,17 @@ def predict(
             answers, values = _by_document(owner, answers), _by_document(owner, values)
         gold += values
         predicted += answers
+        if groups is not None:
+            of += [groups[key] for key in batch.keys[batch.targets[objective.kind].index].tolist()]
     network.train(was_training)
-    return Predictions(gold, predicted)
+    return Predictions(gold, predicted) if groups is None else Predictions(_together(of, gold), _together(of, predicted))
+
+
+def _together(groups: Sequence[Any], values: Sequence[Any]) -> list[list[Any]]:
+    found: dict[Any, list[Any]] = {}
+    for group, value in zip(groups, values, strict=True):
+        found.setdefault(group, []).append(value)
+    return list(found.values())
 
 
 def _by_document(owner: np.ndarray, values: Sequence[Any]) -> list[list[Any]]:
@@ -145,8 +218,12 @@ def metric_of(objective: Objective) -> Metric:
     """The metric that reports quote for a labelled objective."""
     if isinstance(objective, Seq2Seq):
         return text_metric(objective.metric)
+    if isinstance(objective, QuestionAnswering):
+        return answer_metric(objective.metric)
+    if isinstance(objective, MultipleChoice):
+        return CHOSEN if objective.metric == "accuracy" else replace(answer_metric(objective.metric), task="multiple_choice")
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
-    if objective.metric in ("f1", "token_f1"):
+    if objective.metric in ("f1", "token_f1", "f1_a"):
         assert isinstance(objective, Labels)
         return metric(objective.metric, positive=objective.label_names()[1])
     return metric(objective.metric)

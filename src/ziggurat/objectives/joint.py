@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -23,6 +24,7 @@ from ziggurat.types import Batch, Tokens
 
 if TYPE_CHECKING:
     from ziggurat.text.tokenizer import Tokenizer
+    from ziggurat.text.vectors import Vectors
 
 Part = Annotated[
     MaskedAsCorrection | SpanBoundary | Masked | NextSentence | SentenceOrder | SentenceStructure | WordOrder,
@@ -57,8 +59,12 @@ class Joint(Objective):
             raise ValueError(f"weights for {sorted(unknown)}, which is no part; parts are {kinds}")
         return self
 
-    def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        return {name: table for part in self.parts for name, table in part.tables(tokenizer).items()}
+    @property
+    def vectors(self) -> tuple[Vectors, ...]:
+        return tuple(dict.fromkeys(each for part in self.parts for each in part.vectors))
+
+    def tables(self, tokenizer: Tokenizer, run: Path | None = None) -> dict[str, Any]:
+        return {name: table for part in self.parts for name, table in part.tables(tokenizer, run).items()}
 
     def needs(self, ctx: Context) -> None:
         for part in self.parts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -25,6 +26,7 @@ from ziggurat.types import Batch, Part, Tokens, join_all, text_target
 if TYPE_CHECKING:
     from ziggurat.objectives import AnyObjective
     from ziggurat.text.tokenizer import Tokenizer
+    from ziggurat.text.vectors import Vectors
 
 PART = "mixture.part"
 """Between `form` and `corrupt` the batch carries each example's part, as a target that `corrupt` takes away."""
@@ -88,8 +90,12 @@ class Mixture(Objective):
         mixed = (1 - t) * start / start.sum() + t * end / end.sum()
         return mixed / mixed.sum()
 
-    def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        return {name: table for part in self.parts for name, table in part.tables(tokenizer).items()}
+    @property
+    def vectors(self) -> tuple[Vectors, ...]:
+        return tuple(dict.fromkeys(each for part in self.parts for each in part.vectors))
+
+    def tables(self, tokenizer: Tokenizer, run: Path | None = None) -> dict[str, Any]:
+        return {name: table for part in self.parts for name, table in part.tables(tokenizer, run).items()}
 
     def tokens(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for part in self.parts for name in part.tokens()))

@@ -19,8 +19,9 @@ from ziggurat.nn import spec as parts
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import machine
-from ziggurat.pipeline.run import Run, job_of, prefixes, start_of
-from ziggurat.train.job import PROBE, PROBE_SHARE
+from ziggurat.pipeline.interpolation import shares
+from ziggurat.pipeline.run import Run, _prefixes, job_of, start_of
+from ziggurat.train.budget import PROBE, PROBE_SHARE
 from ziggurat.train.probe import FLOAT, Memory, Probe, parameters, probe, static
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import BestOf, Stage, candidates
@@ -103,7 +104,12 @@ def repeats(recipe: Recipe) -> dict[str, int]:
     found = {stage.title: 1 for stage in recipe.stages}
     tuned = [s for s in recipe.stages if s.stage == "finetune"]
     if tuned and recipe.worth is not None:
-        found[tuned[-1].title] = len(prefixes(recipe, tuned[-1])) * len(recipe.worth.seeds)
+        ways = _prefixes(recipe, tuned[-1])
+        found[tuned[-1].title] = len(ways) * len(recipe.worth.seeds)
+        dapt = [s.title for s in recipe.stages if s.stage == "dapt" and f"+{s.title}" in dict(ways)]
+        if recipe.worth.control is not None and dapt:
+            found[dapt[-1]] += 1
+            found[tuned[-1].title] += len(recipe.worth.seeds)
     return found
 
 
@@ -161,7 +167,7 @@ def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bo
         return plain
     seed = run.recipe.seed
     try:
-        job = job_of(run, stage, seed, bare_start(run, stage.init), {})
+        job = job_of(run, stage, run.folder, seed, candidates(stage.init)[-1], start=bare_start(run, stage.init))
         found = probe(job, limit, room)
     except UserError as error:
         return replace(plain, error=error.message, hint=error.hint)
@@ -189,7 +195,7 @@ def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bo
 def _disk(stage: Stage, count: int) -> int:
     """Bytes of a finished stage: its last checkpoint and the export, and older checkpoints with their optimiser's state."""
     older = stage.save.keep - 1 if stage.save.every else 0
-    return FLOAT * count * (2 + OVERWRITTEN * older)
+    return FLOAT * count * (2 + OVERWRITTEN * older + (stage.interpolate is not None))
 
 
 def _evaluation(run: Run, stage: Stage, found: Probe) -> Iterator[float]:
@@ -197,7 +203,13 @@ def _evaluation(run: Run, stage: Stage, found: Probe) -> Iterator[float]:
     assert stage.objective is not None
     shards = run.prepared.shards
     looks = 1 + ((found.steps - 1) // stage.evaluate.every if stage.evaluate.every else 0)
-    names = list(stage.data) if stage.stage == "finetune" else list(dict.fromkeys(n for s in run.recipe.stages for n in s.data))
+    looks += stage.stage != "finetune" and stage.init != "scratch"  # what it began with
+    looks += len(shares(stage.interpolate)) if stage.interpolate is not None else 0
+    names = (
+        list(stage.data)
+        if stage.stage == "finetune"
+        else list(dict.fromkeys(n for s in run.recipe.stages for n in (*s.reads, *s.measures)))
+    )
     for name in names:
         split = "valid" if (name, "valid") in shards or stage.stage == "finetune" else "test"
         if (name, split) in shards:

@@ -19,7 +19,7 @@ from ziggurat.data.leaks import LeakIndex
 from ziggurat.data.near import near_duplicates
 from ziggurat.objectives.base import Supply
 from ziggurat.pipeline.prepare import Prepared
-from ziggurat.train.job import planned
+from ziggurat.train.budget import planned
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
 from ziggurat.types import Document

@@ -9,8 +9,10 @@ import platform
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,15 +24,18 @@ from ziggurat.config import dump
 from ziggurat.data import sources
 from ziggurat.data.subset import Subset
 from ziggurat.evaluate import baselines
-from ziggurat.evaluate.heldout import metric_of
+from ziggurat.evaluate.heldout import language_loss, metric_of
 from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
-from ziggurat.objectives.labelled import Labels, Regress, Tag
+from ziggurat.objectives.labelled import Labels, Tag
+from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.seq2seq import Seq2Seq
-from ziggurat.pipeline import worth
+from ziggurat.pipeline import interpolation, worth
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
 from ziggurat.pipeline.table import terminal_table
+from ziggurat.train.adaptation import shift
 from ziggurat.train.stage import Stage
 from ziggurat.types import Document
 
@@ -41,13 +46,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def account(run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequence[str]) -> None:
+def account(
+    run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequence[str], control: worth.Control | None = None
+) -> None:
     """Write report.html and report.json into the run folder and print the table. `arguments` are those of `ziggurat run`."""
     ledger = None
     if arms:
         stage = next(iter(next(iter(arms.values())).values())).stage
         assert stage.objective is not None
-        ledger = _ledger(run, arms, stage, stage.objective)
+        ledger = _ledger(run, arms, stage, stage.objective, control)
     facts = _facts(run, arms, ledger, arguments)
     html, _ = write_report(run.folder, facts)
     from rich.console import Console
@@ -57,7 +64,13 @@ def account(run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequenc
     console.print(f"report: {html}")
 
 
-def _ledger(run: Run, arms: Mapping[str, Mapping[int, Done]], stage: Stage, objective: Objective) -> worth.Ledger:
+def _ledger(
+    run: Run,
+    arms: Mapping[str, Mapping[int, Done]],
+    stage: Stage,
+    objective: Objective,
+    control: worth.Control | None,
+) -> worth.Ledger:
     metric = metric_of(objective)
     trials: dict[str, dict[int, worth.Trial | float]] = {}
     gold = None
@@ -68,19 +81,14 @@ def _ledger(run: Run, arms: Mapping[str, Mapping[int, Done]], stage: Stage, obje
             gold = done.predictions.gold
             trials[name][seed] = worth.Trial(done.predictions.score(objective), done.predictions.predicted)
     after = {}
-    for title, done in run.done.items():
+    for title, done in (*run.done.items(), *((name.lstrip("+"), one) for name, one in run.controls.items())):
         if done.stage.stage != "finetune":
-            loss = {source: _loss(numbers) for source, numbers in done.outcome.held_out.items()}
+            loss = {source: language_loss(numbers) for source, numbers in done.outcome.held_out.items()}
             o = done.outcome
             after[f"+{title}"] = worth.After(o.tokens, o.seconds, o.tokens_per_second, loss)
     seeds = list(next(iter(arms.values())))
-    return worth.measure(trials, metric, gold=gold, baselines=_baselines(run, stage, objective, seeds), after=after)
-
-
-def _loss(numbers: Mapping[str, float]) -> float:
-    """The language-model loss among a source's held-out numbers, or else the first loss."""
-    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1"))]
-    return next((numbers[name] for name in ("mlm", "clm", *losses) if name in numbers), float("nan"))
+    scores = _baselines(run, stage, objective, seeds)
+    return worth.measure(trials, metric, gold=gold, baselines=scores, after=after, control=control)
 
 
 def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -> dict[str, float]:
@@ -104,15 +112,14 @@ def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -
     log.info("baselines of %s on the same rows", name)
     test = list(sources.documents(source, "test"))
     by_id = {d.id: d for d in sources.documents(source, "train")}
-    kinds = ((Regress, "regress"), (Tag, "tag"), (Seq2Seq, "seq2seq"))
-    kind: Any = next((name for base, name in kinds if isinstance(objective, base)), "classify")
+    kind: Any = objective.kind
     metric = metric_of(objective)
     sums: dict[str, list[float]] = defaultdict(list)
     for seed in seeds if stage.examples else seeds[:1]:
         chosen: Any = draw(train, stage.examples, seed) if stage.examples else Subset(train, np.arange(len(train)))
         rows = [by_id[i] for i in chosen.ids(np.arange(len(chosen)))]
         x, y = _examples(rows, objective)
-        x_test, y_test = _examples(test, objective)
+        x_test, y_test = _examples(test, objective, test=True)
         for baseline, score in baselines.baselines(kind, x, y, x_test, y_test, metric).items():
             sums[baseline].append(score)
     scores = {baseline: float(np.mean(values)) for baseline, values in sums.items()}
@@ -120,14 +127,23 @@ def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -
     return scores
 
 
-def _examples(documents: list[Document], objective: Objective) -> tuple[list[Any], list[Any]]:
+def _examples(documents: list[Document], objective: Objective, test: bool = False) -> tuple[list[Any], list[Any]]:
     """Inputs and answers as `evaluate.baselines` takes them."""
+    if isinstance(objective, QuestionAnswering):
+        return [(d.texts["text"], d.texts["pair"]) for d in documents], [d.fields["answers"] for d in documents]
+    if isinstance(objective, MultipleChoice):
+        options = [[text.strip() for text in d.lists["choices"]] for d in documents]
+        labels = [d.fields["label"] for d in documents]
+        right: list[Any] = [objective.numbers(label, len(o)) for label, o in zip(labels, options, strict=True)]
+        if test and objective.metric != "accuracy":
+            right = [[o[n] for n in numbers] for numbers, o in zip(right, options, strict=True)]
+        return [(" ".join(d.texts.values()), o) for d, o in zip(documents, options, strict=True)], right
     if isinstance(objective, Tag):
         names = dict(zip(map(str, objective.labels), objective.label_names()))
         words = [[d.texts["text"][m.start : m.end] for m in d.marks] for d in documents]
         return words, [[names[m.label] for m in d.marks] for d in documents]
     if isinstance(objective, Seq2Seq):
-        return [d.texts["text"] for d in documents], [d.texts["pair"] for d in documents]
+        return [d.texts["text"] for d in documents], [d.fields.get("references", d.texts["pair"]) for d in documents]
     texts = [(d.texts["text"], d.texts["pair"]) if "pair" in d.texts else d.texts["text"] for d in documents]
     labels = [d.fields["label"] for d in documents]
     if isinstance(objective, Labels):
@@ -190,11 +206,15 @@ def _stage(title: str, done: Done) -> dict[str, Any]:
                 _, source, name = key.split("/", 2)
                 by_source[source][name] = value
         for source, numbers in by_source.items():
-            curves[source].append((line["step"], _loss(numbers)))
+            curves[source].append((line["step"], language_loss(numbers)))
+    moved = shift(done.stage, o.before, o.held_out)
     return {
         "name": title,
         "stage": done.stage.stage,
         "data": ", ".join(done.stage.data),
+        "shift": asdict(moved) if moved is not None else None,
+        "stopped": o.stopped,
+        "interpolation": _line(done.folder),
         "steps": o.steps,
         "skipped": o.skipped,
         "tokens": o.tokens,
@@ -202,9 +222,18 @@ def _stage(title: str, done: Done) -> dict[str, Any]:
         "evaluation_seconds": o.evaluation_seconds,
         "tokens_per_second": o.tokens_per_second,
         "curve": o.curve,
-        "heldout": {source: {"loss": _loss(n), **n} for source, n in o.held_out.items()},
+        "heldout": {source: {"loss": language_loss(n), **n} for source, n in o.held_out.items()},
         "heldout_curve": dict(curves),
     }
+
+
+def _line(folder: Path) -> dict[str, Any] | None:
+    """The losses between a stage's start and what it trained: {points: [{share, losses: {source: nats}}], chosen}."""
+    found = interpolation.read(folder)
+    if found is None:
+        return None
+    points = [{"share": p["share"], "losses": {s: language_loss(n) for s, n in p["found"].items()}} for p in found["points"]]
+    return {"points": points, "chosen": found["chosen"]}
 
 
 def _choice(choice: Choice) -> dict[str, Any]:

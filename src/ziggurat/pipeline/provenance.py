@@ -28,7 +28,7 @@ def complete(
         **last,
         "recipe": recipe.name,
         "origins": {name: origin(recipe.sources[name]) for name in stage.data},
-        **({"start": choice.why} if choice is not None and stage.init == choice.chosen else {}),
+        **({"start": choice.why} if choice is not None else {}),
         **({"held_out": held_out} if held_out else {}),
         **({"test": _test(stage, predictions)} if predictions is not None else {}),
     }

@@ -13,6 +13,8 @@
                           curve: [(step, loss)] in training, heldout_curve: {source: [(step, loss)]},
                           heldout: {source: {"loss": nats, and, as there are, perplexity, accuracy, bits_per_byte}}}
                         `stage` is pretrain, dapt, tapt or finetune; losses are means in nats a predicted token
+    (in stages)         shift: {gain, forgetting: {source: nats}, limit}, stopped: whether it ended early;
+                        interpolation: {points: [{share, losses: {source: nats}}], chosen}
     worth               a `worth.Ledger`, or None
     baselines           {name: test score}; the ledger's own by default
     sources             {source, documents, tokens, heldout, test, leaks}: documents in training, their tokens, documents
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_text
+from ziggurat.pipeline import before, forgetting
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
 from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
 from ziggurat.pipeline.worth import Ledger, jsonable, shown
@@ -64,11 +67,12 @@ def html(facts: Mapping[str, Any]) -> str:
         parts += [_figures(ledger), _verdicts(ledger), _scores(facts, ledger)]
     parts += [
         _account(facts),
-        _choices(facts),
+        before.choices(facts, _table),
+        forgetting.section(facts, colors, _table),
         _heldout(facts),
         _curves(facts, colors),
         _sources(facts),
-        _before(facts),
+        before.findings(facts, _table),
         _setting(facts),
     ]
     css = files("ziggurat.pipeline").joinpath("report.css").read_text(encoding="utf-8")
@@ -117,7 +121,7 @@ def _figures(ledger: Ledger) -> str:
 
 
 def _verdicts(ledger: Ledger) -> str:
-    gains = [*ledger.gains, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else [])]
+    gains = [*ledger.gains, *ledger.controls, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else [])]
     if not gains:
         return ""
     items = "".join(f'<li><span class="chip {g.verdict}">{g.verdict}</span><span>{escape(g.sentence)}</span></li>' for g in gains)
@@ -166,7 +170,7 @@ def _scores(facts: Mapping[str, Any], ledger: Ledger) -> str:
     out.append(dot_chart(rows, label=unit, lines=lines, form=form))
     if ledger.gains:
         rows = []
-        for g in ledger.gains:
+        for g in (*ledger.gains, *ledger.controls):
             wide = max((i for i in (g.over_seeds, g.over_examples) if i), key=lambda i: i[1] - i[0], default=None)
             low, high = (scale * wide[0], scale * wide[1]) if wide else (None, None)
             color = {"paid": "var(--good)", "cost": "var(--bad)"}.get(g.verdict, "var(--soft)")
@@ -188,14 +192,6 @@ def _account(facts: Mapping[str, Any]) -> str:
         return ""
     cells = [(row, ' class="baseline"' if i < leading else "") for i, row in enumerate(rows)]
     return f"<h2>The account</h2>{_table(header, cells)}"
-
-
-def _choices(facts: Mapping[str, Any]) -> str:
-    out = ""
-    for choice in facts.get("choices", ()):
-        said = f"{choice['stage']} starts from {choice['why']}."
-        out += f"<h2>Which start fits</h2><p>{escape(said)}</p>{_table(choice['header'], [(row, '') for row in choice['rows']])}"
-    return out
 
 
 def _table(header: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], raw: bool = False) -> str:
@@ -286,29 +282,6 @@ def _sources(facts: Mapping[str, Any]) -> str:
         return ""
     body = [([str(row["source"]), *(f"{row[key]:,}" if row.get(key) is not None else "" for key in present)], "") for row in rows]
     return f"<h2>Data</h2>{_table(['source', *(columns[key] for key in present)], body)}"
-
-
-def _before(facts: Mapping[str, Any]) -> str:
-    """What the doctor found before the run, and what it said the stages would take."""
-    found = facts.get("doctor") or {}
-    if not found:
-        return ""
-    look = {"error": "cost", "warning": "undecided", "note": "no"}
-    items = [
-        f'<li><span class="chip {look[f["level"]]}">{f["level"]}</span><span>{escape(f["where"])}: {escape(f["message"])} '
-        f"<small>{escape(f['hint'])}</small></span></li>"
-        for f in found.get("findings", ())
-    ]
-    said = f'<ul class="verdicts">{"".join(items)}</ul>' if items else '<p class="quiet">The doctor found nothing.</p>'
-    took = {s["name"]: s["seconds"] for s in facts.get("stages", ()) if s.get("seconds")}
-    sizes = (found.get("estimate") or {}).get("stages", ())
-    timed = [
-        ([s["name"], duration(s["training"]), duration(took[s["name"]]), f"{s['memory']['total'] / 2**20:,.0f} MiB"], "")
-        for s in sizes
-        if s.get("steps") and s["name"] in took
-    ]
-    table = _table(["stage", "training time, estimated", "measured", "memory, estimated"], timed) if timed else ""
-    return f"<h2>Before the run</h2>{said}{table}"
 
 
 def _setting(facts: Mapping[str, Any]) -> str:

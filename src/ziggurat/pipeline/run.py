@@ -27,14 +27,17 @@ from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
-from ziggurat.pipeline.choose import Choice, choose
+from ziggurat.pipeline import interpolation
+from ziggurat.pipeline.choose import Choice, choose, choose_folders, starting
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.provenance import complete
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
+from ziggurat.pipeline.suite_files import suites_of
 from ziggurat.systems import find
+from ziggurat.systems.adapter import write_adapter
 from ziggurat.systems.base import DIALS, NoHubClass
 from ziggurat.systems.hub import export_checkpoint
 from ziggurat.text.tokenizer import Tokenizer
@@ -42,7 +45,9 @@ from ziggurat.train import job as jobs
 from ziggurat.train import settings
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.loop import precision_of
+from ziggurat.train.lora import A, B
 from ziggurat.train.recipe import Recipe
+from ziggurat.train.retention import ADDED
 from ziggurat.train.stage import BestOf, Stage, candidates
 from ziggurat.train.start import Start
 
@@ -65,8 +70,8 @@ class Done:
 
     @property
     def checkpoint(self) -> Path:
-        """The last one."""
-        return checkpoints.at(self.folder, self.outcome.steps)
+        """What it hands on."""
+        return jobs.result(self.folder, self.outcome.steps)
 
 
 @dataclass
@@ -81,6 +86,8 @@ class Run:
     imported: dict[str, Opened]
     """Checkpoints that stages start from, by what `init` says."""
     done: dict[str, Done]
+    controls: dict[str, Done] = field(default_factory=dict)
+    """Stages beside the pipeline, by what the ledger calls the fine-tunings from them."""
     choices: dict[str, Choice] = field(default_factory=dict)
     """Starts that were chosen, by the stage's title."""
     before: Mapping[str, Any] = field(default_factory=dict)
@@ -88,7 +95,7 @@ class Run:
 
     @cached_property
     def scorer(self) -> Scorer:
-        return Scorer(self.recipe, self.prepared.shards, self.prepared.tokenizer)
+        return Scorer(self.recipe, self.prepared.shards, self.prepared.tokenizer, self.folder)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -108,37 +115,39 @@ def prepare(path: str | Path, overrides: Sequence[str] = ()) -> Path:
 def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe, or go on with it; returns the run folder. Raises `UserError`, and `Stopped` after a signal."""
     from ziggurat.pipeline import doctor
+    from ziggurat.pipeline.control import control
     from ziggurat.pipeline.outcome import account
 
     recipe = load_recipe(path, overrides)
+    suites = suites_of(recipe)
     folder = RUNS / recipe.name
     with session(folder) as signals:
         run = begin(recipe, folder, signals)
         run.before = doctor.glance(run)
         doctor.say(run.before)
         for stage in recipe.stages:
-            stage = started(run, stage)
+            stage, init = started(run, stage)
             seed = recipe.worth.seeds[0] if recipe.worth and stage.stage == "finetune" else recipe.seed
-            assert isinstance(stage.init, str)
-            run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
+            run.done[stage.title] = _one(run, stage, folder / stage.title, seed, init)
         arms = _arms(run)
-        account(run, arms, [str(path), *overrides])
+        beside = control(run, arms)
+        account(run, arms, [str(path), *overrides], beside)
+    if suites:
+        from ziggurat.pipeline.suites import evaluate_run
+
+        evaluate_run(run, suites)
     return folder
 
 
 def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
+    """What the steps of a run share; tokenizer and shards are made if they are not there."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "tokenizers"))
     log.info("ziggurat %s, python %s, %s; recipe %s in %s", __version__, platform.python_version(), versions, recipe.name, folder)
     if recipe.tensorboard and find_spec("tensorboard") is None:
         raise UserError("the recipe asks for TensorBoard, which is not installed", "pip install 'ziggurat[tensorboard]'")
+    choices, whole = choose_folders(recipe, folder), recipe
+    recipe = starting(recipe, choices)
     own = {s.title for s in recipe.stages} | {"scratch"}
-    choices: dict[str, Choice] = {}
-    for stage in recipe.stages:  # where all candidates are folders, the choice also decides about the tokenizer
-        if isinstance(stage.init, BestOf) and own.isdisjoint(stage.init.best_of):
-            choices[stage.title] = choose(
-                recipe, stage, folder, {name: partial(open_checkpoint, name) for name in stage.init.best_of}
-            )
-    whole, recipe = recipe, starting(recipe, choices)
     inits = dict.fromkeys(name for s in recipe.stages for name in candidates(s.init) if name not in own)
     imported = {init: open_checkpoint(init) for init in inits}
     for init, opened in imported.items():
@@ -151,27 +160,22 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
             _answerable(stage, prepared)
     write_text(folder / "recipe.yaml", dump(whole))
-    return Run(recipe, folder, prepared, signals, imported, {}, choices)
+    return Run(recipe, folder, prepared, signals, imported, {}, choices=choices)
 
 
-def starting(recipe: Recipe, choices: Mapping[str, Choice]) -> Recipe:
-    """The recipe with starts that were chosen."""
-    update = {title: {"init": choice.chosen} for title, choice in choices.items()}
-    stages = tuple(s.model_copy(update=update.get(s.title, {})) for s in recipe.stages)
-    return recipe.model_copy(update={"stages": stages}) if update else recipe
-
-
-def started(run: Run, stage: Stage) -> Stage:
-    """A stage whose start is one; chosen now where it is the best of several. The run's recipe then says so, too."""
+def started(run: Run, stage: Stage) -> tuple[Stage, str]:
+    """A stage with its start, chosen now where it is the best of several. The run's recipe then says so, too."""
     if isinstance(stage.init, BestOf) and stage.title not in run.choices:
-        opened = {name: partial(_candidate, run, name) for name in stage.init.best_of}
+
+        def candidate(name: str) -> Opened:
+            return run.imported[name] if name in run.imported else open_checkpoint(run.done[name].checkpoint)
+
+        opened = {name: partial(candidate, name) for name in stage.init.best_of}
         run.choices[stage.title] = choose(run.recipe, stage, run.folder, opened)
         run.recipe = starting(run.recipe, run.choices)
-    return next(s for s in run.recipe.stages if s.title == stage.title)
-
-
-def _candidate(run: Run, name: str) -> Opened:
-    return run.imported[name] if name in run.imported else open_checkpoint(run.done[name].checkpoint)
+    found = next(s for s in run.recipe.stages if s.title == stage.title)
+    assert isinstance(found.init, str)
+    return found, found.init
 
 
 def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
@@ -240,49 +244,84 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def job_of(
-    run: Run, stage: Stage, seed: int, start: Start, facts: Mapping[str, Any], title: str = "", folder: Path | None = None
-) -> Job:
-    """A stage with its data, from a start; its events go to TensorBoard in `folder`."""
-    shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.data}
-    data = {name: content(one) for name, one in shards.items()}
+def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", start: Start | None = None) -> Job:
+    """A stage with everything it needs; `start` is what `init` names, unless it is given."""
+    shards: dict[str, Any] = run.prepared.read(stage)
+    general = {name: run.prepared.shards[name, "train"] for name in stage.weighed}
+    data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
 
     def sinks(after: int) -> list[Sink]:
-        return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard and folder else []
+        return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
 
     assert stage.objective is not None
     return Job(
-        stage,
-        start.for_objective(stage.objective),
+        stage.model_copy(update={"init": init}),
+        (start or start_of(run, init)).for_objective(stage.objective),
         shards,
         run.prepared.tokenizer,
         run.recipe.system.partition("/")[0],
         seed,
-        facts={**facts, "data": data},
+        tables=stage.objective.tables(run.prepared.tokenizer, run.folder),
+        facts={"parent": _parent(run, init), "data": data},
         held_out=lambda network, objective, dtype: run.scorer.losses(network, objective, stage, dtype),
         held=run.signals.held,
+        general=general,
         title=title,
         sinks=sinks,
     )
 
 
-def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
+def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True) -> Done:
     """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
-    own, facts = stage.model_copy(update={"init": init}), {"parent": _parent(run, init)}
-    job = job_of(run, own, seed, start_of(run, init), facts, title, folder)
+    job = job_of(run, stage, folder, seed, init, title)
+    if stage.interpolate is not None:
+        interpolation.begun(stage, job)  # now, not after hours of training
     outcome = jobs.run_stage(folder, job)
+    if stage.interpolate is not None and not jobs.done(folder):
+        outcome = interpolation.interpolated(stage, job, run.scorer, folder, outcome)
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
-        complete(run.recipe, stage, checkpoints.at(folder, outcome.steps), outcome, predictions, run.choices.get(stage.title))
-        try:
-            for note in export_checkpoint(folder, folder / "hf").notes:
-                log.debug("%s: %s", folder, note)
-        except NoHubClass as error:
-            log.info("%s: there is no folder hf: %s", stage.title, error.message)
+        if export:
+            choice = run.choices.get(stage.title)
+            complete(
+                run.recipe,
+                stage,
+                jobs.result(folder, outcome.steps),
+                outcome,
+                predictions,
+                choice if choice and choice.chosen == init else None,
+            )
+            _export(stage, folder)
+            if stage.lora is not None:
+                _adapter(run, stage, folder, job, outcome)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)
+
+
+def _export(stage: Stage, folder: Path) -> None:
+    try:
+        for note in export_checkpoint(folder, folder / "hf").notes:
+            log.debug("%s: %s", folder, note)
+    except NoHubClass as error:
+        log.info("%s: there is no folder hf: %s", stage.title, error.message)
+
+
+def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -> None:
+    """Write what LoRA added into the stage's folder `adapter`, in the layout of peft, where the Hub has a place for it."""
+    assert stage.lora is not None
+    saved, (init,) = checkpoints.load(jobs.trained(folder, outcome.steps)), candidates(job.stage.init)
+    added = {n.removeprefix(ADDED): t for n, t in saved.optimizer.items() if n.startswith(ADDED)}
+    pairs = {n.rpartition(".")[0]: (t, added[f"{n.rpartition('.')[0]}.{B}"]) for n, t in added.items() if n.endswith(A)}
+    fresh = [name for name, head in saved.card.network.heads.items() if job.start.heads.get(name) != head]
+    heads = {n: t for n, t in saved.tensors.items() if n.startswith("heads.") and n.split(".")[1] in fresh}
+    base = str(run.done[init].folder / "hf") if init in run.done else init
+    rank, alpha = stage.lora.rank, stage.lora.alpha
+    try:
+        write_adapter(folder / "adapter", saved.card.network, job.system, pairs, rank=rank, alpha=alpha, base=base, heads=heads)
+    except UserError as error:
+        log.info("%s: there is no folder adapter: %s", stage.title, error.message)
 
 
 def _parent(run: Run, init: str) -> str:
@@ -313,7 +352,7 @@ def _predictions(run: Run, stage: Stage, folder: Path, outcome: Outcome) -> Pred
         kept = json.loads(path.read_text("utf-8"))
         if kept.pop("rows", rows) == rows:
             return Predictions(**kept)
-    network = open_checkpoint(checkpoints.at(folder, outcome.steps)).build()
+    network = open_checkpoint(jobs.result(folder, outcome.steps)).build()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = run.scorer.answers(network.to(device), objective, stage, precision_of(stage.precision, device))
     write_json(path, {"rows": rows, **asdict(found)})
@@ -326,12 +365,12 @@ def _arms(run: Run) -> dict[str, dict[int, Done]]:
     if not tuned:
         return {}
     last = tuned[-1]
-    ways = prefixes(run.recipe, last)
+    prefixes = _prefixes(run.recipe, last)
     worth = run.recipe.worth
     if worth is None:
-        return {ways[-1][0]: {run.recipe.seed: run.done[last.title]}}
+        return {prefixes[-1][0]: {run.recipe.seed: run.done[last.title]}}
     arms: dict[str, dict[int, Done]] = {}
-    for name, init in ways:
+    for name, init in prefixes:
         arms[name] = {}
         for seed in worth.seeds:
             if init == last.init and seed == worth.seeds[0]:
@@ -342,8 +381,8 @@ def _arms(run: Run) -> dict[str, dict[int, Done]]:
     return arms
 
 
-def prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
-    """(name, init) of every prefix of the chain of stages that leads to the fine-tuning, shortest first. Before a start is chosen, the
+def _prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
+    """(name, init) of every prefix of the chain of stages that leads to the fine-tuning, shortest first; before a start is chosen, the
     last candidate stands for it."""
     by_title = {s.title: s for s in recipe.stages}
     chain, init = [], candidates(last.init)[-1]

@@ -7,6 +7,8 @@
     budget              {unit: amount}, as the recipe gives it
     settings            learning rate, batch, length, dropout, precision
     steps, tokens, seconds, seed
+    replay, nearest, anchor, distill, freeze, lora
+                        what the stage did against forgetting, where it did
     versions            of the packages that decide about numbers
     held_out            {source: numbers} and, of a fine-tuning, test {source, metric, value, rows}: added when the stage is done
     recipe, origins     name of the recipe, and {source: where its text is from}: added when the stage is done
@@ -26,6 +28,8 @@ from ziggurat.config import spelled
 from ziggurat.data.order import Corpus
 from ziggurat.train.stage import Stage
 
+MEANS = ("replay", "nearest", "anchor", "distill", "freeze", "lora")
+"""Fields of a stage that are repeated where they are set."""
 SETTINGS = ("length", "batch", "accumulate", "dropout", "optim", "precision")
 
 
@@ -48,13 +52,14 @@ def entry(
         "seconds": round(seconds, 3),
         "seed": seed,
         "versions": versions(),
+        **{means: written[means] for means in MEANS if written.get(means)},
     }
 
 
 def _data(stage: Stage, name: str, shards: Any, content: str) -> dict[str, Any]:
     found = {"documents": len(shards), "tokens": int(shards.tokens), "source": shards.meta.get("source", "")}
     found |= {"content": content} if content else {}
-    return found | ({"weight": stage.data[name].weight} if len(stage.data) > 1 else {})
+    return found | ({"weight": stage.data[name].weight} if len(stage.data) > 1 and name in stage.data else {})
 
 
 def versions() -> dict[str, str]:

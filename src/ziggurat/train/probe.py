@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ziggurat.evaluate.heldout import autocast, held_out, to_device
+from ziggurat.evaluate.heldout import autocast, held_out, reading
 from ziggurat.nn import spec as parts
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
-from ziggurat.train import job as jobs
-from ziggurat.train import loop
+from ziggurat.train import budget, loop
 from ziggurat.train.job import Job
-from ziggurat.train.optim import build_optimizer
-from ziggurat.train.stage import BatchLimits
+from ziggurat.train.loop import Trained
+from ziggurat.train.retention import Retention
+from ziggurat.train.stage import BatchLimits, Stage
+from ziggurat.train.start import build, context
 from ziggurat.types import Batch
 
 FLOAT = 4
@@ -85,7 +89,7 @@ def probe(job: Job, limit: float, room: int) -> Probe:
     """
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
-    ctx = jobs.context(job)
+    ctx = context(job)
     objective.needs(ctx)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = loop.precision_of(stage.precision, device)
@@ -94,34 +98,57 @@ def probe(job: Job, limit: float, room: int) -> Probe:
     if memory.total > room:
         return Probe(0, memory)
     began = time.perf_counter()
-    network, _, _ = jobs.build(replace(job, start=replace(job.start, heads={}, load=dict)), objective)
+    light = replace(job, stage=_light(stage), start=replace(job.start, heads={}, load=dict))
+    network, _, _ = build(light, objective)
     network.to(device)
-    optimizer = build_optimizer(network, stage.optim)
-    with jobs.loader_of(job, objective, ctx, 1, None) as loader:
+    new = [name for name in network.state_dict() if name.startswith("heads.") and objective.labelled]
+    retention = Retention(Path("nowhere"), light, network, objective, ctx, new)  # writes nothing: there is no Fisher information
+    optimizer, trained = retention.optimizer(), retention.objective
+    memory = _held(network, count, stage)
+    with budget.loader(job, objective, ctx, 1, None) as loader:
         batches = iter(loader)
         whole = next(batches)
         building = time.perf_counter() - began
-        alone = replace(job, stage=stage.model_copy(update={"batch": BatchLimits(documents=1)}))
-        with jobs.loader_of(alone, objective, ctx, 1, None) as single:
+        alone = replace(job, stage=stage.model_copy(update={"batch": BatchLimits(documents=1), "memory": 0}))
+        with budget.loader(alone, objective, ctx, 1, None) as single:
             one = next(iter(single))
-        guess = kept(network, objective, one, device, dtype) * whole.live_tokens() / max(one.live_tokens(), 1)
+        guess = kept(network, trained, objective, one, dtype) * whole.live_tokens() / max(one.live_tokens(), 1)
         if memory.total + guess > room:
             return Probe(0, replace(memory, activations=int(guess)))
-        memory = replace(memory, activations=kept(network, objective, whole, device, dtype))
-        how = {"steps": MOST, "limit": limit * (1 - SHARE)}
-        timed = loop.timed(network, objective, batches, stage.accumulate, optimizer, dtype, **how)  # type: ignore[arg-type]
+        memory = replace(memory, activations=kept(network, trained, objective, whole, dtype))
+        how: dict[str, Any] = {"steps": MOST, "limit": limit * (1 - SHARE), "recall": budget.recall(stage)}
+        timed = loop.timed(network, trained, batches, stage.accumulate, optimizer, dtype, **how)
         timed = timed[1:] or timed
         evaluating = _evaluating(network, objective, batches, dtype, limit * SHARE)
     seconds = _trimmed([s for s, _ in timed])
-    steps = jobs.planned(stage)
+    steps = budget.planned(stage)
     if steps is None:
         unit, amount = stage.budget
-        steps = max(1, int(amount / seconds)) if unit == "time" else jobs.in_epochs(job, objective, ctx, 1) * int(amount)
+        counted = budget.in_epochs(job, objective, ctx, 1) * amount / stage.accumulate if unit == "epochs" else amount / seconds
+        steps = max(1, int(counted) if unit == "time" else math.ceil(counted))
     return Probe(steps, memory, seconds, sum(t for _, t in timed) / len(timed), evaluating, building)
 
 
-def kept(network: NetworkModel, objective: Objective, batch: Batch, device: torch.device, dtype: torch.dtype) -> int:
-    """Bytes that the forward pass of a batch keeps for the backward pass; parameters are not counted, shared memory once."""
+def _light(stage: Stage) -> Stage:
+    """Without Fisher information, which takes long to find and next to nothing to use."""
+    anchor = stage.anchor
+    if anchor is None or not anchor.ewc:
+        return stage
+    return stage.model_copy(update={"anchor": anchor.model_copy(update={"ewc": 0.0}) if anchor.l2 else None})
+
+
+def _held(network: NetworkModel, count: int, stage: Stage) -> Memory:
+    """What is held while the stage trains, before any text: frozen weights have neither gradients nor means; an anchor holds the start once
+    more, and a teacher twice."""
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    copies = 1 + (stage.anchor is not None or stage.distill is not None) + (stage.distill is not None)
+    whole = max(count, sum(p.numel() for p in network.parameters()))
+    return Memory(FLOAT * whole * copies, FLOAT * trained, 2 * FLOAT * trained, 0)
+
+
+def kept(network: NetworkModel, trained: Trained, objective: Objective, batch: Batch, dtype: torch.dtype) -> int:
+    """Bytes that the forward pass of a batch keeps for the backward pass; parameters are not counted, shared memory once. `trained` is
+    what the stage trains: the objective, or that and a teacher's."""
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     found: dict[int, tuple[Tensor, int]] = {}
 
@@ -132,8 +159,10 @@ def kept(network: NetworkModel, objective: Objective, batch: Batch, device: torc
         return tensor
 
     network.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(device, dtype):
-        losses = objective.losses(network, to_device(batch, device))
+    device = next(network.parameters()).device
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, autocast(device, dtype), reading(network, objective, batch, None) as given:
+        losses = trained.losses(network, given)
         total = sum(size for _, size in found.values())
     del losses
     return total

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ziggurat.config import Duration, Spec
 from ziggurat.objectives import AnyObjective
+from ziggurat.train.adaptation import Anchor, Distill, Forgetting, Freeze, Interpolate, Lora, measured, shared
 
 BUDGETS = ("steps", "tokens", "epochs", "time")
 NAME = r"^[\w-]+$"
@@ -51,6 +52,8 @@ class Optim(Spec):
     """Decoupled; norms and biases are spared."""
     clip: float | None = Field(1.0, gt=0)
     """Largest norm of the whole gradient; null = no clipping."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Learning rate of each layer as a share of the one above it; heads have the whole rate, embeddings the least (Howard and Ruder, 2018)."""
 
 
 class Schedule(Spec):
@@ -133,7 +136,7 @@ class StageFields(Spec):
     """What `defaults` may hold, and every stage."""
 
     rivals: ClassVar[tuple[tuple[str, ...], ...]] = (BUDGETS,)
-    whole: ClassVar[tuple[str, ...]] = ("data",)
+    whole: ClassVar[tuple[str, ...]] = ("data", "replay", "nearest")
 
     data: Mixture = Field(default_factory=dict)
     """Sources of the stage's text: one name, or {name: share}."""
@@ -157,6 +160,9 @@ class StageFields(Spec):
     """Longest example, in tokens with the special ones."""
     examples: int | None = Field(None, gt=0)
     """finetune: labelled rows to train on, drawn by the seed; null = all."""
+    memory: int = Field(0, ge=0)
+    """Tokens of earlier text, at most, whose hidden states an example reads besides its own (Transformer-XL; XLNet: 384): examples then
+    come in the order of their text. Of short texts there is nothing to remember. 0 = none."""
     batch: BatchLimits = BatchLimits(tokens=2048)
     """Limits of one micro-batch. Default: 2,048 tokens; 16 documents in finetune."""
     accumulate: int = Field(1, ge=1)
@@ -175,6 +181,23 @@ class StageFields(Spec):
     """Checkpoints while the stage trains."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of metrics."""
+    forgetting: Annotated[Forgetting | None, BeforeValidator(measured, json_schema_input_type=bool | Forgetting)] = None
+    """What the stage loses on general text, measured in dapt and tapt by default; false = not."""
+    replay: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
+    """Sources of general text that are read again, and their shares of all tokens; `data` has the rest."""
+    nearest: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Of these sources the documents nearest to the texts of `data` are read too, so many for each text (kNN-TAPT: Gururangan et al.,
+    2020); shares by size."""
+    anchor: Anchor | None = None
+    """Weights are pulled toward where the stage began (L2-to-start, EWC)."""
+    distill: Distill | None = None
+    """Part of the loss is to keep saying what the model said when the stage began."""
+    freeze: Freeze | None = None
+    """Weights that are not trained."""
+    lora: Lora | None = None
+    """Only low-rank additions are trained."""
+    interpolate: Annotated[Interpolate | None, BeforeValidator(shared, json_schema_input_type=bool | float | Interpolate)] = None
+    """The weights handed on are between the start's and the trained ones; a number = that share, true = chosen on held-out text."""
 
 
 class Stage(StageFields):
@@ -188,6 +211,25 @@ class Stage(StageFields):
     @property
     def title(self) -> str:
         return self.name or self.stage
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The sources it trains on."""
+        return tuple(dict.fromkeys([*self.data, *self.nearest, *self.replay]))
+
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        """The sources whose text says which weights matter (EWC)."""
+        if self.anchor is None or not self.anchor.ewc:
+            return ()
+        general = self.forgetting.general if self.forgetting is not None else ()
+        return self.anchor.general if self.anchor.general is not None else general or ()
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Further sources whose held-out loss says what it has lost."""
+        general = (self.forgetting.general or ()) if self.forgetting is not None else ()
+        return tuple(name for name in general if name not in self.reads)
 
     @property
     def budget(self) -> tuple[str, float]:
