@@ -108,7 +108,7 @@ def save(
     for name, group in {"model": tensors, "optimizer": optimizer or {}, "rng": rng or {}, "memory": memory or {}}.items():
         if group or name == "model":
             files[f"{name}.safetensors"], ties[name] = _stored(group)
-    texts = {"spec.json": _json(_written(card, ties)), "state.json": _json(dict(state))}  # fails before anything is written
+    texts = {"spec.json": as_json(_written(card, ties)), "state.json": as_json(dict(state))}  # fails before anything is written
     try:
         stage.mkdir(parents=True, exist_ok=True)
         _sweep(stage)
@@ -126,10 +126,10 @@ def save(
             _copy(tokenizer, temporary / "tokenizer")
         for path in _files(temporary):
             _sync(path)
-        _write(temporary / MANIFEST, _manifest(_listing(temporary)))
+        _write(temporary / MANIFEST, manifest(_listing(temporary)))
         for folder in {path.parent for path in _files(temporary)}:
             _sync(folder)
-        _publish(temporary, final)
+        publish(temporary, final)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
@@ -189,7 +189,7 @@ def verify(folder: Path, *, contents: bool = True) -> list[str]:
     try:
         text = (folder / MANIFEST).read_text("utf-8")
         listed: dict[str, dict[str, Any]] = json.loads(text)["files"]
-        if text != _manifest(listed):
+        if text != manifest(listed):
             return [f"{MANIFEST} itself was changed"]
         problems = [f"{name} is not in {MANIFEST}" for name in REQUIRED if name not in listed]
         for name, entry in listed.items():
@@ -299,7 +299,7 @@ def _card(folder: Path) -> tuple[Card, dict[str, dict[str, str]]]:
         raise UserError(f"cannot read {path}: {reason}", "was it written by another version of ziggurat?") from error
 
 
-def _publish(temporary: Path, final: Path) -> None:
+def publish(temporary: Path, final: Path) -> None:
     """Rename into place. One of the same step steps aside as `.old`, which still counts as a checkpoint, until the new one is in."""
     aside = final.with_name(f"{final.name}.old")
     if aside.exists() and final.exists():  # an earlier save was killed here; keep the one that is whole
@@ -353,7 +353,7 @@ def _listing(folder: Path) -> dict[str, dict[str, Any]]:
     return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _hash(p)} for p in _files(folder)}
 
 
-def _manifest(listed: Mapping[str, Mapping[str, Any]]) -> str:
+def manifest(listed: Mapping[str, Mapping[str, Any]]) -> str:
     """The manifest's text: sealed with a hash of its own, and without a spare byte, so that any change to it shows."""
     seal = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
     return json.dumps({"format": FORMAT, "files": listed, "seal": seal}, separators=(",", ":"))
@@ -364,7 +364,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _json(value: Mapping[str, Any]) -> str:
+def as_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -83,6 +83,25 @@ class Asked(NamedTuple):
     target: Target
 
 
+class Supply(NamedTuple):
+    """What a corpus has for objectives to feed on."""
+
+    documents: int
+    several: int
+    """Of them, documents of two sentences or more."""
+    marks: int
+    """Phrases that are marked in them."""
+
+
+class Lack(NamedTuple):
+    """What a corpus does not give an objective."""
+
+    message: str
+    hint: str
+    fatal: bool = True
+    """Nothing is left to learn; otherwise only less."""
+
+
 class Objective(Spec):
     """Base of all objectives. A subclass adds `kind: Literal[...]` and writes what differs."""
 
@@ -140,6 +159,13 @@ class Objective(Spec):
 
     def needs(self, ctx: Context) -> None:
         """Raise `UserError` when the vocabulary or layout cannot serve this objective (no mask token ...)."""
+
+    def starved(self, supply: Supply) -> list[Lack]:
+        """What a corpus lacks for this objective to have something to learn; empty when it is fed. Default: phrases, where it needs
+        them."""
+        if self.marked and not supply.marks:
+            return [Lack(f"{self.kind} hides phrases, and none is marked in the text", "give the source other `phrases`")]
+        return []
 
     def equipped(self, model: parts.Model) -> parts.Model:
         """A model to be trained from scratch, with the learned query vectors that this objective needs."""

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from ziggurat.context import Context
 from ziggurat.nn.spec import Head, Model
-from ziggurat.objectives.base import Objective
+from ziggurat.objectives.base import Lack, Objective, Supply
 from ziggurat.objectives.boundary import SpanBoundary
 from ziggurat.objectives.masked import Masked
 from ziggurat.objectives.order import SentenceStructure, WordOrder
@@ -69,6 +69,9 @@ class Joint(Objective):
     def needs(self, ctx: Context) -> None:
         for part in self.parts:
             part.needs(ctx)
+
+    def starved(self, supply: Supply) -> list[Lack]:
+        return [lack for part in self.parts for lack in part.starved(supply)]
 
     @property
     def marked(self) -> bool:

@@ -19,7 +19,7 @@ from ziggurat.data.pack import take
 from ziggurat.data.runs import bounds_of, ranges
 from ziggurat.errors import check
 from ziggurat.nn.spec import Head, Model
-from ziggurat.objectives.base import Objective
+from ziggurat.objectives.base import Lack, Objective, Supply
 from ziggurat.objectives.joint import Joint
 from ziggurat.types import Batch, Part, Tokens, join_all, text_target
 
@@ -103,6 +103,9 @@ class Mixture(Objective):
     def needs(self, ctx: Context) -> None:
         for part in self.parts:
             part.needs(ctx)
+
+    def starved(self, supply: Supply) -> list[Lack]:
+        return [lack for part in self.parts for lack in part.starved(supply)]
 
     def rows(self, ctx: Context) -> Mapping[str, int]:
         most: dict[str, int] = {}

@@ -24,7 +24,7 @@ def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
     last = next(iter(next(iter(arms.values())).values())).stage
     by_title = {s.title: s for s in run.recipe.stages}
     chain, init = list[Stage](), last.init
-    while init in by_title:
+    while isinstance(init, str) and init in by_title:
         chain.append(by_title[init])
         init = chain[-1].init
     stage = next((s for s in chain if s.stage == "dapt"), None)
@@ -34,7 +34,7 @@ def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
     steps = dict.fromkeys(BUDGETS) | {"steps": run.done[stage.title].outcome.steps}
     other = stage.model_copy(update={"data": {worth.control: Share()}, "nearest": {}, "name": name.replace(" ", "-"), **steps})
     folder = run.folder / "worth" / "control"
-    run.done[name] = running._one(run, other, folder / stage.title, run.recipe.seed, stage.init, name)
+    run.done[name] = running._one(run, other, folder / stage.title, run.recipe.seed, str(stage.init), name)
     trials = {
         seed: running._one(run, last, folder / f"seed-{seed}", seed, name, f"{last.title} from {name}, seed {seed}")
         for seed in worth.seeds

@@ -165,7 +165,8 @@ def interpolate(
                 done = Outcome(**json.loads((folder / other.title / "outcome.json").read_text("utf-8")))
                 run.done[other.title] = running.Done(other, folder / other.title, done)
         outcome = run.done[title].outcome
-        job = running.job_of(run, stage, folder / title, recipe.seed, stage.init)
+        stage, init = running.started(run, stage)
+        job = running.job_of(run, stage, folder / title, recipe.seed, init)
         trained = checkpoints.load(jobs.trained(folder / title, outcome.steps))
         line = sweep(stage, job, run.scorer, trained, spec)
         place = write(target or folder / title / "interpolated", line, job, trained, 0 if target else None)

@@ -36,6 +36,7 @@ from ziggurat.train.adaptation import shift
 from ziggurat.train.stage import Stage
 
 if TYPE_CHECKING:
+    from ziggurat.pipeline.choose import Choice
     from ziggurat.pipeline.run import Done, Run
 
 log = logging.getLogger(__name__)
@@ -148,6 +149,8 @@ def _facts(
         "stages": [_stage(title, done) for title, done in run.done.items()],
         "worth": ledger,
         "sources": [_source(run, name) for name, split in prepared.shards if split == "train"],
+        "doctor": run.before,
+        "choices": [_choice(choice) for choice in run.choices.values()],
         "config": dump(recipe),
         "commands": [shlex.join(["ziggurat", "run", *arguments])],
     }
@@ -202,6 +205,11 @@ def _line(folder: Path) -> dict[str, Any] | None:
         return None
     points = [{"share": p["share"], "losses": {s: language_loss(n) for s, n in p["found"].items()}} for p in found["points"]]
     return {"points": points, "chosen": found["chosen"]}
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    header, rows = choice.table()
+    return {"stage": choice.stage, "why": choice.why, "header": header, "rows": rows, "text": choice.text}
 
 
 def _source(run: Run, name: str) -> dict[str, Any]:

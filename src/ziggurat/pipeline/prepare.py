@@ -16,6 +16,7 @@ from ziggurat.atomic import write_json, write_text
 from ziggurat.config import spelled
 from ziggurat.context import GOLDEN
 from ziggurat.data import sources
+from ziggurat.data.census import Census
 from ziggurat.data.files import expanded
 from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.nearest import nearest
@@ -66,7 +67,7 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *,
     `tokenizer` comes with the weights to start from and is used unless the recipe brings its own. Every training text,
     the task's own rows too, is freed of documents that hold a test document or a near duplicate of one, unless it was `cleaned` before.
     """
-    tests = _Tests(recipe, cleaned)
+    tests = TestTexts(recipe, cleaned)
     wanted = dict.fromkeys(v for stage in recipe.stages if stage.objective for v in stage.objective.vectors)
     if wanted:
         installed()  # said now, not after the corpus was tokenized
@@ -95,7 +96,7 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *,
 
 def prepare_held_out(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Prepared:
     """Only the texts that nothing is trained on, for another tokenizer than the recipe's perhaps."""
-    tests, found = _Tests(recipe), Prepared(tokenizer, {}, {})
+    tests, found = TestTexts(recipe), Prepared(tokenizer, {}, {})
     for name, split in parts(recipe):
         if split != "train":
             _shards(recipe, name, split, folder, tests, found)
@@ -123,7 +124,7 @@ def content(shards: Shards | Subset) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class _Tests:
+class TestTexts:
     """The test documents of a recipe, which no other text may hold."""
 
     def __init__(self, recipe: Recipe, cleaned: bool = False):
@@ -180,7 +181,7 @@ def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Call
     return tokenizer
 
 
-def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, found: Prepared) -> bool:
+def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: TestTexts, found: Prepared) -> bool:
     """Put the shards of a split and the facts about them into `found`; whether they had to be made."""
     source, tokenizer = recipe.sources[name], found.tokenizer
     place = folder / "shards" / name / split
@@ -199,7 +200,8 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
     documents = tests.clean(source, split, reading, left_out)
     if phrases:
         documents = marked(documents, finder_of(phrases))
-    documents = counted(f"tokenizing {name}/{split}", documents)
+    census = Census()
+    documents = counted(f"tokenizing {name}/{split}", census.watch(documents))
     facts.unlink(missing_ok=True)  # they are about the old shards
     wanted = split != "valid" or "valid" in source.model_fields_set
     few = "%s: too few documents to hold some out; no loss is measured on it"
@@ -222,6 +224,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
         "tokens": shards.tokens,
         "leaks": len(left_out),
         "leak_examples": [asdict(leak) for leak in left_out[:5]],
+        **census.facts(),
     }
     write_json(facts, found.facts[name, split])
     log.info(

@@ -19,6 +19,8 @@
     baselines           {name: test score}; the ledger's own by default
     sources             {source, documents, tokens, heldout, test, leaks}: documents in training, their tokens, documents
                         held out, test documents, and documents removed because they hold a test document
+    choices             {stage, why, header, rows, text}: starts that were chosen among several, as `choose.Choice` has them
+    doctor              what `doctor.json` holds: findings, and the estimated time of each stage
     config              the recipe as it was resolved, YAML text
     commands            list of command lines that make the run again
     notes               list of sentences to be read first
@@ -34,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_text
-from ziggurat.pipeline import forgetting
+from ziggurat.pipeline import before, forgetting
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
 from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
 from ziggurat.pipeline.worth import Ledger, jsonable, shown
@@ -65,10 +67,12 @@ def html(facts: Mapping[str, Any]) -> str:
         parts += [_figures(ledger), _verdicts(ledger), _scores(facts, ledger)]
     parts += [
         _account(facts),
+        before.choices(facts, _table),
         forgetting.section(facts, colors, _table),
         _heldout(facts),
         _curves(facts, colors),
         _sources(facts),
+        before.findings(facts, _table),
         _setting(facts),
     ]
     css = files("ziggurat.pipeline").joinpath("report.css").read_text(encoding="utf-8")

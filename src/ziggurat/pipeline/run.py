@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,9 +28,11 @@ from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
 from ziggurat.pipeline import interpolation
+from ziggurat.pipeline.choose import Choice, choose, choose_folders, starting
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
+from ziggurat.pipeline.provenance import complete
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
 from ziggurat.pipeline.suite_files import suites_of
@@ -46,7 +48,7 @@ from ziggurat.train.loop import precision_of
 from ziggurat.train.lora import A, B
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.retention import ADDED
-from ziggurat.train.stage import Stage
+from ziggurat.train.stage import BestOf, Stage, candidates
 from ziggurat.train.start import Start
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,10 @@ class Run:
     done: dict[str, Done]
     controls: dict[str, Done] = field(default_factory=dict)
     """Stages beside the pipeline, by what the ledger calls the fine-tunings from them."""
+    choices: dict[str, Choice] = field(default_factory=dict)
+    """Starts that were chosen, by the stage's title."""
+    before: Mapping[str, Any] = field(default_factory=dict)
+    """What the doctor found."""
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -108,6 +114,7 @@ def prepare(path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe, or go on with it; returns the run folder. Raises `UserError`, and `Stopped` after a signal."""
+    from ziggurat.pipeline import doctor
     from ziggurat.pipeline.control import control
     from ziggurat.pipeline.outcome import account
 
@@ -116,9 +123,12 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     folder = RUNS / recipe.name
     with session(folder) as signals:
         run = begin(recipe, folder, signals)
+        run.before = doctor.glance(run)
+        doctor.say(run.before)
         for stage in recipe.stages:
+            stage, init = started(run, stage)
             seed = recipe.worth.seeds[0] if recipe.worth and stage.stage == "finetune" else recipe.seed
-            run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
+            run.done[stage.title] = _one(run, stage, folder / stage.title, seed, init)
         arms = _arms(run)
         beside = control(run, arms)
         account(run, arms, [str(path), *overrides], beside)
@@ -135,8 +145,10 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     log.info("ziggurat %s, python %s, %s; recipe %s in %s", __version__, platform.python_version(), versions, recipe.name, folder)
     if recipe.tensorboard and find_spec("tensorboard") is None:
         raise UserError("the recipe asks for TensorBoard, which is not installed", "pip install 'ziggurat[tensorboard]'")
-    titles = {s.title for s in recipe.stages}
-    inits = dict.fromkeys(s.init for s in recipe.stages if s.init not in titles | {"scratch"})
+    choices, whole = choose_folders(recipe, folder), recipe
+    recipe = starting(recipe, choices)
+    own = {s.title for s in recipe.stages} | {"scratch"}
+    inits = dict.fromkeys(name for s in recipe.stages for name in candidates(s.init) if name not in own)
     imported = {init: open_checkpoint(init) for init in inits}
     for init, opened in imported.items():
         _fits(recipe, init, opened)
@@ -147,8 +159,23 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     for stage in recipe.stages:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
             _answerable(stage, prepared)
-    write_text(folder / "recipe.yaml", dump(recipe))
-    return Run(recipe, folder, prepared, signals, imported, {})
+    write_text(folder / "recipe.yaml", dump(whole))
+    return Run(recipe, folder, prepared, signals, imported, {}, choices=choices)
+
+
+def started(run: Run, stage: Stage) -> tuple[Stage, str]:
+    """A stage with its start, chosen now where it is the best of several. The run's recipe then says so, too."""
+    if isinstance(stage.init, BestOf) and stage.title not in run.choices:
+
+        def candidate(name: str) -> Opened:
+            return run.imported[name] if name in run.imported else open_checkpoint(run.done[name].checkpoint)
+
+        opened = {name: partial(candidate, name) for name in stage.init.best_of}
+        run.choices[stage.title] = choose(run.recipe, stage, run.folder, opened)
+        run.recipe = starting(run.recipe, run.choices)
+    found = next(s for s in run.recipe.stages if s.title == stage.title)
+    assert isinstance(found.init, str)
+    return found, found.init
 
 
 def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
@@ -196,7 +223,9 @@ def start_of(run: Run, init: str) -> Start:
     """What `init` names, whole: `scratch`, an earlier stage, or an imported folder."""
     if init in run.imported:
         opened = run.imported[init]
-        return Start(opened.network.model, opened.network.heads, opened.lineage, lambda: opened.tensors)
+        *before, newest = opened.lineage or ({"stage": "import"},)
+        lineage = (*before, {**newest, "weights": opened.fingerprint} if newest.get("stage") == "import" else newest)
+        return Start(opened.network.model, opened.network.heads, lineage, lambda: opened.tensors)
     if init in run.done:
         last = run.done[init].checkpoint
         card = checkpoints.card(last)
@@ -215,8 +244,8 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Job:
-    """A stage with everything it needs."""
+def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", start: Start | None = None) -> Job:
+    """A stage with everything it needs; `start` is what `init` names, unless it is given."""
     shards: dict[str, Any] = run.prepared.read(stage)
     general = {name: run.prepared.shards[name, "train"] for name in stage.weighed}
     data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
@@ -229,7 +258,7 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
     assert stage.objective is not None
     return Job(
         stage.model_copy(update={"init": init}),
-        start_of(run, init).for_objective(stage.objective),
+        (start or start_of(run, init)).for_objective(stage.objective),
         shards,
         run.prepared.tokenizer,
         run.recipe.system.partition("/")[0],
@@ -255,6 +284,15 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
         if export:
+            choice = run.choices.get(stage.title)
+            complete(
+                run.recipe,
+                stage,
+                jobs.result(folder, outcome.steps),
+                outcome,
+                predictions,
+                choice if choice and choice.chosen == init else None,
+            )
             _export(stage, folder)
             if stage.lora is not None:
                 _adapter(run, stage, folder, job, outcome)
@@ -273,7 +311,7 @@ def _export(stage: Stage, folder: Path) -> None:
 def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -> None:
     """Write what LoRA added into the stage's folder `adapter`, in the layout of peft, where the Hub has a place for it."""
     assert stage.lora is not None
-    saved, init = checkpoints.load(jobs.trained(folder, outcome.steps)), job.stage.init
+    saved, (init,) = checkpoints.load(jobs.trained(folder, outcome.steps)), candidates(job.stage.init)
     added = {n.removeprefix(ADDED): t for n, t in saved.optimizer.items() if n.startswith(ADDED)}
     pairs = {n.rpartition(".")[0]: (t, added[f"{n.rpartition('.')[0]}.{B}"]) for n, t in added.items() if n.endswith(A)}
     fresh = [name for name, head in saved.card.network.heads.items() if job.start.heads.get(name) != head]
@@ -344,11 +382,12 @@ def _arms(run: Run) -> dict[str, dict[int, Done]]:
 
 
 def _prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
-    """(name, init) of every prefix of the chain of stages that leads to the fine-tuning, shortest first."""
+    """(name, init) of every prefix of the chain of stages that leads to the fine-tuning, shortest first; before a start is chosen, the
+    last candidate stands for it."""
     by_title = {s.title: s for s in recipe.stages}
-    chain, init = [], last.init
+    chain, init = [], candidates(last.init)[-1]
     while init in by_title:
         chain.append((f"+{init}", init))
-        init = by_title[init].init
+        init = candidates(by_title[init].init)[-1]
     first = init if init == "scratch" else called(init)
     return [(f"imported {first}" if first in by_title else first, init), *chain[::-1]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +36,8 @@ def show(what: str, overrides: Sequence[str] = ()) -> str:
     """
     path = Path(what)
     if path.is_dir():
+        from ziggurat.pipeline.family import show_checkpoint
+
         return show_checkpoint(path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return show_recipe(path, overrides)
@@ -120,21 +121,6 @@ def _counts(body: Model, objective: Any) -> str:
         f"{bare.parameter_count():,} parameters, {bare.parameter_count(embeddings=False):,} without embeddings; "
         f"{whole.parameter_count():,} with the heads of {kind.kind}"
     )
-
-
-def show_checkpoint(folder: Path) -> str:
-    """A checkpoint's step, lineage (oldest stage first) and network."""
-    from ziggurat.checkpoint.format import card, find
-
-    found = find(folder)
-    about = card(found)
-    state = json.loads((found / "state.json").read_text("utf-8"))
-    lines = [f"# {found}", f"system: {about.system or 'unknown'}", f"tokenizer: {about.fingerprint or 'none'}"]
-    lines += [f"{key}: {_flow(state[key])}" for key in ("step", "tokens", "seconds") if key in state]
-    lines.append("lineage:" if about.lineage else "lineage: []")
-    for stage in about.lineage:
-        lines.append("  - " + ", ".join(f"{key}: {_flow(value)}" for key, value in stage.items()))
-    return "\n".join([*lines, *(line for line, _ in _lines({"network": spelled(about.network)}, (), 0))])
 
 
 # --- one batch -----------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ def measured(stages: Sequence[Node]) -> bool:
     sampled = False
     for node in stages:
         kind, data, init = (node.value[key].plain() if key in node.value else "" for key in ("stage", "data", "init"))
+        if isinstance(init, dict):  # not chosen yet: the last candidate stands for it
+            init = next(reversed(init.get("best_of") or ("",)))
         own = [data] if isinstance(data, str) else list(data or ())
         general, earlier, origin = list[str](), dict(kinds), init
         while origin in earlier:

@@ -69,29 +69,44 @@ def recall(stage: Stage) -> Recall | None:
     return Recall(stage.memory, stage.accumulate) if stage.memory else None
 
 
-def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ctx: Context, dtype: torch.dtype) -> int:
-    """The stage's budget in steps; of a time budget measured once, written down and final. Epochs are those of `data`: what is replayed
-    or near comes on top."""
-    stage = job.stage
+def planned(stage: Stage) -> int | None:
+    """The steps of a budget in steps or tokens; None where they have to be counted (epochs) or measured (time)."""
     unit, amount = stage.budget
     if unit == "steps":
         return int(amount)
     if unit == "tokens":
         assert stage.batch.tokens is not None  # resolved
         return max(1, math.ceil(amount / (stage.batch.tokens * stage.accumulate)))
+    return None
+
+
+def in_epochs(job: Job, objective: Objective, ctx: Context, epochs: int) -> float:
+    """The micro-batches of so many passes over `data`; what is replayed or near comes on top."""
+    stage = job.stage
+    own = replace(
+        job, stage=stage.model_copy(update={"replay": {}, "nearest": {}}), shards={n: job.shards[n] for n in stage.data}
+    )
+    with loader(own, objective, ctx, 1, None) as batches:
+        mine = batches.count(epochs)
+    if len(stage.reads) > len(stage.data):
+        every = mixture(stage, job.shards)
+        return math.ceil(mine * sum(every.values()) / sum(every[name] for name in stage.data))
+    return mine
+
+
+def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ctx: Context, dtype: torch.dtype) -> int:
+    """The stage's budget in steps; of a time budget measured once, written down and final. Epochs are those of `data`: what is replayed
+    or near comes on top."""
+    stage = job.stage
+    unit, amount = stage.budget
+    known = planned(stage)
+    if known is not None:
+        return known
     written = folder / "budget.json"
     if written.exists():
         return int(json.loads(written.read_text("utf-8"))["steps"])
     if unit == "epochs":
-        own = replace(
-            job, stage=stage.model_copy(update={"replay": {}, "nearest": {}}), shards={n: job.shards[n] for n in stage.data}
-        )
-        with loader(own, objective, ctx, 1, None) as batches:
-            mine = batches.count(int(amount))
-        if len(stage.reads) > len(stage.data):
-            every = mixture(stage, job.shards)
-            mine = math.ceil(mine * sum(every.values()) / sum(every[name] for name in stage.data))
-        count = math.ceil(mine / stage.accumulate)
+        count = math.ceil(in_epochs(job, objective, ctx, int(amount)) / stage.accumulate)
         facts: dict[str, Any] = {"steps": count, "epochs": amount}
     else:
         with loader(job, objective, ctx, 1, None) as batches:

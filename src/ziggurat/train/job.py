@@ -30,7 +30,7 @@ from ziggurat.nn.attention import pick
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
 from ziggurat.text.tokenizer import Tokenizer
-from ziggurat.train import budget, loop, schedule, settings
+from ziggurat.train import budget, lineage, loop, schedule, settings
 from ziggurat.train.adaptation import Shift, shift
 from ziggurat.train.optim import load_optimizer_tensors, optimizer_tensors
 from ziggurat.train.retention import Retention
@@ -40,8 +40,6 @@ from ziggurat.train.start import Start, build, context, number
 log = logging.getLogger(__name__)
 
 
-MEANS = ("replay", "nearest", "anchor", "distill", "freeze", "lora")
-"""Fields of a stage that its lineage repeats where they are set."""
 RESULT, WITHIN = checkpoints.RESULTS
 """Subfolders of a stage: weights between the start's and the trained ones, and the last ones that had not forgotten too much."""
 
@@ -175,12 +173,16 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             more={"length": stage.length, "dropout": stage.dropout, "labels": list(getattr(objective, "label_names", tuple)())},
         )
 
+        def entry(progress: loop.Progress) -> dict[str, Any]:
+            contents = job.facts.get("data", {})
+            return lineage.entry(stage, job.shards, contents, job.seed, progress.step, progress.tokens, progress.seconds)
+
         def save(progress: loop.Progress, within: bool = False) -> None:
             last = within or progress.step == steps
             checkpoints.save(
                 folder / WITHIN if within else folder,
                 progress.step,
-                replace(card, lineage=(*job.start.lineage, _entry(job, progress))),
+                replace(card, lineage=(*job.start.lineage, entry(progress))),
                 retention.weights(),
                 state={"progress": asdict(progress), "loader": loader.state(), "machine": here},
                 optimizer=retention.state() | ({} if last else optimizer_tensors(optimizer, network)),
@@ -344,22 +346,6 @@ def _opening(job: Job, network: NetworkModel, ctx: Context, steps: int, dtype: t
         f"{whole:,} parameters{f', {trained:,} of them trained' if trained < whole else ''}, {_name(dtype)}, {kernel} attention, "
         f"{device} ({torch.get_num_threads()} threads)"
     )
-
-
-def _entry(job: Job, progress: loop.Progress) -> dict[str, Any]:
-    stage = job.stage
-    assert stage.objective is not None
-    said = spelled(stage)
-    return {
-        "stage": stage.stage,
-        "name": stage.title,
-        "objective": spelled(stage.objective),
-        "data": {name: {"documents": len(s), "source": s.meta.get("source", "")} for name, s in job.shards.items()},
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "seed": job.seed,
-        **{means: said[means] for means in MEANS if said.get(means)},
-    }
 
 
 def _heads(names: list[str]) -> str:

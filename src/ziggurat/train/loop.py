@@ -203,21 +203,40 @@ def measure(
     limit: float,
     recall: Recall | None = None,
 ) -> float:
-    """Seconds a step on this machine: the median of up to `steps` steps or `limit` seconds, the first left out if there are
-    more. The weights stay as they are: `optimizer`, which is used up, steps with a rate of 0."""
+    """Seconds a step on this machine: the median of `timed`, the first step left out if there are more."""
+    made = timed(network, objective, batches, accumulate, optimizer, dtype, steps=steps, limit=limit, recall=recall)
+    times = [seconds for seconds, _ in made]
+    return statistics.median(times[1:] or times)
+
+
+def timed(
+    network: NetworkModel,
+    objective: Trained,
+    batches: Iterator[Batch],
+    accumulate: int,
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype,
+    *,
+    steps: int,
+    limit: float,
+    recall: Recall | None = None,
+) -> list[tuple[float, int]]:
+    """(seconds, live tokens) of up to `steps` steps or `limit` seconds, at least one. The weights stay as they are: `optimizer`,
+    which is used up, steps with a rate of 0."""
     device = next(network.parameters()).device
     network.train()
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    times: list[float] = []
-    while len(times) < steps and sum(times) < limit:
+    found: list[tuple[float, int]] = []
+    while not found or (len(found) < steps and sum(seconds for seconds, _ in found) < limit):
         began = time.perf_counter()
-        backward(network, objective, [next(batches) for _ in range(accumulate)], device, dtype, recall)
+        micro = [next(batches) for _ in range(accumulate)]
+        backward(network, objective, micro, device, dtype, recall)
         if math.isfinite(float(clip(network.parameters(), 1.0))):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:] or times)
+        found.append((time.perf_counter() - began, sum(batch.live_tokens() for batch in micro)))
+    return found
 
 
 def _mean(values: list[float]) -> float:

@@ -16,11 +16,36 @@ from ziggurat.systems.base import System
 from ziggurat.text.train import TokenizerSpec
 from ziggurat.train import arms
 from ziggurat.train.adaptation import SAMPLE
-from ziggurat.train.stage import BUDGETS, NAME, STAGE_DEFAULTS, BatchLimits, Evaluate, Optim, Save, Schedule, Stage, StageFields
+from ziggurat.train.stage import (
+    BUDGETS,
+    NAME,
+    STAGE_DEFAULTS,
+    BatchLimits,
+    Evaluate,
+    Optim,
+    Save,
+    Schedule,
+    Stage,
+    StageFields,
+    candidates,
+)
 from ziggurat.train.suite import Options
 from ziggurat.tree import Node, PathTo, Shape, merge, nearest, tree
 
-__all__ = ["BatchLimits", "Dials", "Evaluate", "Optim", "Recipe", "Save", "Schedule", "Stage", "StageFields", "Worth", "resolve"]
+__all__ = [
+    "BatchLimits",
+    "Dials",
+    "Evaluate",
+    "ModelCard",
+    "Optim",
+    "Recipe",
+    "Save",
+    "Schedule",
+    "Stage",
+    "StageFields",
+    "Worth",
+    "resolve",
+]
 
 TEXT_STAGES = ("pretrain", "dapt", "tapt")
 RESERVED = ("tokenizer", "shards", "worth", "evaluate", "suites", "scratch", "previous")
@@ -78,6 +103,21 @@ def _named(value: Any) -> Any:
     return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
 
 
+class ModelCard(Spec):
+    """What only you know about a model and its text; what is left out is left out of the model card, never guessed."""
+
+    language: str | tuple[str, ...] | None = None
+    """ISO 639 code of the language, as in en or zh; several as a list."""
+    license: str | None = None
+    """The Hub's name of the licence you give the model, as in apache-2.0."""
+    base_model: str | None = None
+    """Hub name of the model that `init` brought, as in google-bert/bert-base-uncased."""
+    datasets: tuple[str, ...] = ()
+    """Hub names of data sets behind your files; sources of kind hub are named anyway."""
+    tags: tuple[str, ...] = ()
+    """Further tags."""
+
+
 class Recipe(Spec):
     """Raw text in, a fine-tuned model out."""
 
@@ -105,6 +145,8 @@ class Recipe(Spec):
         dict[str, Options] | None, BeforeValidator(_named, json_schema_input_type=str | list[str] | dict[str, Options] | None)
     ] = None
     """Suites that the last text stage's checkpoint is fine-tuned on at the end of the run: names or files, or {name: options}."""
+    card: ModelCard = ModelCard()
+    """For the model card (README.md) of every export."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard event files (extra `tensorboard`)."""
 
@@ -255,8 +297,9 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
         if name not in recipe.sources:
             yield "data", f"unknown source '{name}'; {nearest(name, recipe.sources)}", ("sources", name)
     later = [s.title for s in recipe.stages if s.title not in before]
-    if stage.init in later:
-        yield "init", f"'{stage.init}' is not an earlier stage"
+    for name in candidates(stage.init):
+        if name in later:
+            yield "init", f"'{name}' is not an earlier stage"
     if stage.epochs is not None and len(stage.data) > 1:
         yield "epochs", f"{len(stage.data)} sources have epochs of their own; give the budget in steps, tokens or time"
     if stage.tokens is not None and stage.batch.tokens is None:
@@ -282,7 +325,7 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
                 yield "objective", message, ("sources", name)
     system = split(recipe.system)[0]
     ours = {"scratch", "previous", *(s.title for s in recipe.stages)}
-    if system is not None and stage.objective is not None and all(s.init in ours for s in recipe.stages):
+    if system is not None and stage.objective is not None and all({*candidates(s.init)} <= ours for s in recipe.stages):
         model = stage.objective.part_of(stage.objective.equipped(_model_before(recipe, stage, system.model)))
         for why in stage.objective.misfits(model):
             yield "objective", why
@@ -301,7 +344,7 @@ def _model_before(recipe: Recipe, stage: Stage, model: Model) -> Model:
     """What a stage starts from: the system's model, or the part of it that earlier stages have kept."""
     kept: dict[str, Model] = {}
     for each in recipe.stages:
-        start = kept.get(each.init, model)
+        start = kept.get(candidates(each.init)[-1], model)
         if each is stage:
             return start
         kept[each.title] = each.objective.part_of(start) if each.objective is not None else start

@@ -87,6 +87,25 @@ class Save(Spec):
     """Checkpoints kept; older ones are removed."""
 
 
+class BestOf(Spec):
+    """The start that fits the stage's text and labels best, chosen once when the stage is reached (or before anything is prepared, when
+    all candidates are folders): by their held-out loss per byte on the text, and a probe on frozen features. Test rows are not looked at."""
+
+    best_of: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=2)
+    """Names of earlier stages, and folders of checkpoints."""
+
+    @model_validator(mode="after")
+    def _different(self) -> BestOf:
+        if len(set(self.best_of)) < len(self.best_of):
+            raise ValueError("best_of: each candidate may stand once")
+        if bad := {"scratch", "previous"} & set(self.best_of):
+            raise ValueError(f"best_of: '{bad.pop()}' has no weights of its own to be judged by; name stages or folders")
+        return self
+
+    def __str__(self) -> str:
+        return f"best of {', '.join(self.best_of)}"
+
+
 class Share(Spec):
     """One source of a stage's mixture."""
 
@@ -108,6 +127,11 @@ Mixture = Annotated[dict[str, Share], BeforeValidator(_mixture, json_schema_inpu
 """Source name -> share; one name alone is that source alone."""
 
 
+def candidates(init: str | BestOf) -> tuple[str, ...]:
+    """What a stage may start from."""
+    return init.best_of if isinstance(init, BestOf) else (init,)
+
+
 class StageFields(Spec):
     """What `defaults` may hold, and every stage."""
 
@@ -127,9 +151,9 @@ class StageFields(Spec):
     """Budget in passes over the data. Default: 3 in finetune."""
     time: Duration | None = None
     """Budget in wall-clock time (20m, 1h30m), turned into steps after the first steps were timed."""
-    init: str = Field("previous", min_length=1)
+    init: Annotated[str, Field(min_length=1)] | BestOf = "previous"
     """Weights to start from: `previous` (the stage before; the first starts from scratch), `scratch`, the name of an
-    earlier stage, or the folder of a checkpoint (ours, or in Hugging Face format)."""
+    earlier stage, the folder of a checkpoint (ours, or in Hugging Face format), or the fittest of several of these: `{best_of: [...]}`."""
     objective: AnyObjective | None = None
     """What is hidden and predicted. Default: the system's; a finetune stage needs a labelled one."""
     length: int = Field(128, ge=8)
