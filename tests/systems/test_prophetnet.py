@@ -214,6 +214,13 @@ def test_packed_rows(name: str, order: str, tmp_path: Path, request: pytest.Fixt
         print(f"{name} {order}: {worst:.1e}")
 
 
+def test_all_classes_of_this_transformers_are_covered() -> None:
+    room = transformers.models.prophetnet.modeling_prophetnet
+    models = {n for n in dir(room) if n.startswith("ProphetNet") and issubclass(getattr(room, n), transformers.PreTrainedModel)}
+    pages = [SYSTEMS[name] for name in ("prophetnet", "prophetnet_lm")]
+    assert models - {"ProphetNetPreTrainedModel"} == {name for page in pages for name in (*page.classes, *page.refused)}
+
+
 def test_the_two_orders_differ(tmp_path: Path) -> None:
     """What docs/decisions.md says: main stream and single steps agree, predicting rows of a whole text do not, and the Hub's leak."""
     model = theirs("ProphetNetModel", seed=4)
