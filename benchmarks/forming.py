@@ -117,7 +117,9 @@ def documents(tokens: int, room: int, ragged: bool, kind: str) -> Iterator[Docum
             marks = [Mark(at, at + 3, "phrase") for at in range(2, n - 3, 12)]
         if kind == "tags":
             marks = [Mark(at, at + 1, "BIO"[at % 3]) for at in range(0, n, 2)]
-        yield Document({part: f"{number} {size}".ljust(size) for part, size in texts.items()}, f"rows:{seed}", tuple(marks), fields)
+        yield Document(
+            {part: f"{number} {size}".ljust(size) for part, size in texts.items()}, f"rows:{seed}", tuple(marks), fields
+        )
         tokens, seed = tokens - sum(texts.values()), seed + 1
 
 
@@ -193,7 +195,9 @@ def main() -> None:
                 with cProfile.Profile() as profile:
                     measured.round(args.seconds / args.rounds)
                 pstats.Stats(profile).sort_stats("tottime").print_stats(12)
-    print(f"| M tokens/s | documents of {args.length} tokens | rows filled | log-normal lengths | rows filled |\n|---|---|---|---|---|")
+    print(
+        f"| M tokens/s | documents of {args.length} tokens | rows filled | log-normal lengths | rows filled |\n|---|---|---|---|---|"
+    )
     for name, (full, filled, ragged_rate, ragged_filled) in found.items():
         print(f"| {name} | {full:.1f} | {filled:.1%} | {ragged_rate:.1f} | {ragged_filled:.1%} |")
     slow = [name for name, numbers in found.items() if numbers[0] * 1e6 < (FAST if name in QUICK else SLOW)]

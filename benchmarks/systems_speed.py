@@ -221,7 +221,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     clock = time.process_time if args.threads == 1 else time.perf_counter
-    print("| system | objective | precision | tokens/s | the Hub's class, tokens/s | ours is faster by: best step | median of paired steps |")
+    print(
+        "| system | objective | precision | tokens/s | the Hub's class, tokens/s | ours is faster by: best step | median of paired steps |"
+    )
     print("|---|---|---|---|---|---|---|")
     for system in args.only.split(",") if args.only else SYSTEMS:
         for precision in ("fp32", "bf16") if args.precision == "both" else (args.precision,):
