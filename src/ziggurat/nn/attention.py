@@ -43,7 +43,11 @@ def pick(
 
 
 def kernel_of(plan: Plan, device: torch.device, dtype: torch.dtype, dropout: float, *, biased: bool = False) -> Kernel:
-    masked, length, biased = plan.mask is not None, plan.key.length, biased or plan.stepwise or plan.bias is not None
+    masked, length, biased = (
+        plan.mask is not None,
+        plan.key.length,
+        biased or plan.stepwise or plan.bias is not None or plan.own is not None,
+    )
     return pick(plan.kind, device=device.type, dtype=dtype, length=length, dropout=dropout, masked=masked, biased=biased)
 
 
@@ -71,9 +75,10 @@ def attend(
     scale = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
     if kernel == "varlen" and mix is None:
         return _varlen_attend(q, k, v, plan, scale)
+    own = None if plan.own is None else tuple(plan.query.spread(x[plan.own]).transpose(1, 2) for x in (k, v))
     q, k, v = (side.spread(x).transpose(1, 2) for side, x in ((plan.query, q), (plan.key, k), (plan.key, v)))
-    if kernel == "plain" or mix is not None:
-        out = plain(q, k, v, plan, scale, dropout, bias, mix)
+    if kernel == "plain" or mix is not None or own is not None:
+        out = plain(q, k, v, plan, scale, dropout, bias, mix, own)
     elif kernel == "flex":
         out = _flex_attend(q, k, v, plan, scale)
     else:
@@ -95,18 +100,26 @@ def plain(
     dropout: float,
     bias: Tensor | None = None,
     mix: Mix | None = None,
+    own: tuple[Tensor, ...] | None = None,
 ) -> Tensor:
-    """softmax(q k' * scale + bias) v by matmuls: q [rows, heads, queries, dim], k, v [rows, heads, keys, dim] -> as q."""
+    """softmax(q k' * scale + bias) v by matmuls: q [rows, heads, queries, dim], k, v [rows, heads, keys, dim] -> as q.
+
+    `own`: key and value of each query, as q, that stand for the last key of every row.
+    """
     rows, heads = q.shape[:2]
+    mine = None if own is None else (q * own[0]).sum(-1, keepdim=True) * scale
     q, k, v = (x.reshape(rows * heads, *x.shape[2:]) for x in (q, k, v))
     # one pass makes the product and scales it; the first argument is not read
     scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=scale).view(rows, heads, q.shape[1], k.shape[1])
+    scores = scores if mine is None else torch.cat([scores, mine], -1)
     for more in (bias, plan.added(scores.dtype)):
         scores = scores if more is None else scores + more.to(scores.dtype)
     weights = torch.softmax(scores, -1, dtype=scores.dtype)
     if dropout:
         weights = F.dropout(weights, dropout)
-    out = torch.bmm(weights.flatten(0, 1), v).view(rows, heads, q.shape[1], v.shape[2])
+    upon, upon_own = (weights, None) if own is None else weights.split([k.shape[1], 1], -1)
+    out = torch.bmm(upon.flatten(0, 1), v).view(rows, heads, q.shape[1], v.shape[2])
+    out = out if own is None or upon_own is None else torch.addcmul(out, upon_own, own[1])
     return out if mix is None else out + mix(weights, plan)
 
 

@@ -195,7 +195,7 @@ class HubBucketLayer(ContentBucketLayer):
         at = torch.arange(total, device=bounds.device)
         document = torch.searchsorted(bounds, at, right=True) - 1
         # predicting rows are keys for nobody; without a rule there are none
-        main = torch.ones_like(at, dtype=torch.bool) if rule is None else plan.key.gather(rule[2]) < NEVER
+        main = torch.ones_like(at, dtype=torch.bool) if rule is None else plan.query.gather(rule[2]) < NEVER
         steps = torch.zeros(len(bounds) - 1, dtype=torch.long, device=bounds.device).index_add(0, document, main.long())
         lengths = bounds[1:] - bounds[:-1]
         streams = (torch.div(lengths, steps.clamp(min=1), rounding_mode="floor") - 1).clamp(min=1)[document][:, None]

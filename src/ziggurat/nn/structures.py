@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ziggurat.nn import spec
 from ziggurat.nn.cache import Cache
 from ziggurat.nn.layers import BlockLayer, EmbedLayer, Source, norm_layer
+from ziggurat.nn.lone import few_keys
 from ziggurat.nn.memory import Memory, with_memory
-from ziggurat.nn.positions import BucketLayer
+from ziggurat.nn.positions import BucketLayer, RotaryLayer
 from ziggurat.nn.visibility import Plan, cross_plan, plan
 from ziggurat.types import Stream
 
@@ -82,6 +83,8 @@ class SingleModel(nn.Module):
         layout = plan(stream) if cache is None else cache.slots.step(stream)
         if memory is not None:
             layout = with_memory(layout, stream, memory)
+        elif cache is None and _scores(self):
+            layout = few_keys(layout, stream)
         hidden, kept = _through(self, self.embedded(stream), layout, keep, _rows(read, "text"), cache=cache, memory=memory)
         return {"text": hidden, **kept}
 
@@ -145,7 +148,8 @@ class EncoderDecoderModel(nn.Module):
             return {"encoder": encoded, "decoder": self._decoded(target, encoded, cache.cross(target), read, cache)}
         x = self.decoder.embed(target, self.table)
         seen, rows = Source(encoded, cross_plan(target, source)), _rows(read, "decoder")
-        decoded, more = _through(self.decoder, x, plan(target), wanted["decoder"], rows, seen)
+        layout = few_keys(plan(target), target) if _scores(self.decoder) else plan(target)
+        decoded, more = _through(self.decoder, x, layout, wanted["decoder"], rows, seen)
         named = {f"encoder.{k}": v for k, v in kept.items()} | {f"decoder.{k}": v for k, v in more.items()}
         return {"encoder": encoded, "decoder": decoded, **named}
 
@@ -206,6 +210,11 @@ def _blocks(part: spec.Single) -> nn.ModuleList:
         )
         for i in range(part.layers)
     )
+
+
+def _scores(stack: SingleModel | StackModel) -> bool:
+    """Whether its layers add what they make of distances to their scores; then keys that nobody sees cost most."""
+    return any(not isinstance(block.attention.distances, RotaryLayer | None) for block in stack.order)
 
 
 def _rows(read: Reads, stream: str) -> Tensor | None:
