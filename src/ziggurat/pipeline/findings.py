@@ -19,7 +19,7 @@ from ziggurat.data.leaks import LeakIndex
 from ziggurat.data.near import near_duplicates
 from ziggurat.objectives.base import Supply
 from ziggurat.pipeline.prepare import Prepared
-from ziggurat.train.budget import planned
+from ziggurat.train.budget import mixture, planned
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
 from ziggurat.types import Document
@@ -119,12 +119,9 @@ def passes(stage: Stage, prepared: Prepared, steps: int | None) -> dict[str, flo
     """How often a text stage of `steps` steps reads each source."""
     if steps is None or stage.batch.tokens is None:
         return {}
-    weights = {name: share.weight for name, share in stage.data.items()}
-    read = steps * stage.batch.tokens * stage.accumulate
-    return {
-        name: read * weight / sum(weights.values()) / max(prepared.shards[name, "train"].tokens, 1)
-        for name, weight in weights.items()
-    }
+    texts = prepared.read(stage)
+    shares, read = mixture(stage, texts), steps * stage.batch.tokens * stage.accumulate
+    return {name: read * share / sum(shares.values()) / max(texts[name].tokens, 1) for name, share in shares.items()}
 
 
 def of_budget(stage: Stage, prepared: Prepared, parameters: int, fresh: bool, steps: int | None = None) -> list[Finding]:
