@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from ziggurat.config import Duration, given
 from ziggurat.data import sources
+from ziggurat.data.found import Collocations
 from ziggurat.data.rows import Columns
 from ziggurat.objectives import OBJECTIVES, AnyObjective
 from ziggurat.objectives.masked import Ramp
@@ -37,7 +38,11 @@ SECTIONS: list[tuple[str, str, list[type[BaseModel]]]] = [
     ("Recipe", "", [Recipe]),
     ("Model", "`model:`", [Dials]),
     ("Tokenizer", "`tokenizer:`", [TokenizerSpec]),
-    ("Sources", "`sources: {name: ...}`", [sources.Files, Columns, sources.Hub, sources.Docstrings, sources.DocstringBackticks]),
+    (
+        "Sources",
+        "`sources: {name: ...}`",
+        [sources.Files, Columns, Collocations, sources.Hub, sources.Docstrings, sources.DocstringBackticks],
+    ),
     ("Stages", "`stages:` is a list of these; `defaults:` takes the same fields, all but `stage` and `name`", [Stage]),
     ("Parts of a stage", "", [BestOf, Share, BatchLimits, Optim, Schedule, Evaluate, Save, *ADAPTATION]),
     ("Objectives", "`objective:`", [*OBJECTIVES.values(), Ramp, Vectors]),

@@ -18,6 +18,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from ziggurat.config import Spec
 from ziggurat.data import docstrings, files, rows
+from ziggurat.data.found import Collocations
 from ziggurat.data.reading import Reading, nearest
 from ziggurat.data.rows import Columns
 from ziggurat.errors import UserError, check
@@ -44,9 +45,10 @@ class Files(Spec):
     `valid` or `test` are not read for training."""
     columns: Columns = Columns()
     """Which columns hold what. A `.txt` file has the one column `text`."""
-    phrases: str | None = None
+    phrases: str | Collocations | None = None
     """Finds phrases and entities, which `mlm` with `unit: phrase` hides together: a dictionary (a text file, one phrase a line, or
-    phrase, tab, label), or the import path `module:name` of a function from a text to its marks."""
+    phrase, tab, label), the import path `module:name` of a function from a text to its marks, or settings (`{}` for their defaults) by
+    which `prepare` finds what stands together in the source's own text."""
     txt: Literal["file", "line", "blank"] = "blank"
     """Where a document of a `.txt` file ends: with the file, with each line, or at blank lines. In any case
     one of more than 50,000 characters ends at the next line end."""
@@ -92,9 +94,10 @@ class Hub(Spec):
     """Read over the network while training data is written, without downloading the whole first."""
     columns: Columns = Columns()
     """Which columns hold what."""
-    phrases: str | None = None
+    phrases: str | Collocations | None = None
     """Finds phrases and entities, which `mlm` with `unit: phrase` hides together: a dictionary (a text file, one phrase a line, or
-    phrase, tab, label), or the import path `module:name` of a function from a text to its marks."""
+    phrase, tab, label), the import path `module:name` of a function from a text to its marks, or settings (`{}` for their defaults) by
+    which `prepare` finds what stands together in the source's own text."""
     train: str = "train"
     """The dataset's split to learn from."""
     valid: Fraction | str | None = None
@@ -164,7 +167,7 @@ def marked(source: Source) -> bool:
     """Whether the documents have phrases: found, or marked in the data (spans, tags)."""
     if source.kind not in ("files", "hub"):
         return False
-    return bool(source.phrases or source.columns.spans or source.columns.tags)
+    return source.phrases is not None or bool(source.columns.spans or source.columns.tags)
 
 
 def writes(source: Source) -> bool:

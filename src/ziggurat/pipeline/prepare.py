@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from ziggurat.context import GOLDEN
 from ziggurat.data import sources
 from ziggurat.data.census import Census
 from ziggurat.data.files import expanded
+from ziggurat.data.found import Collocations
 from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.nearest import nearest
 from ziggurat.data.reading import Reading
@@ -28,6 +30,7 @@ from ziggurat.data.writing import write_shards
 from ziggurat.errors import UserError, check
 from ziggurat.log import counted
 from ziggurat.systems import find
+from ziggurat.text.collocations import collocations
 from ziggurat.text.phrases import finder_of, identity_of, marked
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import train_tokenizer
@@ -187,8 +190,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: TestText
     place = folder / "shards" / name / split
     facts = place.with_name(f"{split}.json")
     identity = f"{sources.fingerprint(source, split)[:16]}/{'' if split == 'test' else tests.mark}"  # type: ignore[arg-type]
-    named = getattr(source, "phrases", None)
-    phrases = str(expanded(named)) if named else ""
+    phrases = _phrases(name, source, folder, tests)
     identity += f"/{hashlib.sha256(identity_of(phrases).encode()).hexdigest()[:16]}" if phrases else ""
     if (place / "meta.json").exists() and facts.exists():
         shards = Shards.open(place)
@@ -259,6 +261,35 @@ def _near(stage: Stage, name: str, run: Path, found: Prepared) -> Subset:
         f"{subset.tokens:,}",
     )
     return subset
+
+
+def _phrases(name: str, source: Source, run: Path, tests: _Tests) -> str:
+    """What finds the source's phrases, by name: a function, or a dictionary, which is made here if the recipe wants it; "" = nothing."""
+    wanted = getattr(source, "phrases", None)
+    if not isinstance(wanted, Collocations):
+        return str(expanded(wanted)) if wanted else ""
+    place = run / "phrases" / f"{name}.txt"
+    made, identity = place.with_suffix(".json"), {"source": sources.fingerprint(source), "tests": tests.mark}
+    if place.exists() and made.exists() and json.loads(made.read_text("utf-8")) == identity:
+        return str(place)
+    log.info("looking for words of %s that stand together", name)
+    total = sum(len(text) for document in sources.documents(source) for text in document.texts.values())
+    share = wanted.sample / max(1, total)
+
+    def texts() -> Iterator[str]:
+        for document in counted(f"counting words of {name}", tests.clean(source, "train", Reading(), [])):
+            for text in document.texts.values():
+                if zlib.crc32(text.encode()) < share * 2**32:
+                    yield text
+
+    settings = {key: value for key, value in wanted if key != "sample"}
+    phrases = collocations(texts(), **settings)
+    made.unlink(missing_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_text(place, "".join(f"{phrase}\n" for phrase in phrases))
+    write_json(made, identity)
+    log.info("%s phrases of %s in %s", f"{len(phrases):,}", name, place)
+    return str(place)
 
 
 def _similar(spec: Vectors, run: Path, found: Prepared) -> None:
