@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,13 @@ from ziggurat.evaluate.scores import Metric, metric
 from ziggurat.evaluate.text_scores import text_metric
 from ziggurat.nn.heads import ReplacedHeadLayer
 from ziggurat.nn.network import NetworkModel
+from ziggurat.nn.spec import VocabHead
 from ziggurat.objectives.base import Asked, Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.types import Batch, Target
 
+PER_BYTE = "bits_per_byte"
 CHUNK = 512
 """Rows whose scores over the vocabulary exist at once."""
 
@@ -93,6 +96,23 @@ def _right(network: NetworkModel, asked: Asked) -> tuple[float, float, float]:
     return right, both, either
 
 
+def main_loss(numbers: Mapping[str, float]) -> str:
+    """The name of the language-model loss among held-out numbers, or else of the first loss; empty if there is none."""
+    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1")) and name != PER_BYTE]
+    return next((name for name in ("mlm", "clm", *losses) if name in numbers), "")
+
+
+def bits_per_byte(network: NetworkModel, objective: Objective, numbers: Mapping[str, float], tokens: float, size: float) -> dict[str, float]:
+    """{`bits_per_byte`: ...} of text with `tokens` tokens in `size` bytes: the loss of a predicted token times the tokens of a byte, in bits.
+    Of a causal model that is the text's code length; of one that hides some tokens, the loss if every token were asked in its turn.
+    Comparable between tokenizers, as a loss per token is not. Empty where no token is predicted."""
+    name = main_loss(numbers)
+    head = network.spec.heads.get(objective.head_of(name)) if name else None
+    if not isinstance(head, VocabHead) or not size:
+        return {}
+    return {PER_BYTE: numbers[name] / math.log(2) * tokens / size}
+
+
 @dataclass(frozen=True)
 class Predictions:
     """The gold answers of a labelled set and a model's, one entry an example; a tagged example is a list of labels."""
@@ -108,13 +128,14 @@ class Predictions:
 def predict(
     network: NetworkModel, objective: Objective, batches: Iterable[Batch], dtype: torch.dtype = torch.float32
 ) -> Predictions:
-    """The model's answers to a labelled objective, in the order of the batches."""
+    """The model's answers to a labelled objective, in the order of the examples' keys: how they were packed says nothing."""
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     gold: list[Any] = []
     predicted: list[Any] = []
+    keys: list[np.ndarray] = []
     for batch in batches:
         on_device = to_device(batch, device)
         with autocast(device, dtype):
@@ -130,10 +151,14 @@ def predict(
             asked = batch.targets["tag"]
             owner = np.asarray(np.searchsorted(batch.streams[asked.stream].bounds, asked.index, side="right"))
             answers, values = _by_document(owner, answers), _by_document(owner, values)
+            keys.append(batch.keys[np.unique(owner) - 1])
+        else:
+            keys.append(batch.keys[batch.targets[objective.kind].index])
         gold += values
         predicted += answers
     network.train(was_training)
-    return Predictions(gold, predicted)
+    order = np.argsort(np.concatenate(keys), kind="stable").tolist() if keys else []
+    return Predictions([gold[i] for i in order], [predicted[i] for i in order])
 
 
 def _by_document(owner: np.ndarray, values: Sequence[Any]) -> list[list[Any]]:

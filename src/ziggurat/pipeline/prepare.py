@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ziggurat.systems import find
 from ziggurat.text.phrases import finder_of, identity_of, marked
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import train_tokenizer
+from ziggurat.text.vocabulary import Added
 from ziggurat.train.recipe import Recipe
 from ziggurat.types import Document
 
@@ -42,7 +43,11 @@ class Prepared:
     tokenizer: Tokenizer
     shards: Splits
     facts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    """What was read, left out as unreadable, and left out as a near duplicate of a test document."""
+    """What was read, left out as unreadable, and left out as a near duplicate of a test document; and how well the tokenizer fits."""
+    added: tuple[Added, ...] = ()
+    """New tokens of the stage that extended the vocabulary, if one did."""
+    bought: dict[str, int] = field(default_factory=dict)
+    """What they bought on the sample they were mined from."""
 
 
 def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) -> Prepared:
@@ -51,19 +56,25 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) ->
     `tokenizer` comes with the weights to start from and is used unless the recipe brings its own. Every training text,
     the task's own rows too, is freed of documents that hold a test document or a near duplicate of one.
     """
-    tests = _Tests(recipe)
+    tests = Tests(recipe)
 
     def texts() -> Iterator[str]:
         for name in used(recipe):
             for document in tests.clean(recipe.sources[name], "train", Reading(), []):
                 yield from document.texts.values()
 
-    tokenizer = _tokenizer(recipe, folder, tokenizer, texts, tests.mark)
-    found = Prepared(tokenizer, {}, {})
+    return cut(recipe, folder, _tokenizer(recipe, folder, tokenizer, texts, tests.mark), used(recipe), tests)
+
+
+def cut(recipe: Recipe, folder: Path, tokenizer: Tokenizer, train: Collection[str], tests: Tests | None = None) -> Prepared:
+    """Shards in `folder`, as `tokenizer` cuts the texts: the training text of the sources in `train`, and of all sources what nothing is
+    trained on."""
+    tests, found = tests or Tests(recipe), Prepared(tokenizer, {}, {})
     fresh: list[tuple[str, str]] = []
     for name in used(recipe):
         for split in sources.splits(recipe.sources[name]):
-            fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
+            if split != "train" or name in train:
+                fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
     for (name, kind), test in found.shards.items():
         if kind == "test":
             for other in [o for o, of in found.shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
@@ -73,12 +84,7 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) ->
 
 def prepare_held_out(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Prepared:
     """Only the texts that nothing is trained on, for another tokenizer than the recipe's perhaps."""
-    tests, found = _Tests(recipe), Prepared(tokenizer, {}, {})
-    for name in used(recipe):
-        for split in sources.splits(recipe.sources[name]):
-            if split != "train":
-                _shards(recipe, name, split, folder, tests, found)
-    return found
+    return cut(recipe, folder, tokenizer, ())
 
 
 def used(recipe: Recipe) -> list[str]:
@@ -92,7 +98,7 @@ def content(shards: Shards) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class _Tests:
+class Tests:
     """The test documents of a recipe, which no other text may hold."""
 
     def __init__(self, recipe: Recipe):
@@ -149,7 +155,7 @@ def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Call
     return tokenizer
 
 
-def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, found: Prepared) -> bool:
+def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: Tests, found: Prepared) -> bool:
     """Put the shards of a split and the facts about them into `found`; whether they had to be made."""
     source, tokenizer = recipe.sources[name], found.tokenizer
     place = folder / "shards" / name / split
@@ -163,6 +169,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
         if shards.meta.get("source") == identity and shards.meta.get("tokenizer") == tokenizer.fingerprint:
             shards.verify()  # what was written once is read for every stage: a flipped bit must not be trained on
             found.shards[name, split], found.facts[name, split] = shards, json.loads(facts.read_text("utf-8"))
+            _say(name, split, shards, found.facts[name, split].get("leaks", 0))
             return False
     reading, left_out = Reading(), list[Leak]()
     documents = tests.clean(source, split, reading, left_out)
@@ -189,15 +196,21 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: _Tests, 
         **{k: v for k, v in asdict(reading).items() if isinstance(v, int)},
         "kept": len(shards),
         "tokens": shards.tokens,
+        **shards.fertility,
         "leaks": len(left_out),
         "leak_examples": [asdict(leak) for leak in left_out[:5]],
     }
     write_json(facts, found.facts[name, split])
-    log.info(
-        "%s/%s: %s documents, %s tokens%s", name, split, f"{len(shards):,}", f"{shards.tokens:,}",
-        f"; {len(left_out):,} left out because they hold test rows" if left_out else "",
-    )  # fmt: skip
+    _say(name, split, shards, len(left_out))
     return True
+
+
+def _say(name: str, split: str, shards: Shards, leaks: int) -> None:
+    """One line about a split: how much there is, and how well the tokenizer fits it."""
+    fit = shards.fertility
+    said = f"; {fit['tokens_per_word']:.2f} tokens a word, {100 * fit['unknown_share']:.2g}% unknown" if fit else ""
+    said += f"; {leaks:,} left out because they hold test rows" if leaks else ""
+    log.info("%s/%s: %s documents, %s tokens%s", name, split, f"{len(shards):,}", f"{shards.tokens:,}", said)
 
 
 def assert_apart(test: Shards, train: Shards, *, gram: int = 8) -> int:

@@ -6,8 +6,7 @@ import json
 import logging
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +31,7 @@ from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
+from ziggurat.pipeline.vocabulary import prepare_stages
 from ziggurat.systems import find
 from ziggurat.systems.base import DIALS, NoHubClass
 from ziggurat.systems.hub import export_checkpoint
@@ -79,10 +79,15 @@ class Run:
     imported: dict[str, Opened]
     """Checkpoints that stages start from, by what `init` says."""
     done: dict[str, Done]
+    read: dict[str, Prepared] = field(default_factory=dict)
+    """What each stage reads, by its title; another tokenizer's shards once a stage has extended the vocabulary."""
 
-    @cached_property
-    def scorer(self) -> Scorer:
-        return Scorer(self.recipe, self.prepared.shards, self.prepared.tokenizer)
+    def reads(self, stage: Stage, init: str) -> Prepared:
+        """What `stage` reads when it starts from `init`."""
+        return self.read[stage.title] if stage.vocabulary is not None else self.read.get(init, self.prepared)
+
+    def scorer(self, prepared: Prepared) -> Scorer:
+        return Scorer(self.recipe, prepared.shards, prepared.tokenizer)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -133,7 +138,7 @@ def _begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
             _answerable(stage, prepared)
     write_text(folder / "recipe.yaml", dump(recipe))
-    return Run(recipe, folder, prepared, signals, imported, {})
+    return Run(recipe, folder, prepared, signals, imported, {}, prepare_stages(recipe, folder, prepared))
 
 
 def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
@@ -202,7 +207,8 @@ def start_of(run: Run, init: str) -> Start:
 
 def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
     """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
-    shards: dict[str, Any] = {name: run.prepared.shards[name, "train"] for name in stage.data}
+    prepared = run.reads(stage, init)
+    shards: dict[str, Any] = {name: prepared.shards[name, "train"] for name in stage.data}
     data = {name: content(one) for name, one in shards.items()}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
@@ -211,21 +217,24 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
         return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
 
     assert stage.objective is not None
+    start = start_of(run, init).for_objective(stage.objective)
+    if stage.vocabulary is not None:
+        start = start.grown({a.id: a.pieces for a in prepared.added}, prepared.tokenizer.vocab.size)
     job = Job(
         stage.model_copy(update={"init": init}),
-        start_of(run, init).for_objective(stage.objective),
+        start,
         shards,
-        run.prepared.tokenizer,
+        prepared.tokenizer,
         run.recipe.system.partition("/")[0],
         seed,
         facts={"parent": _parent(run, init), "data": data},
-        held_out=lambda network, objective, dtype: run.scorer.losses(network, objective, stage, dtype),
+        held_out=lambda network, objective, dtype: run.scorer(prepared).losses(network, objective, stage, dtype),
         held=run.signals.held,
         title=title,
         sinks=sinks,
     )
     outcome = jobs.run_stage(folder, job)
-    predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
+    predictions = _predictions(run, prepared, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
         try:
             for note in export_checkpoint(folder, folder / "hf").notes:
@@ -254,20 +263,20 @@ def draw(shards: Shards, examples: int, seed: int) -> Subset:
     return Subset(shards, np.sort(chosen))
 
 
-def _predictions(run: Run, stage: Stage, folder: Path, outcome: Outcome) -> Predictions:
+def _predictions(run: Run, prepared: Prepared, stage: Stage, folder: Path, outcome: Outcome) -> Predictions:
     """The test predictions of a fine-tuned checkpoint, kept beside it with what identifies the test rows."""
     path, objective = folder / "predictions.json", stage.objective
     assert objective is not None
     (name,) = stage.data
-    rows = content(run.prepared.shards[name, "test"])
+    rows = content(prepared.shards[name, "test"])
     if path.exists():
         kept = json.loads(path.read_text("utf-8"))
-        if kept.pop("rows", rows) == rows:
+        if kept.pop("documents", "") == rows:
             return Predictions(**kept)
     network = open_checkpoint(checkpoints.at(folder, outcome.steps)).build()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = run.scorer.answers(network.to(device), objective, stage, precision_of(stage.precision, device))
-    write_json(path, {"rows": rows, **asdict(found)})
+    found = run.scorer(prepared).answers(network.to(device), objective, stage, precision_of(stage.precision, device))
+    write_json(path, {"documents": rows, **asdict(found)})
     return found
 
 

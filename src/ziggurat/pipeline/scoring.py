@@ -11,7 +11,8 @@ import torch
 from ziggurat.data.loader import once
 from ziggurat.data.shards import Shards
 from ziggurat.data.sources import documents
-from ziggurat.evaluate.heldout import Predictions, first, held_out, predict
+from ziggurat.data.subset import Subset
+from ziggurat.evaluate.heldout import Predictions, bits_per_byte, first, held_out, predict
 from ziggurat.evaluate.written import write
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective, context_of
@@ -23,6 +24,16 @@ from ziggurat.types import Batch
 
 TOKENS = 2048
 """Tokens of one batch, or one row if that is longer."""
+BYTES = 4
+"""Of text that count as one held-out token: which documents are read does not hang on the tokenizer."""
+LONG = 4
+"""Times the wished tokens that are read at most, where single documents are so long."""
+
+
+def leading(shards: Shards, tokens: int) -> Subset:
+    """The first documents, as many as hold `tokens` times `BYTES` bytes."""
+    count = int(np.searchsorted(np.cumsum(shards.bytes, dtype=np.int64), tokens * BYTES)) + 1
+    return Subset(shards, np.arange(min(count, len(shards))))
 
 
 @dataclass(frozen=True)
@@ -51,16 +62,20 @@ class Scorer:
         for name in stage.data if supervised else dict.fromkeys(n for s in self.recipe.stages for n in s.data):
             split = "valid" if (name, "valid") in self.shards or supervised else "test"
             if (name, split) in self.shards:
-                batches = self._batches(name, split, objective, stage.length, network)
-                found[name] = held_out(network, objective, first(batches, stage.evaluate.tokens), dtype)
+                found[name] = self._loss(leading(self.shards[name, split], stage.evaluate.tokens), network, objective, stage, dtype)
         return found
+
+    def _loss(self, shards: Subset, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype) -> dict[str, float]:
+        batches = self._batches(shards, objective, stage.length, network)
+        numbers = held_out(network, objective, first(batches, LONG * stage.evaluate.tokens), dtype)
+        return numbers | bits_per_byte(network, objective, numbers, shards.tokens, float(shards.bytes.sum()))
 
     def answers(self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype) -> Predictions:
         """The network's answers on the task's test rows."""
         (name,) = stage.data
         if isinstance(objective, Seq2Seq):
             return self._written(network, objective, name, stage.length, dtype)
-        return predict(network, objective, self._batches(name, "test", objective, stage.length, network), dtype)
+        return predict(network, objective, self._batches(self.shards[name, "test"], objective, stage.length, network), dtype)
 
     def _written(self, network: NetworkModel, objective: Seq2Seq, name: str, length: int, dtype: torch.dtype) -> Predictions:
         """The texts that it writes, beside those of the source as they were before any tokenizer."""
@@ -71,8 +86,8 @@ class Scorer:
         predicted = write(network, objective, shards.read(every), self.tokenizer, ctx, dtype=dtype)
         return Predictions([gold[i] for i in shards.ids(every)], predicted)
 
-    def _batches(self, name: str, split: str, objective: Objective, length: int, network: NetworkModel) -> Iterator[Batch]:
+    def _batches(self, shards: Shards | Subset, objective: Objective, length: int, network: NetworkModel) -> Iterator[Batch]:
         tables = objective.tables(self.tokenizer)
         ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed, tables)
         row = objective.rows(ctx)
-        return once(self.shards[name, split], objective, ctx, row=row, tokens=max(TOKENS, sum(row.values())))
+        return once(shards, objective, ctx, row=row, tokens=max(TOKENS, sum(row.values())))

@@ -20,7 +20,7 @@ from ziggurat.tree import Node, PathTo, Shape, merge, nearest, tree
 __all__ = ["BatchLimits", "Dials", "Evaluate", "Optim", "Recipe", "Save", "Schedule", "Stage", "StageFields", "Worth", "resolve"]
 
 TEXT_STAGES = ("pretrain", "dapt", "tapt")
-RESERVED = ("tokenizer", "shards", "worth", "evaluate", "scratch", "previous")
+RESERVED = ("tokenizer", "shards", "vocabulary", "worth", "evaluate", "scratch", "previous")
 
 
 class Worth(Spec):
@@ -225,6 +225,7 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
             "tokens",
             "a budget in tokens needs batches limited by tokens; give it in steps or epochs, or set batch: {tokens: ...}",
         )
+    yield from _vocabulary_problems(stage)
     supervised = stage.objective is not None and stage.objective.labelled
     if stage.stage == "finetune":
         yield from _task_problems(recipe, stage, supervised)
@@ -251,6 +252,20 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
         yield "length", f"{stage.length} is longer than the {positions} positions of {recipe.system}"
     if stage.batch.tokens is not None and stage.batch.tokens < stage.length:
         yield "batch", f"a micro-batch of {stage.batch.tokens} tokens cannot hold one example of length {stage.length}"
+
+
+def _vocabulary_problems(stage: Stage) -> Iterator[tuple[Any, ...]]:
+    wanted = stage.vocabulary
+    if wanted is None:
+        return
+    if stage.stage == "finetune":
+        yield "vocabulary", "new tokens are learned from text: it belongs in a pretrain, dapt or tapt stage before this one"
+    if stage.init == "scratch":
+        yield "vocabulary", "extends the tokenizer of a checkpoint, and this stage starts from scratch: give `tokenizer` a larger `vocab`"
+    if wanted.source is None and len(stage.data) > 1:
+        yield "vocabulary", f"say which source the tokens are mined from, as in vocabulary: {{source: {next(iter(stage.data))}, ...}}"
+    if wanted.source is not None and wanted.source not in stage.data:
+        yield "vocabulary", f"'{wanted.source}' is no source of this stage; {nearest(wanted.source, stage.data)}"
 
 
 def _model_before(recipe: Recipe, stage: Stage, model: Model) -> Model:

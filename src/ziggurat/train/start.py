@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from ziggurat.nn import halves
+from ziggurat.nn import growth, halves
 from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
 
@@ -35,3 +35,9 @@ class Start:
         return replace(
             self, model=model, heads=heads, load=lambda: halves.discriminator(whole, load()).tensors, left="the generator"
         )
+
+    def grown(self, rows: Mapping[int, Sequence[int]], size: int) -> Start:
+        """With `size` tokens, the new ones beginning as the mean of their pieces (`rows`: id -> old ids)."""
+        whole, load = parts.Network(model=self.model, heads=dict(self.heads)), self.load
+        model = growth.with_vocabulary(self.model, max(size, self.model.vocab))
+        return replace(self, model=model, load=lambda: growth.grown(whole, load(), rows, size)[1])
