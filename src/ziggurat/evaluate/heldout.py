@@ -102,7 +102,9 @@ def main_loss(numbers: Mapping[str, float]) -> str:
     return next((name for name in ("mlm", "clm", *losses) if name in numbers), "")
 
 
-def bits_per_byte(network: NetworkModel, objective: Objective, numbers: Mapping[str, float], tokens: float, size: float) -> dict[str, float]:
+def bits_per_byte(
+    network: NetworkModel, objective: Objective, numbers: Mapping[str, float], tokens: float, size: float
+) -> dict[str, float]:
     """{`bits_per_byte`: ...} of text with `tokens` tokens in `size` bytes: the loss of a predicted token times the tokens of a byte, in bits.
     Of a causal model that is the text's code length; of one that hides some tokens, the loss if every token were asked in its turn.
     Comparable between tokenizers, as a loss per token is not. Empty where no token is predicted."""

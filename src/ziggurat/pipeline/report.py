@@ -15,8 +15,10 @@
                         `stage` is pretrain, dapt, tapt or finetune; losses are means in nats a predicted token
     worth               a `worth.Ledger`, or None
     baselines           {name: test score}; the ledger's own by default
-    sources             {source, documents, tokens, heldout, test, leaks}: documents in training, their tokens, documents
-                        held out, test documents, and documents removed because they hold a test document
+    loss                what the losses are: "loss" (nats a predicted token), or "bits/byte" where stages read other tokens
+    vocabularies        what stages' new tokens bought, as `vocabulary.facts` writes it
+    sources             {source, documents, tokens, heldout, test, leaks, tokens_per_word, unknown_share}: documents in training, their tokens,
+                        documents held out, test documents, and documents removed because they hold a test document
     config              the recipe as it was resolved, YAML text
     commands            list of command lines that make the run again
     notes               list of sentences to be read first
@@ -33,7 +35,7 @@ from typing import Any
 
 from ziggurat.atomic import write_text
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
-from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
+from ziggurat.pipeline.table import VERDICTS, account, baselines, between, bought, duration, label, scored
 from ziggurat.pipeline.worth import Ledger, jsonable, shown
 
 
@@ -60,7 +62,7 @@ def html(facts: Mapping[str, Any]) -> str:
     parts += [f'<p class="note">{escape(note)}</p>' for note in [*facts.get("notes", ()), *(ledger.notes if ledger else ())]]
     if ledger:
         parts += [_figures(ledger), _verdicts(ledger), _scores(facts, ledger)]
-    parts += [_account(facts), _heldout(facts), _curves(facts, colors), _sources(facts), _setting(facts)]
+    parts += [_account(facts), _vocabularies(facts), _heldout(facts), _curves(facts, colors), _sources(facts), _setting(facts)]
     css = files("ziggurat.pipeline").joinpath("report.css").read_text(encoding="utf-8")
     title = escape(str(facts["name"]))
     return (
@@ -214,7 +216,10 @@ def _heldout(facts: Mapping[str, Any]) -> str:
             previous[source] = loss
         extra = "; ".join(f"{source} {_more(held[source])}" for source in sources if source in held and _more(held[source]))
         rows.append((row, f' title="{escape(extra)}"' if extra else ""))
-    said = "Mean loss (nats a predicted token) on text no stage trained on; small figures are the change since the stage before."
+    unit = "Mean loss (nats a predicted token)"
+    if facts.get("loss") == "bits/byte":
+        unit = "The stages read other tokens, so what compares them is the loss in bits for each byte of text, measured"
+    said = f"{unit} on text no stage trained on; small figures are the change since the stage before."
     return f'<h2>Held-out loss after each stage</h2><p class="quiet">{said}</p>{_table(["after", *sources], rows, raw=True)}'
 
 
@@ -240,7 +245,9 @@ def _curves(facts: Mapping[str, Any], colors: Mapping[str, str]) -> str:
         return ""
     out = []
     for s, lines in panels:
-        chart = line_chart(lines, x_label="step", y_label="loss")
+        chart = line_chart(
+            lines, x_label="step", y_label="loss" if facts.get("loss", "loss") == "loss" else "nats; held out: bits/byte"
+        )
         about = [f"{s['steps']:,} steps"] if s.get("steps") else []
         about += [f"{count(s['tokens'])} tokens"] if s.get("tokens") else []
         about += [duration(s["seconds"])] if s.get("seconds") else []
@@ -261,13 +268,47 @@ def _sources(facts: Mapping[str, Any]) -> str:
         "heldout": "held out",
         "test": "test documents",
         "leaks": "removed: hold a test document",
+        "tokens_per_word": "tokens a word",
+        "unknown_share": "unknown tokens",
     }
     rows = facts.get("sources", ())
     present = [key for key in columns if any(row.get(key) is not None for row in rows)]
     if not rows:
         return ""
-    body = [([str(row["source"]), *(f"{row[key]:,}" if row.get(key) is not None else "" for key in present)], "") for row in rows]
+    body = [([str(row["source"]), *(_number(key, row.get(key)) for key in present)], "") for row in rows]
     return f"<h2>Data</h2>{_table(['source', *(columns[key] for key in present)], body)}"
+
+
+def _number(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.2g}%" if key == "unknown_share" else f"{value:.2f}" if key == "tokens_per_word" else f"{value:,}"
+
+
+def _vocabularies(facts: Mapping[str, Any]) -> str:
+    """What new tokens bought: shorter texts, and the loss for each byte of them."""
+    header, rows = bought(facts)
+    if not rows:
+        return ""
+    lines = []
+    for one in facts["vocabularies"]:
+        for source, row in one["sources"].items():
+            dots = {when: v for when, v in row["bits_per_byte"].items() if v is not None}
+            if dots:
+                last = row["bits_per_byte"].get("after")
+                lines.append(Row(f"{one['stage']}: {source}", dots, center=last, text="" if last is None else f"{last:.3f}"))
+    said = (
+        "A loss for each token would fall or rise with the length of the tokens alone; bits for each byte of held-out text do not. Dots: the "
+        "start; with the new rows, before a step; bar: after the stage."
+    )
+    chart = dot_chart(lines, label="bits/byte", form="{:.3f}".format) if lines else ""
+    names = "".join(
+        f'<p class="quiet">{escape(one["stage"])}, pieces and times on the sample: '
+        + escape(", ".join(f"{text} ({pieces}, {times:,})" for text, pieces, times in one["examples"]))
+        + "</p>"
+        for one in facts["vocabularies"]
+    )
+    return f'<h2>New tokens</h2><p class="quiet">{said}</p>{_table(header, [(row, "") for row in rows])}{chart}{names}'
 
 
 def _setting(facts: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import torch
 from ziggurat import __version__
 from ziggurat.atomic import write_json, write_text
 from ziggurat.checkpoint import format as checkpoints
-from ziggurat.config import dump, load
+from ziggurat.config import dump, load, spelled
 from ziggurat.context import Context
 from ziggurat.data.shards import Shards
 from ziggurat.data.subset import Subset
@@ -31,7 +31,7 @@ from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
-from ziggurat.pipeline.vocabulary import prepare_stages
+from ziggurat.pipeline.vocabulary import before, prepare_stages
 from ziggurat.systems import find
 from ziggurat.systems.base import DIALS, NoHubClass
 from ziggurat.systems.hub import export_checkpoint
@@ -85,6 +85,10 @@ class Run:
     def reads(self, stage: Stage, init: str) -> Prepared:
         """What `stage` reads when it starts from `init`."""
         return self.read[stage.title] if stage.vocabulary is not None else self.read.get(init, self.prepared)
+
+    def reads_before(self, stage: Stage) -> Prepared:
+        """What the stage that `stage` starts from has read."""
+        return self.read.get(stage.init, self.prepared)
 
     def scorer(self, prepared: Prepared) -> Scorer:
         return Scorer(self.recipe, prepared.shards, prepared.tokenizer)
@@ -219,7 +223,10 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     assert stage.objective is not None
     start = start_of(run, init).for_objective(stage.objective)
     if stage.vocabulary is not None:
+        old, parts = run.reads_before(stage), start
         start = start.grown({a.id: a.pieces for a in prepared.added}, prepared.tokenizer.vocab.size)
+        identity = settings.digest([spelled(stage), _parent(run, init), prepared.tokenizer.fingerprint])
+        before(folder, stage, (parts, start), (run.scorer(old), run.scorer(prepared)), identity)
     job = Job(
         stage.model_copy(update={"init": init}),
         start,

@@ -62,10 +62,14 @@ class Scorer:
         for name in stage.data if supervised else dict.fromkeys(n for s in self.recipe.stages for n in s.data):
             split = "valid" if (name, "valid") in self.shards or supervised else "test"
             if (name, split) in self.shards:
-                found[name] = self._loss(leading(self.shards[name, split], stage.evaluate.tokens), network, objective, stage, dtype)
+                found[name] = self._loss(
+                    leading(self.shards[name, split], stage.evaluate.tokens), network, objective, stage, dtype
+                )
         return found
 
-    def _loss(self, shards: Subset, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype) -> dict[str, float]:
+    def _loss(
+        self, shards: Subset, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype
+    ) -> dict[str, float]:
         batches = self._batches(shards, objective, stage.length, network)
         numbers = held_out(network, objective, first(batches, LONG * stage.evaluate.tokens), dtype)
         return numbers | bits_per_byte(network, objective, numbers, shards.tokens, float(shards.bytes.sum()))

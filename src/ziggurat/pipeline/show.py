@@ -147,6 +147,7 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     from ziggurat.data.order import shares as shares_of
     from ziggurat.data.shards import Shards
     from ziggurat.pipeline.run import load_recipe, prepare
+    from ziggurat.pipeline.vocabulary import place_of
     from ziggurat.text.tokenizer import Tokenizer
 
     recipe = load_recipe(path, overrides)
@@ -155,12 +156,13 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     chosen = stages[stage] if stage else recipe.stages[0]
     assert chosen.objective is not None  # resolved
     folder = prepare(path, overrides)
-    tokenizer = Tokenizer.load(folder / "tokenizer")
+    place = place_of(recipe, folder, chosen)
+    tokenizer = Tokenizer.load(place / "tokenizer")
     page = find(recipe.system.partition("/")[0])
     assert page is not None  # the recipe was checked
     model = page.model
     ctx = context_of(model, tokenizer, chosen.length, recipe.seed, chosen.objective.tables(tokenizer))
-    shards = {name: Shards.open(folder / "shards" / name / "train") for name in chosen.data}
+    shards = {name: Shards.open(place / "shards" / name / "train") for name in chosen.data}
     loader = Loader(
         shards,
         shares_of(shards, {name: share.weight for name, share in chosen.data.items()}, chosen.temperature),

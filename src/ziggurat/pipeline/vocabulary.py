@@ -8,24 +8,35 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ziggurat.atomic import write_json
 from ziggurat.data import sources
 from ziggurat.data.reading import Reading
+from ziggurat.evaluate.heldout import PER_BYTE
 from ziggurat.log import counted
+from ziggurat.nn.network import NetworkModel
+from ziggurat.nn.spec import Network
 from ziggurat.pipeline.prepare import Prepared, Tests, cut
+from ziggurat.pipeline.scoring import Scorer
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.vocabulary import Added, Extended, extend
+from ziggurat.train.loop import precision_of
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
+from ziggurat.train.start import Start
 
 log = logging.getLogger(__name__)
 
 FOLDER = "vocabulary"
+MEASURED = "vocabulary.json"
+SHOWN = 24
+"""New tokens that the report names."""
 
 
 def prepare_stages(recipe: Recipe, folder: Path, base: Prepared) -> dict[str, Prepared]:
@@ -35,6 +46,16 @@ def prepare_stages(recipe: Recipe, folder: Path, base: Prepared) -> dict[str, Pr
         before = found.get(stage.init, base)
         found[stage.title] = before if stage.vocabulary is None else _extended(recipe, folder, stage, before)
     return found
+
+
+def place_of(recipe: Recipe, folder: Path, stage: Stage) -> Path:
+    """Where the tokenizer and the shards of a stage lie: the run's folder, or that of the last vocabulary extended on its way."""
+    by_title = {each.title: each for each in recipe.stages}
+    while stage.vocabulary is None:
+        if stage.init not in by_title:
+            return folder
+        stage = by_title[stage.init]
+    return folder / FOLDER / stage.title
 
 
 def _extended(recipe: Recipe, folder: Path, stage: Stage, before: Prepared) -> Prepared:
@@ -50,7 +71,10 @@ def _extended(recipe: Recipe, folder: Path, stage: Stage, before: Prepared) -> P
     trained = any((folder / stage.title).glob("step-*"))
     if known == identity or (trained and {**known, "text": text} == identity):
         if known != identity:
-            log.info("%s: its vocabulary stays as it is: the stage was trained with it before the recipe's sources changed", stage.title)
+            log.info(
+                "%s: its vocabulary stays as it is: the stage was trained with it before the recipe's sources changed",
+                stage.title,
+            )
         found = _read(place)
     else:
 
@@ -90,10 +114,63 @@ def _read_after(recipe: Recipe, stage: Stage) -> Collection[str]:
 def _say(title: str, found: Extended) -> None:
     f = found.sample
     before, after = (f[f"tokens_{when}"] / max(f["words"], 1) for when in ("before", "after"))
-    shown = ", ".join(a.token for a in sorted(found.added, key=lambda a: (-a.count * (len(a.pieces) - 1), a.id))[:8])
+    shown = ", ".join(token for token, _ in telling(found.tokenizer, found.added)[:8])
     log.info(
-        "%s: %s new tokens (%s, ...): %.3f -> %.3f tokens a word on the sample", title, f"{len(found.added):,}", shown, before, after
+        "%s: %s new tokens (%s, ...): %.3f -> %.3f tokens a word on the sample",
+        title,
+        f"{len(found.added):,}",
+        shown,
+        before,
+        after,
     )
+
+
+def telling(tokenizer: Tokenizer, added: Sequence[Added]) -> list[tuple[str, Added]]:
+    """The new tokens as text, those first that save most."""
+    return [(tokenizer.decode([a.id]).strip(), a) for a in sorted(added, key=lambda a: (-a.count * (len(a.pieces) - 1), a.id))]
+
+
+@torch.no_grad()
+def before(
+    folder: Path, stage: Stage, starts: tuple[Start, Start], scorers: tuple[Scorer, Scorer], identity: str
+) -> dict[str, dict[str, float]]:
+    """{`start`: {source: bits per byte}, `new rows`: ...}: held-out text as the start reads it, and as it does with the new tokens
+    before a step of training. Empty for a start that has no head for it. Kept in the stage's folder."""
+    path = folder / MEASURED
+    if path.exists() and (kept := json.loads(path.read_text("utf-8"))).pop("identity", "") == identity:
+        return dict(kept)
+    found: dict[str, dict[str, float]] = {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert stage.objective is not None
+    for when, start, scorer in zip(("start", "new rows"), starts, scorers, strict=True):
+        objective = scorer.objective or stage.objective
+        if objective.misfits(start.model) or any(name not in start.heads for name in objective.heads(start.model)):
+            continue
+        network = NetworkModel(Network(model=start.model, heads=dict(start.heads)))
+        network.load_state_dict(dict(start.load()))
+        losses = scorer.losses(network.eval().to(device), stage.objective, stage, precision_of(stage.precision, device))
+        found[when] = {source: numbers[PER_BYTE] for source, numbers in losses.items() if PER_BYTE in numbers}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"identity": identity, **found})
+    return found
+
+
+def facts(title: str, folder: Path, held_out: Mapping[str, Mapping[str, float]], old: Prepared, new: Prepared) -> dict[str, Any]:
+    """What a stage's new tokens bought, for the report: tokens a word, unknown tokens and bits a byte of every source, before and after."""
+    path = folder / MEASURED
+    measured = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    rows = {}
+    for (name, split), shards in new.shards.items():
+        if split != "train" or (name, "valid") not in new.shards:
+            fits = {"before": old.shards[name, split].fertility, "after": shards.fertility}
+            rows[name] = {
+                "tokens_per_word": {when: fit.get("tokens_per_word") for when, fit in fits.items()},
+                "unknown_share": {when: fit.get("unknown_share") for when, fit in fits.items()},
+                "bits_per_byte": {when: measured.get(when, {}).get(name) for when in ("start", "new rows")}
+                | {"after": held_out.get(name, {}).get(PER_BYTE)},
+            }
+    best = [[text, len(a.pieces), a.count] for text, a in telling(new.tokenizer, new.added)[:SHOWN]]
+    return {"stage": title, "tokens": len(new.added), "sample": dict(new.bought), "examples": best, "sources": rows}
 
 
 def tokenizers_differ(read: Mapping[str, Prepared], base: Prepared) -> bool:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ HAN = (
 """The characters that BERT's normaliser sets apart, as the inside of a character class."""
 ALL_HAN = re.compile(f"[{HAN}]+")
 METASPACE = "\u2581"
+
+
+Word = tuple[tuple[int, ...], str]
+"""A word's tokens, and its spelling where they do not tell it."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ def words(tokenizer: Tokenizer, texts: Sequence[str], segmenter: Segmenter, leas
     known = library.get_vocab()
     names = {number: name for name, number in known.items()}
     special = set(tokenizer.vocab.special)
-    starts, spell = _starts(tokenizer, segmenter), _speller(tokenizer)
-    counts: Counter[tuple[tuple[int, ...], str]] = Counter()
+    starts, spell = _starts(tokenizer, segmenter), _speller(tokenizer, segmenter)
+    counts: Counter[Word] = Counter()
     for group in _batches(texts):
         encodings = library.encode_batch(group, add_special_tokens=False)
         for text, encoding in zip(group, encodings, strict=True):
@@ -94,8 +99,8 @@ def words(tokenizer: Tokenizer, texts: Sequence[str], segmenter: Segmenter, leas
             for n in np.flatnonzero(wanted).tolist():
                 a, b = edges[n], edges[n + 1]
                 pieces = tuple(ids[a:b].tolist())
-                spelled = spell(text, encoding, int(a), int(b)) if unknown in pieces else ""
-                counts[pieces, spelled] += 1
+                for word in spell(text, encoding, int(a), int(b)) if unknown in pieces else [(pieces, "")]:
+                    counts[word] += 1
     found: dict[str, Candidate] = {}
     for (pieces, spelled), count in counts.items():
         if special & set(pieces) - {unknown} or count < least:
@@ -120,14 +125,16 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 
 def _starts(tokenizer: Tokenizer, segmenter: Segmenter) -> Callable[[str, tokenizers.Encoding], np.ndarray]:
     """What says of a text and its tokens where another word begins, bool[N]."""
-    unigram = tokenizer.kind == "unigram"
+    unigram, unknown = tokenizer.kind == "unigram", tokenizer.vocab.unk
     if not unigram and (segmenter == "characters" or not reads_alone(tokenizer.content())):
         return lambda text, encoding: _changes(encoding)
 
     def starts(text: str, encoding: tokenizers.Encoding) -> np.ndarray:
         begins, offsets = _changes(encoding), np.array(encoding.offsets, np.int64)
         if unigram:
-            return begins | _words_of(text, offsets, segmenter)
+            own = np.cumsum(begins)  # a word of the tokenizer with something unknown in it stays whole: `_speller` takes it apart
+            blurred = np.isin(own, own[np.array(encoding.ids) == unknown])
+            return begins | (_words_of(text, offsets, segmenter) & ~blurred)
         codes = np.append(code_points(text), 0)
         han = (offsets[:, 1] - offsets[:, 0] == 1) & _han()[codes[offsets[:, 0]]]
         return np.where(han, _words_of(text, offsets, segmenter), begins) if han.any() else begins
@@ -172,17 +179,29 @@ def _joined(pieces: Sequence[str], kind: str) -> str:
     return "".join(piece.removeprefix("##") if kind == "wordpiece" and n else piece for n, piece in enumerate(pieces))
 
 
-def _speller(tokenizer: Tokenizer) -> Callable[[str, tokenizers.Encoding, int, int], str]:
-    """What gives the tokens [a, b) of a text as the model saw them, where one of them is unknown."""
-    if tokenizer.kind == "unigram":
-        return lambda text, encoding, a, b: "".join(encoding.tokens[a:b])
+def _speller(tokenizer: Tokenizer, segmenter: Segmenter) -> Callable[[str, tokenizers.Encoding, int, int], list[Word]]:
+    """What gives the words that the tokens [a, b) of a text are, as the model saw them, where one of the tokens is unknown."""
     normalizer = tokenizer.library.normalizer
 
-    def spelled(text: str, encoding: tokenizers.Encoding, a: int, b: int) -> str:
-        part = text[encoding.offsets[a][0] : encoding.offsets[b - 1][1]]
-        return "".join((normalizer.normalize_str(part) if normalizer else part).split())
+    def unigram(text: str, encoding: tokenizers.Encoding, a: int, b: int) -> list[Word]:
+        # The library makes one unknown token of all unknown characters in a row, over the ends of words.
+        ids, tokens = encoding.ids[a:b], encoding.tokens[a:b]
+        whole = "".join(tokens)
+        ends = list(accumulate(map(len, tokens)))
+        starts = word_starts(whole.replace(METASPACE, " "), segmenter)
+        cuts = [0, *(n for n in np.flatnonzero(starts).tolist() if n and whole[:n] != METASPACE), len(whole)]
+        found = []
+        for i, j in pairwise(cuts):
+            over = [n for n, end in enumerate(ends) if i < end and end - len(tokens[n]) < j]
+            found.append((tuple(ids[n] for n in over), whole[i:j]))
+        return found
 
-    return spelled
+    def others(text: str, encoding: tokenizers.Encoding, a: int, b: int) -> list[Word]:
+        part = text[encoding.offsets[a][0] : encoding.offsets[b - 1][1]]
+        word = "".join((normalizer.normalize_str(part) if normalizer else part).split())
+        return [(tuple(encoding.ids[a:b]), word)]
+
+    return unigram if tokenizer.kind == "unigram" else others
 
 
 def merges(tokenizer: Tokenizer, texts: Sequence[str], wanted: int, least: int) -> list[Merge]:

@@ -261,9 +261,15 @@ def _vocabulary_problems(stage: Stage) -> Iterator[tuple[Any, ...]]:
     if stage.stage == "finetune":
         yield "vocabulary", "new tokens are learned from text: it belongs in a pretrain, dapt or tapt stage before this one"
     if stage.init == "scratch":
-        yield "vocabulary", "extends the tokenizer of a checkpoint, and this stage starts from scratch: give `tokenizer` a larger `vocab`"
+        yield (
+            "vocabulary",
+            "extends the tokenizer of a checkpoint, and this stage starts from scratch: give `tokenizer` a larger `vocab`",
+        )
     if wanted.source is None and len(stage.data) > 1:
-        yield "vocabulary", f"say which source the tokens are mined from, as in vocabulary: {{source: {next(iter(stage.data))}, ...}}"
+        yield (
+            "vocabulary",
+            f"say which source the tokens are mined from, as in vocabulary: {{source: {next(iter(stage.data))}, ...}}",
+        )
     if wanted.source is not None and wanted.source not in stage.data:
         yield "vocabulary", f"'{wanted.source}' is no source of this stage; {nearest(wanted.source, stage.data)}"
 
