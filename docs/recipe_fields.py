@@ -19,6 +19,7 @@ from ziggurat.data.rows import Columns
 from ziggurat.objectives import OBJECTIVES, AnyObjective
 from ziggurat.objectives.masked import Ramp
 from ziggurat.text.train import TokenizerSpec
+from ziggurat.text.vocabulary import VocabularySpec
 from ziggurat.train.recipe import Dials, Recipe, Worth
 from ziggurat.train.stage import BatchLimits, Evaluate, Optim, Save, Schedule, Share, Stage
 
@@ -35,7 +36,7 @@ SECTIONS: list[tuple[str, str, list[type[BaseModel]]]] = [
     ("Tokenizer", "`tokenizer:`", [TokenizerSpec]),
     ("Sources", "`sources: {name: ...}`", [sources.Files, Columns, sources.Hub, sources.Docstrings, sources.DocstringBackticks]),
     ("Stages", "`stages:` is a list of these; `defaults:` takes the same fields, all but `stage` and `name`", [Stage]),
-    ("Parts of a stage", "", [Share, BatchLimits, Optim, Schedule, Evaluate, Save]),
+    ("Parts of a stage", "", [Share, BatchLimits, Optim, Schedule, Evaluate, Save, VocabularySpec]),
     ("Objectives", "`objective:`", [*OBJECTIVES.values(), Ramp]),
     ("Worth", "`worth:`", [Worth]),
 ]
