@@ -69,7 +69,7 @@ def trivial(folder: Path, target: str) -> tuple[float, float]:
     stage, tokenizer = recipe.stages[0], Tokenizer.load(folder / "tokenizer")
     objective = stage.objective
     assert objective is not None
-    ctx = context_of(model_of(recipe.system), tokenizer, stage.length, recipe.seed, objective.tables(tokenizer))
+    ctx = context_of(model_of(recipe.system), tokenizer, stage.length, recipe.seed, objective.tables(tokenizer, folder))
     row = objective.rows(ctx)
     shards = Shards.open(folder / "shards" / "text" / "valid")
     answers = []

@@ -19,9 +19,12 @@ from ziggurat.data.rows import Columns
 from ziggurat.objectives import OBJECTIVES, AnyObjective
 from ziggurat.objectives.masked import Ramp
 from ziggurat.text.train import TokenizerSpec
+from ziggurat.text.vectors import Vectors
 from ziggurat.text.vocabulary import VocabularySpec
-from ziggurat.train.recipe import Dials, Recipe, Worth
-from ziggurat.train.stage import BatchLimits, Evaluate, Optim, Save, Schedule, Share, Stage
+from ziggurat.train.adaptation import Anchor, Distill, Forgetting, Freeze, Interpolate, Lora
+from ziggurat.train.recipe import Dials, ModelCard, Recipe, Worth
+from ziggurat.train.stage import BatchLimits, BestOf, Evaluate, Optim, Save, Schedule, Share, Stage
+from ziggurat.train.suite import Options, Suite, Task
 
 HEAD = """\
 # Recipe fields
@@ -30,18 +33,35 @@ Made from the code by `docs/recipe_fields.py`; a test keeps it up to date. In a 
 the command line any field can be set as `stages.finetune.optim.lr=1e-4`. `ziggurat show RECIPE` prints every value of a recipe
 and where it comes from.
 """
+ADAPTATION = [Forgetting, Anchor, Distill, Freeze, Lora, Interpolate]
 SECTIONS: list[tuple[str, str, list[type[BaseModel]]]] = [
     ("Recipe", "", [Recipe]),
     ("Model", "`model:`", [Dials]),
     ("Tokenizer", "`tokenizer:`", [TokenizerSpec]),
     ("Sources", "`sources: {name: ...}`", [sources.Files, Columns, sources.Hub, sources.Docstrings, sources.DocstringBackticks]),
     ("Stages", "`stages:` is a list of these; `defaults:` takes the same fields, all but `stage` and `name`", [Stage]),
-    ("Parts of a stage", "", [Share, BatchLimits, Optim, Schedule, Evaluate, Save, VocabularySpec]),
-    ("Objectives", "`objective:`", [*OBJECTIVES.values(), Ramp]),
+    ("Parts of a stage", "", [BestOf, Share, BatchLimits, Optim, Schedule, Evaluate, Save, VocabularySpec, *ADAPTATION]),
+    ("Objectives", "`objective:`", [*OBJECTIVES.values(), Ramp, Vectors]),
     ("Worth", "`worth:`", [Worth]),
+    ("Model card", "`card:`", [ModelCard]),
+    ("Suites", "`suites: {name: ...}`, and [suites of your own](evaluation.md)", [Options, Suite, Task]),
 ]
-PLACES = {"Dials": "model", "TokenizerSpec": "tokenizer", "StageFields": "stages", "Stage": "stages", "Worth": "worth"}
-WORDS = {"Dials": "dimensions", "TokenizerSpec": "tokenizer", "StageFields": "stage fields", "Stage": "stages", "Worth": "worth"}
+PLACES = {
+    "Dials": "model",
+    "TokenizerSpec": "tokenizer",
+    "StageFields": "stages",
+    "Stage": "stages",
+    "Worth": "worth",
+    "ModelCard": "model-card",
+}
+WORDS = {
+    "Dials": "dimensions",
+    "TokenizerSpec": "tokenizer",
+    "StageFields": "stage fields",
+    "Stage": "stages",
+    "Worth": "worth",
+    "ModelCard": "model card",
+}
 PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", dict: "map", type(None): "null"}
 
 

@@ -17,7 +17,7 @@ from ziggurat import __version__
 from ziggurat.cli import app
 from ziggurat.errors import Stopped, UserError
 
-VERBS = ("run", "prepare", "evaluate", "import", "export", "show", "list", "try")
+VERBS = ("run", "prepare", "doctor", "evaluate", "import", "export", "show", "list", "try")
 
 
 class Exported:
@@ -51,7 +51,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ),
         prepare=stand_in("prepare", UserError("no text", "check the path")),
     )
-    module("ziggurat.pipeline.evaluate", evaluate_checkpoint=stand_in("evaluate", {"accuracy": 0.5, "rows": 3}))
+    module("ziggurat.pipeline.evaluate", evaluate=stand_in("evaluate", None))
     module(
         "ziggurat.systems.hub",
         import_folder=stand_in("import", (Path("out/step-0"), ("no tokenizer there",))),
@@ -90,18 +90,18 @@ def test_version() -> None:
 
 def test_verbs(calls: list[Any]) -> None:
     assert invoke("run", "a.yaml", "seed=1", "stages.finetune.epochs=2").exit_code == 0
-    assert "accuracy" in invoke("evaluate", "runs/a", "a.yaml").stdout
+    assert invoke("evaluate", "runs/a", "runs/b", "glue", "seeds=1").exit_code == 0
     assert "no tokenizer there" in invoke("import", "hf", "out").stdout
     assert "heads left out: nsp" in invoke("export", "runs/a", "hf").stdout
     assert invoke("export", "runs/a", "hf", "--architecture", "BertModel").exit_code == 0
     assert invoke("try", "runs/a", "[MASK] 好").stdout == "Paris 0.9\n"
     assert calls == [
         ("run", Path("a.yaml"), ["seed=1", "stages.finetune.epochs=2"]),
-        ("evaluate", Path("runs/a"), Path("a.yaml"), []),
+        ("evaluate", ["runs/a", "runs/b", "glue", "seeds=1"]),
         ("import", Path("hf"), Path("out")),
         ("export", Path("runs/a"), Path("hf"), None),
         ("export", Path("runs/a"), Path("hf"), "BertModel"),
-        ("try", Path("runs/a"), "[MASK] 好"),
+        ("try", Path("runs/a"), "[MASK] 好", "", []),
     ]
 
 

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from ziggurat.pipeline.model import load
     from ziggurat.pipeline.run import prepare, run
     from ziggurat.pipeline.show import show
+    from ziggurat.pipeline.suites import evaluate_suite
     from ziggurat.systems.hub import export_checkpoint as export
     from ziggurat.systems.hub import from_hub
     from ziggurat.systems.hub import import_folder as import_
 
-__all__ = ["UserError", "export", "from_hub", "import_", "load", "prepare", "run", "score", "show"]
+__all__ = ["UserError", "evaluate_suite", "export", "from_hub", "import_", "load", "prepare", "run", "score", "show"]
 __version__ = "0.1.0"
 
 PLACES = {
@@ -33,6 +34,7 @@ PLACES = {
     "prepare": "pipeline.run:prepare",
     "load": "pipeline.model:load",
     "score": "pipeline.evaluate:evaluate_checkpoint",
+    "evaluate_suite": "pipeline.suites:evaluate_suite",
     "import_": "systems.hub:import_folder",
     "from_hub": "systems.hub:from_hub",
     "export": "systems.hub:export_checkpoint",

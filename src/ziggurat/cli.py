@@ -1,4 +1,4 @@
-"""The command line: eight verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
+"""The command line: ten verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
 
 from __future__ import annotations
 
@@ -86,15 +86,63 @@ def prepare_(recipe: RecipePath, overrides: Overrides = None) -> None:
     prepare(recipe, overrides or [])
 
 
-@app.command("evaluate")
+@app.command("doctor")
 @verb
-def evaluate_(checkpoint: Checkpoint, recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Score a checkpoint on the held-out and test rows of a recipe's sources."""
-    from ziggurat.pipeline.evaluate import evaluate_checkpoint
+def doctor_(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Look for what is wrong with a recipe, its data and this machine before it runs: leaks, labels, time, memory, disk.
+
+    Prepares the recipe, as `run` does first, and begins every stage for a moment (about ten seconds in all). Ends with 1 if
+    something was found that would make the run fail or its numbers mean nothing.
+    """
+    from ziggurat.pipeline import doctor
     from ziggurat.pipeline.show import table
 
-    scores = evaluate_checkpoint(checkpoint, recipe, overrides or [])
-    table(["score", "value"], [[name, f"{v:.4f}" if isinstance(v, float) else str(v)] for name, v in scores.items()])
+    found = doctor.doctor(recipe, overrides or [])
+    for title, header, rows in doctor.tables(found):
+        print(title)
+        table(header, rows)
+        print()
+    print("\n".join(doctor.summary(found)))
+    if doctor.failed(found):
+        raise typer.Exit(1)
+
+
+@app.command("evaluate")
+@verb
+def evaluate_(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT... SUITE|RECIPE [KEY=VALUE]...",
+            help="Checkpoint folders; then a built-in suite, or a file with a suite or a recipe; then values over the file's.",
+        ),
+    ],
+) -> None:
+    """Score checkpoints on a suite of tasks, fine-tuned with several seeds; or one on the held-out and test rows of a recipe."""
+    from ziggurat.pipeline.evaluate import evaluate
+
+    evaluate(what)
+
+
+@app.command("interpolate")
+@verb
+def interpolate_(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option(help="A finished stage of text; otherwise the last one.")] = "",
+    points: Annotated[int, typer.Option(min=2, help="Shares tried, evenly from 0 (the start) to 1 (trained).")] = 11,
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Take this share instead of choosing one.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Most forgetting, in nats a predicted token; otherwise the recipe's.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the chosen weights go.")] = None,
+) -> None:
+    """Measure weights between a stage's start and what it trained, and write the best within the limit of forgetting."""
+    from ziggurat.pipeline.interpolation import interpolate
+    from ziggurat.pipeline.show import table
+    from ziggurat.train.adaptation import Interpolate
+
+    table(*interpolate(recipe, overrides or [], stage, Interpolate(points=points, share=share, limit=limit), to))
 
 
 @app.command("import")
@@ -143,9 +191,9 @@ def show_(
 @app.command("list")
 @verb
 def list_(
-    what: Annotated[str, typer.Argument(metavar="systems|objectives|matrix|recipes|stages")],
+    what: Annotated[str, typer.Argument(metavar="systems|objectives|matrix|recipes|stages|suites")],
 ) -> None:
-    """Print the systems, objectives, recipes or stages there are, or which objective trains which structure."""
+    """Print the systems, objectives, recipes, stages or suites there are, or which objective trains which structure."""
     from ziggurat.pipeline.show import listing, table
 
     table(*listing(what))
@@ -154,12 +202,15 @@ def list_(
 @app.command("try")
 @verb
 def try_(
-    checkpoint: Checkpoint, text: Annotated[str, typer.Argument(help="What to give the model; [MASK] to be filled.")]
+    checkpoint: Checkpoint,
+    text: Annotated[str, typer.Argument(help="What to give the model; [MASK] to be filled.")],
+    pair: Annotated[str, typer.Option(metavar="TEXT", help="The second text of a pair: a question's context.")] = "",
+    choice: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text to choose from; give two or more.")] = None,
 ) -> None:
-    """Try a checkpoint on one text: fill masks, continue, or label."""
+    """Try a checkpoint on one text: fill masks, continue, label, answer or choose."""
     from ziggurat.pipeline.tryout import try_checkpoint
 
-    print(try_checkpoint(checkpoint, text))
+    print(try_checkpoint(checkpoint, text, pair, choice or []))
 
 
 def main() -> None:

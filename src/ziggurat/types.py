@@ -19,7 +19,7 @@ NEVER = FOREVER = 2**30
 """A time no clock reaches: `opens = NEVER` is a key for nobody, `closes = FOREVER` stays a key to the end."""
 
 DEAD = np.uint64(2**64 - 1)
-"""The key of a dead document: padding that fills the gap of a packed row. It has no target."""
+"""The key of a dead document: padding that fills the gap of a packed row. It has no target, and nothing goes on from it."""
 
 EMPTY: Mapping[str, Any] = {}
 
@@ -43,12 +43,15 @@ class Document:
     """What errors and reports call it: usually `file:line`."""
     marks: tuple[Mark, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """Supervised columns: `label` (str, int or float)."""
+    """Supervised columns: `label` (str, int or float; of a multiple choice also a list), `answers` (list of str), `group`."""
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Several texts under one name, each a text by itself: `choices`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One text of each of D documents, as token ids laid end to end (no special tokens)."""
+    """One text of each of D documents, as token ids laid end to end (no special tokens). Of several texts under one name
+    (`choices`) each is marked."""
 
     ids: Array
     """int32[N]"""
@@ -158,7 +161,8 @@ class Target:
     at: Literal["token", "document", "around"] = "token"
     """`around`: `index` lists whole runs of rows, and each is answered from the two rows around its run (span boundaries)."""
     group: Array | None = None
-    """int64[K]: rows that compete with each other (choices, contrast), numbered from 0 within the batch"""
+    """int64[K]: rows that compete with each other (choices, the places where an answer may begin), numbered from 0 within the batch.
+    `value` is then the output of the head that scores a row, and the right rows of a group are those with a weight."""
     noise: Array | None = None
     """float64[K] in [0, 1): a keyed draw for each prediction, where the model half must sample (replaced token detection)"""
 
@@ -170,7 +174,10 @@ class Batch:
     streams: Mapping[str, Stream] = field(default_factory=dict)
     targets: Mapping[str, Target] = field(default_factory=dict)
     keys: Array = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """uint64[D]: document j of every stream belongs together and has this key. CPU only."""
+    """uint64[D]: document j of every stream belongs together and has this key. Neighbours of one key are one example, which no
+    batch divides (the choices of a question, the windows of a long text). CPU only."""
+    before: Array | None = None
+    """uint64[D]: the key of the example whose text each one goes on with, `DEAD` = it begins anew; None = nobody says. CPU only."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -178,7 +185,7 @@ class Batch:
     def map(self, convert: Callable[[Array], Array]) -> Batch:
         """The same batch with `convert` applied to every array the model reads (keys and units stay behind)."""
         streams = {name: _map(replace(s, unit=None), convert) for name, s in self.streams.items()}
-        return Batch(streams, {name: _map(t, convert) for name, t in self.targets.items()}, self.keys)
+        return replace(self, streams=streams, targets={name: _map(t, convert) for name, t in self.targets.items()})
 
     @property
     def alive(self) -> np.ndarray:
@@ -251,7 +258,9 @@ def join_all(batches: Iterable[Batch]) -> Batch:
         for name in names:
             offsets[name] += len(b.streams[name].content) if name in b.streams else 0
     targets = {name: _join_targets(ts) for name, ts in collected.items()}
-    return Batch(streams, targets, np.concatenate([b.keys for b in parts]))
+    before = [b.before for b in parts if b.before is not None]
+    joined = np.concatenate(before) if len(before) == len(parts) else None
+    return Batch(streams, targets, np.concatenate([b.keys for b in parts]), joined)
 
 
 def _absent(batch: Batch, name: str, parts: list[Batch]) -> Stream:

@@ -330,7 +330,7 @@ print(sorted(path.name for path in stage.iterdir()), load(stage).state)
     assert lines[2] == "['step-00000001'] {}"
 
 
-@pytest.mark.parametrize("where", ["_write", "save_file", "_sync", "_publish"])
+@pytest.mark.parametrize("where", ["_write", "save_file", "_sync", "publish"])
 def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     write(tmp_path, 100)
 

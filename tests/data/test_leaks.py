@@ -154,6 +154,14 @@ def test_chinese() -> None:
     assert words("ＡＢＣ在北京，2018年 don't_x") == ["abc", "在", "北", "京", "2018", "年", "don", "t", "x"]
 
 
+def test_a_short_text_beside_another_one_is_no_leak() -> None:
+    """A label that is written as text stands in the test and in the training rows; only a row that says nothing else leaks it."""
+    index = LeakIndex([Document({"text": "a long and winding road to nowhere", "pair": "not entailed"}, "t")])
+    beside = Document({"text": "quite another text that is long enough", "pair": "Not entailed."})
+    found = index.leaks([beside, document("not entailed"), Document({"text": "not entailed", "pair": "not entailed"})])
+    assert [leak is not None for leak in found] == [False, True, True]
+
+
 def test_either_text_of_a_pair_counts() -> None:
     rng = random.Random(5)
     one, two, other = (" ".join(sentence(rng, 20)) for _ in range(3))
@@ -192,3 +200,20 @@ def test_ten_megabytes_take_seconds() -> None:
     assert index.assert_clean(texts) == 1000
     rate = size / (time.perf_counter() - start)
     assert rate > 200_000, f"{rate:.0f} characters a second"
+
+
+def test_a_question_about_a_text_gives_nothing_away() -> None:
+    """The same question about another text is no leak; the same text is one, whatever is asked."""
+    one, two = "the cat sat on the mat by the door all day long", "a dog ran over the hill and far away from here today"
+    answered = Document({"text": "what is it about?", "pair": one}, "t", fields={"answers": []})
+    chosen = Document({"text": one, "pair": "what is it about?"}, "t", fields={"label": 0}, lists={"choices": ("a cat", "a dog")})
+    for test, rows in (
+        (answered, [{"text": "what is it about?", "pair": two}, {"text": "who sat there?", "pair": one}]),
+        (chosen, [{"text": two, "pair": "what is it about?"}, {"text": one, "pair": "who sat there?"}]),
+    ):
+        found = LeakIndex([test]).leaks([Document(row, "d") for row in rows])
+        assert found[0] is None and found[1] is not None
+    for question, counts in (("what is it about?", False), ("what is this text about, please?", True)):
+        plain = Document({"text": question, "pair": one}, "t")  # of a pair of texts each counts, but a short one beside another
+        found = LeakIndex([plain]).leaks([Document({"text": question, "pair": two}, "d")])
+        assert (found[0] is not None) == counts

@@ -222,3 +222,25 @@ def test_one_huge_text_is_tokenized_in_stretches(tmp_path: Path, monkeypatch: py
     assert longest <= 2000 < len(text) and len(shards) == 2
     read = shards.read(np.array([0])).parts["text"]
     assert read.ids.tolist() == whole.ids.tolist() and read.words.tolist() == whole.words.tolist()
+
+
+def test_lists_keep_each_text_apart(tmp_path: Path) -> None:
+    rows = [
+        Document({"text": "who ?"}, "f:1", fields={"label": 0}, lists={"choices": ("he", "she or it", "a-b")}),
+        Document({"text": "what ?"}, "f:2", fields={"label": 1}, lists={"choices": ("this", "that")}),
+    ]
+    shards = write_shards(tmp_path / "s", rows, tokenizer)
+    assert shards.parts == ("text", "choices")
+    order = np.array([1, 0])
+    part = shards.read(order).parts["choices"]
+    for d, row in enumerate([rows[1], rows[0]]):
+        marks = part.marks[part.mark_bounds[d] : part.mark_bounds[d + 1]]
+        own = part.ids[part.bounds[d] : part.bounds[d + 1]]
+        alone = [e.ids.tolist() for e in tokenizer.encode(row.lists["choices"])]
+        assert [own[a:b].tolist() for a, b, _ in marks] == alone and marks[-1, 1] == len(own)
+    other = [rows[0], Document({"text": "who ?"}, "f:3", fields={"label": 0}, lists={"choices": ("he", "she")})]
+    assert len(set(write_shards(tmp_path / "t", other, tokenizer).keys.tolist())) == 2
+    with pytest.raises(UserError, match=r"f:9: '~' among its choices has no token"):
+        write_shards(tmp_path / "u", [Document({"text": "a"}, "f:9", lists={"choices": ("a", "~")})], tokenizer)
+    with pytest.raises(UserError, match="same columns"):
+        write_shards(tmp_path / "v", [rows[0], Document({"text": "a"}, "f:9", fields={"label": 0})], tokenizer)

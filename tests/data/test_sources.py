@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ziggurat.data.docstrings import backticks, docstrings
 from ziggurat.data.reading import Reading
-from ziggurat.data.rows import join_words
+from ziggurat.data.rows import Columns, join_words
 from ziggurat.data.sources import DocstringBackticks, Docstrings, Files, Hub, Source, documents, fingerprint, labelled, splits
 from ziggurat.errors import UserError
 
@@ -287,6 +287,19 @@ def test_null_and_number_labels(tmp_path: Path) -> None:
     assert [d.fields["label"] for d in found] == ["pos", 0, 1.5, "true"] and reading.skipped == 4
 
 
+def test_several_references_are_rows_to_learn_from_and_one_to_be_scored_on(tmp_path: Path) -> None:
+    rows = [{"text": f"t{n}", "pair": [f"p{n}{k}" for k in range(n + 1)]} for n in range(3)] + [{"text": "none", "pair": []}]
+    train, test = write(tmp_path / "a.jsonl", jsonl(rows)), write(tmp_path / "b.jsonl", jsonl(rows))
+    source = Files(path=str(train), test=str(test), columns=Columns(pair="pair"))
+    learnt = list(documents(source, "train"))
+    assert [(d.texts["text"], d.texts["pair"]) for d in learnt] == [(f"t{n}", f"p{n}{k}") for n in range(3) for k in range(n + 1)]
+    assert len({d.id for d in learnt}) == 6 and all(not d.fields for d in learnt)
+    assert [d.fields["references"] for d in documents(source, "test")] == [row["pair"] for row in rows[:3]]
+    halves = Files(path=str(train), test=0.4, columns=Columns(pair="pair"))
+    seen = {d.texts["text"] for d in documents(halves, "train")}
+    assert not seen & {d.texts["text"] for d in documents(halves, "test")}  # references of one text stay on one side
+
+
 def test_line_ends_and_marks_of_byte_order(tmp_path: Path) -> None:
     texts = ["one\u2028still one\x85and\x0bmore", "two"]
     crlf = b"\xef\xbb\xbf" + jsonl([{"text": t} for t in texts]).replace(b"\n", b"\r\n")
@@ -531,3 +544,14 @@ def test_backticks_splits(package: str) -> None:
     assert len(train) == len(test) == 1 and train[0].texts != test[0].texts
     with pytest.raises(UserError, match="has 2 sentences with backticks, test_rows takes 500"):
         list(documents(DocstringBackticks(package=package)))
+
+
+def test_train_rows_are_the_same_whatever_the_order(tmp_path: Path) -> None:
+    rows = [{"text": f"row number {n}", "label": n % 2} for n in range(40)]
+    found = []
+    for name, some in (("a", rows), ("b", rows[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), "utf-8")
+        source = Files(path=str(tmp_path / f"{name}.jsonl"), test=0.2, train_rows=7, columns=Columns(label="label"))
+        found.append({d.texts["text"] for d in documents(source, "train")})
+        assert not found[-1] & {d.texts["text"] for d in documents(source, "test")}
+    assert found[0] == found[1] and len(found[0]) == 7

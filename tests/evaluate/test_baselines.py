@@ -12,7 +12,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from ziggurat.errors import UserError
+from ziggurat.evaluate.answer_scores import answer_metric
 from ziggurat.evaluate.baselines import baselines, features, logistic, predict, ridge, tfidf
+from ziggurat.evaluate.scores import CHOSEN
 
 
 def corpus(n: int, classes: int, seed: int, chinese: bool = False) -> tuple[list[str], list[str]]:
@@ -119,3 +121,25 @@ def test_two_thousand_documents_take_seconds() -> None:
     start = time.perf_counter()
     predict("classify", train, y, train[:500])
     assert time.perf_counter() - start < 10
+
+
+def test_baselines_of_questions() -> None:
+    train = [("who came?", "Ann came. Bob left."), ("who left?", "Ann came. Bob left.")]
+    test = [("who sang a song?", "Eve slept. Ada sang a song. Bo ran."), ("谁唱歌？", "李白喝酒。杜甫唱歌。")]
+    guesses = predict("question_answering", train, [[], []], test)
+    assert guesses["majority"] == ["", ""]
+    assert guesses["most similar sentence"] == ["Ada sang a song.", "杜甫唱歌。"]
+    assert predict("question_answering", train, [["Ann"], ["Ann"]], test)["majority"] == ["Ann", "Ann"]
+    found = baselines("question_answering", train, [[], []], test, [[], ["杜甫"]], answer_metric("squad_em"))
+    assert found == {"majority": 0.5, "most similar sentence": 0.0}
+
+
+def test_baselines_of_choices() -> None:
+    train = [("what is red?", ["the sky", "red paint", "x"]), ("what runs?", ["a dog", "a stone"])]
+    test = [("what is a red thing?", ["a blue thing", "blood"]), ("who?", ["I", "you and I"])]
+    guesses = predict("multiple_choice", train, [2, 0], test)
+    assert guesses["longest choice"] == [0, 1] and guesses["most similar choice"] == [0, 0]
+    assert predict("multiple_choice", train, [[2, 1], 1], test)["majority"] == [1, 1]
+    assert (
+        baselines("multiple_choice", train, [2, 2], test, [[0, 1], 1], CHOSEN)["majority"] == 0.5
+    )  # the third is not there: the first

@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 
 from ziggurat.errors import UserError
 from ziggurat.evaluate import scores
-from ziggurat.evaluate.scores import METRICS, metric
+from ziggurat.evaluate.scores import GROUPED, METRICS, metric
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -107,7 +107,7 @@ def test_statistics_sum_to_the_metric_of_any_resample(name: str) -> None:
     """The bootstrap's shortcut equals scoring the resampled lists."""
     rng = np.random.default_rng(0)
     found = METRICS[name]
-    if found.task == "tag":
+    if found.task == "tag" or name in GROUPED:
         options = ["O", "B-A", "I-A"] if name == "span_f1" else ["O", "C"]
         gold = [rng.choice(options, 5).tolist() for _ in range(30)]
         predicted = [rng.choice(options, 5).tolist() for _ in range(30)]
@@ -141,3 +141,33 @@ def test_mistakes_are_named() -> None:
         scores.f1(["neg", "pos"], ["neg", "neg"])
     with pytest.raises(UserError, match="no positive class"):
         metric("accuracy", positive=1)
+
+
+def test_multirc_by_hand() -> None:
+    """F1 over all answers, and questions without a mistake; the first as sklearn counts it on the flat list."""
+    gold = [["1", "0", "1"], ["0", "1"], ["0", "0"]]
+    predicted = [["1", "0", "1"], ["1", "1"], ["0", "1"]]
+    f1_a = metric("f1_a", positive="1")
+    assert f1_a(gold, predicted) == pytest.approx(2 * 3 / (3 + 5))
+    flat = [[y for row in side for y in row] for side in (gold, predicted)]
+    assert f1_a(gold, predicted) == pytest.approx(sk.f1_score(*flat, pos_label="1"))
+    assert METRICS["group_em"](gold, predicted) == pytest.approx(1 / 3)
+    with pytest.raises(UserError, match="group 1 has 2 gold labels but 1"):
+        METRICS["group_em"](gold, [gold[0], ["0"], gold[2]])
+
+
+def test_a_choice_is_right_if_it_is_one_of_the_right_ones() -> None:
+    assert scores.CHOSEN([0, 1, 2], [0, 2, 2]) == pytest.approx(2 / 3)
+    assert scores.CHOSEN([[0, 2], [1], [2]], [2, 0, 2]) == pytest.approx(2 / 3)
+
+
+def test_glue_and_superglue_by_hand() -> None:
+    """CoLA's correlation from its counts; CB's mean of F1 over the three classes."""
+    gold, predicted = [1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 1]
+    tp, tn, fp, fn = 2, 2, 1, 1
+    want = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert scores.matthews(gold, predicted) == pytest.approx(want)
+    cb_gold = ["entailment", "neutral", "contradiction", "contradiction"]
+    cb = ["entailment", "contradiction", "contradiction", "entailment"]
+    assert scores.macro_f1(cb_gold, cb) == pytest.approx((2 / 3 + 0 + 1 / 2) / 3)
+    assert scores.accuracy(cb_gold, cb) == 0.5

@@ -68,6 +68,20 @@ def test_sets_are_the_package_s_own(name: str) -> None:
     assert resampled == pytest.approx([want])
 
 
+def test_several_references() -> None:
+    """ROUGE takes the best of them; BLEU and chrF are the package's own with the same references, however many a text has."""
+    from sacrebleu.metrics import BLEU, CHRF
+
+    gold = [[GOLD[0], "a cat sat on a mat"], GOLD[1], [GOLD[2], "rain", "in spain rain falls all day"], [GOLD[3]]]
+    each = [[text_metric("rouge_2")([one], [s]) for one in ([g] if isinstance(g, str) else g)] for g, s in zip(gold, SAID)]
+    assert text_metric("rouge_2")(gold, SAID) == pytest.approx(np.mean([max(one) for one in each]))
+    streams = [[GOLD[0], GOLD[1], GOLD[2], GOLD[3]], [gold[0][1], "", "rain", ""], ["", "", gold[2][2], ""]]
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        want = metric.corpus_score(SAID, streams).score / 100
+        assert text_metric(name)(gold, SAID) == pytest.approx(want)
+        assert want > text_metric(name)(GOLD, SAID)
+
+
 def test_baselines_copy_or_repeat() -> None:
     found = baselines("seq2seq", ["x", "y", "z"], ["the mat", "the mat", "fox"], SAID[:2], GOLD[:2], text_metric("rouge_1"))
     assert found["copy of the source"] == pytest.approx(text_metric("rouge_1")(GOLD[:2], SAID[:2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "classify-pair": {"kind": "classify", "labels": ["a", "b", "c"]},
     "regress": {"kind": "regress"},
     "tag": {"kind": "tag", "labels": ["O", "B", "I"]},
+    "multiple_choice": {"kind": "multiple_choice"},
+    "multiple_choice-pair": {"kind": "multiple_choice", "labels": ["a", "b", "c"]},
+    "question_answering-pair": {"kind": "question_answering", "question": 4},
+    "question_answering-none-pair": {"kind": "question_answering", "question": 5, "stride": 2, "no_answer": True},
     "seq2seq-pair": {"kind": "seq2seq", "target": 7, "noise": 0.4},
     "seq2seq-mask-pair": {"kind": "seq2seq", "asks": "mask", "target": 7},
     "seq2seq-pseudo-pair": {"kind": "seq2seq", "asks": "pseudo", "noise": 0.3},
@@ -168,11 +173,38 @@ def part_of(rng: np.random.Generator, sizes: np.ndarray) -> Part:
 def corpus(name: str, n: int = 12, seed: int = 0) -> Tokens:
     rng = np.random.default_rng(seed)
     parts = {"text": part_of(rng, rng.integers(4, 40, n))}
-    if name.endswith("-pair"):
+    if name.endswith("-pair") or name == "question_answering":
         parts["pair"] = part_of(rng, rng.integers(1, 20, n))
     label: list[Any] = rng.normal(size=n).tolist() if name == "regress" else [str(x) for x in rng.choice(list("abc"), n)]
-    keys = mix(np.arange(n, dtype=np.uint64) + np.uint64(seed << 20))
-    return Tokens(parts, keys, {"label": label, "id": [f"rows:{i}" for i in range(n)]})
+    # Far from the small numbers that windows are counted by: window i of document j would have the key of window j of document i.
+    keys = mix(np.arange(n, dtype=np.uint64) + np.uint64((seed + 1) << 20))
+    fields: dict[str, Any] = {"id": [f"rows:{i}" for i in range(n)]}
+    if name.startswith("multiple_choice"):
+        counts = rng.integers(3, 5, n)
+        parts["choices"] = _listed(rng, counts)
+        label = label if name.endswith("-pair") else [int(rng.integers(c)) for c in counts]
+    if name.startswith("question_answering"):
+        parts["pair"], fields["answers"] = _answered(rng, n, "none" in name)
+    return Tokens(parts, keys, {"label": label, **fields})
+
+
+def _listed(rng: np.random.Generator, counts: np.ndarray) -> Part:
+    """`counts` texts of 1 to 4 tokens for each document, each marked."""
+    sizes = [rng.integers(1, 5, c) for c in counts]
+    part = part_of(rng, np.array([s.sum() for s in sizes]))
+    marks = np.concatenate([np.stack([np.cumsum(s) - s, np.cumsum(s), 0 * s], 1) for s in sizes])
+    return replace(part, marks=marks, mark_bounds=np.cumsum([0, *counts]).astype(np.int64), labels=("choices",))
+
+
+def _answered(rng: np.random.Generator, n: int, some: bool) -> tuple[Part, list[list[str]]]:
+    """Contexts of 1 to 30 tokens with an answer marked in each, or in some."""
+    sizes = rng.integers(1, 31, n)
+    has = rng.random(n) < (0.6 if some else 1.0)
+    starts = [int(rng.integers(size)) for size in sizes]
+    marks = [(s, min(s + int(rng.integers(1, 4)), size), 0) for s, size, h in zip(starts, sizes.tolist(), has) if h]
+    part = part_of(rng, sizes)
+    part = replace(part, marks=np.array(marks, np.int64).reshape(-1, 3), mark_bounds=np.cumsum([0, *has]), labels=("answer",))
+    return part, [["answer"] if h else [] for h in has]
 
 
 def formed(name: str, system: str = "", seed: int = 0, n: int = 12) -> Batch:

@@ -12,7 +12,7 @@ from examples import CPU, VOCAB, context, every_case, every_system, made, networ
 from pydantic import TypeAdapter
 
 from ziggurat.context import mix
-from ziggurat.data.pack import pack, take
+from ziggurat.data.pack import examples_of, pack, take
 from ziggurat.nn import spec
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives import AnyObjective, Objective
@@ -27,8 +27,9 @@ def numbers(objective: Objective, network: NetworkModel, batch: Batch) -> dict[s
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
-    """Two parts of uneven size and uneven counts."""
-    cut = len(batch) // 3
+    """Two parts of uneven size and uneven counts; no example is divided."""
+    example = examples_of(batch)
+    cut = int(np.searchsorted(example, example[len(batch) // 3]))
     return take(batch, np.arange(cut)), take(batch, np.arange(cut, len(batch)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -182,13 +183,37 @@ def test_the_layer_drops_only_in_training() -> None:
     torch.testing.assert_close(layer.eval()(x, layout), still)
 
 
+def test_what_all_layers_add_to_their_scores_is_made_once_and_hides_what_is_not_seen() -> None:
+    stream, _seen = scenario("custom", ROW)
+    layout = plan(stream)
+    bias = torch.randn(1, HEADS, ROW, ROW, generator=torch.Generator().manual_seed(0))
+    both = dataclasses.replace(layout, bias=bias, memo={})
+    assert layout.mask is not None and layout.added(F32) is layout.added(F32)
+    for found, shown in ((layout.added(F32), torch.zeros(())), (both.added(F32), bias)):
+        assert found is not None
+        torch.testing.assert_close(found, torch.where(layout.mask, shown, torch.finfo(F32).min).expand_as(found))
+    q, k, v, _cotangent = tensors(len(stream.content), F32)
+    given = attend(q, k, v, dataclasses.replace(layout, memo={}), bias=bias)
+    torch.testing.assert_close(attend(q, k, v, both), given)
+
+
+def test_queries_that_see_nothing_are_looked_for_once() -> None:
+    """Where there are none, nothing is filled in behind attention."""
+    assert plan(scenario("custom", ROW)[0]).empty is not None
+    assert plan(stream_of([full(5), full(9)], row=ROW)[0]).empty is None
+    sighted = [case for name, case in PUBLISHED.items() if name != "blind"]
+    assert plan(stream_of(sighted, row=0)[0]).empty is not None  # places without a token see nothing
+    assert plan(stream_of([full(ROW), full(ROW)], row=ROW, kind="custom")[0]).empty is None
+
+
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 TABLE = [
     # kind, device, dtype, length, dropout, masked -> kernel (with a torch that has the variable-length kernel)
-    ("full", "cpu", F32, 128, 0.0, False, "plain"),
-    ("full", "cpu", F32, 129, 0.0, False, "sdpa"),
+    ("full", "cpu", F32, 16, 0.0, False, "sdpa"),
+    ("full", "cpu", F32, 512, 0.0, False, "sdpa"),
+    ("full", "cpu", F32, 512, 0.1, False, "plain"),  # the library's fast kernel drops no weights
     ("causal", "cpu", BF16, 1024, 0.0, True, "plain"),
-    ("causal", "cpu", BF16, 1025, 0.1, True, "sdpa"),
+    ("causal", "cpu", BF16, 1025, 0.0, True, "sdpa"),
     ("custom", "cpu", F32, 64, 0.1, True, "plain"),
     ("custom", "cpu", F32, 512, 0.0, True, "sdpa"),
     ("full", "cuda", BF16, 512, 0.0, False, "sdpa"),

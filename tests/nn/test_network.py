@@ -241,3 +241,18 @@ def test_inner_layers_can_be_kept() -> None:
     last = kept[f"blocks.{LAYERS - 1}"]
     assert made.model.final_norm is not None
     torch.testing.assert_close(made.model.final_norm(last), kept["text"])
+
+
+def test_a_mean_reads_all_rows_of_its_documents_and_no_others() -> None:
+    body = spec.Single(vocab=VOCAB, layers=2, width=WIDTH, heads=2, mlp=MLP, pool=spec.Pool(at="mean", by="plain"))
+    made = NetworkModel(spec.Network(model=body, heads=spec.class_heads(body, "classify", 3))).double().eval()
+    made.initialise(torch.Generator().manual_seed(0))
+    streams, asked = {"text": stream_of()}, target([3, 0], "document", [1, 2])
+    whole = made(streams)
+    hidden = whole["text"]
+    texts = [hidden[15:18], hidden[0:5]]  # documents 3 and 0 of LENGTHS
+    want = torch.stack([made.heads["classify"].out(x.mean(0)) for x in texts])
+    torch.testing.assert_close(made.logits("classify", whole, streams, asked), want, atol=1e-6, rtol=0)
+    read = made.read(streams, [asked])
+    assert read["text"].tolist() == [*range(5), *range(15, 18)]
+    torch.testing.assert_close(made.logits("classify", made(streams, read=read), streams, asked), want, atol=1e-6, rtol=0)

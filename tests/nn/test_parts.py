@@ -46,6 +46,28 @@ def test_rms_norm_takes_no_mean_away() -> None:
     assert [n for n, _ in norm_layer(spec.LayerNorm(bias=False), 6).named_parameters()] == ["weight"]
 
 
+def test_rms_norm_has_the_gradients_of_the_librarys() -> None:
+    """Which is what it is without gradients, and in float32 and under autocast the same to rounding."""
+    layer, x = norm_layer(spec.RMSNorm(eps=1e-3), 6), torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    theirs = torch.nn.RMSNorm(6, eps=1e-3)
+    theirs.weight.data = layer.weight.data = torch.rand(6, generator=torch.Generator().manual_seed(1)) + 0.5
+    found = []
+    for norm in (layer, theirs):
+        for exact in (False, True):
+            read = (x.double() if exact else x).clone().requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
+                out = norm.to(read.dtype)(read)
+                (out * out.detach().sin()).sum().backward()
+            assert read.grad is not None and norm.weight.grad is not None
+            found.append((out.detach(), read.grad, norm.weight.grad.clone()))
+            norm.weight.grad = None
+    for a, b in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.autograd.gradcheck(layer, (x.double().requires_grad_(),))
+    with torch.no_grad():
+        torch.testing.assert_close(layer.double()(x.double()), theirs.double()(x.double()))
+
+
 def test_shared_layers_are_passed_in_groups() -> None:
     """Layer i belongs to group floor(i * groups / layers), and a layer of a group is `inner` blocks."""
     model = spec.Single(**SMALL, share=spec.Share(groups=2, inner=3))  # type: ignore[arg-type]

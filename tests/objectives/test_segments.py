@@ -11,7 +11,7 @@ from blocks import CLS, SEP, context, random_documents, tokens
 from ziggurat.context import Context, Layout, mix
 from ziggurat.errors import UserError
 from ziggurat.objectives.segments import Segments, segments
-from ziggurat.types import Tokens
+from ziggurat.types import DEAD, Tokens
 
 XLNET = Layout((), (SEP,), (SEP, CLS), (0, 1))
 
@@ -40,7 +40,7 @@ def slowly(block: Tokens, ctx: Context, lead: int) -> list[tuple[list[int], list
             two, chance = (x[0] for x in wish(key))
             if not two:
                 found.append((rest[:room], [], -1))
-                rest = rest[room:]
+                rest = rest[lead if lead and len(rest) > room else room :]
                 continue
             mine = rest[:both]
             after = lead if len(mine) >= lead + 2 else 0
@@ -61,11 +61,12 @@ def slowly(block: Tokens, ctx: Context, lead: int) -> list[tuple[list[int], list
                     place -= 1
                 spare = both - split - (1 if split < lead else 0)
                 found.append((mine[:split], theirs[theirs.index(place) :][:spare], 1))
-                rest = rest[split:]
             else:
                 split = sentences[pick] if sentences else words[pick] if words else len(mine)
                 found.append((mine[:split], mine[split:], 0 if split < len(mine) else -1))
-                rest = rest[len(mine) :]
+                split = len(mine)
+            full = len(found[-1][0]) + len(found[-1][1]) == both
+            rest = rest[lead if lead and full and split < len(rest) else split :]
     return found
 
 
@@ -84,7 +85,11 @@ def test_segments_are_those_of_the_slow_rule(length: int, lead: int) -> None:
     assert lists(cut) == slowly(block, ctx, lead)
     assert len(set(cut.keys.tolist())) == len(cut.keys)
     text = [i for a, b, label in lists(cut) for i in (a if label else a + b)]
-    assert text == list(range(len(block.parts["text"].ids)))  # nothing is lost and nothing comes twice
+    every = list(range(len(block.parts["text"].ids)))
+    assert sorted(set(text)) == every and (text == every or lead)  # nothing is lost, and nothing comes twice without a reason
+    behind = {int(key): a[lead] for key, (a, _, _) in zip(cut.keys, lists(cut), strict=True) if len(a) > lead}
+    goes_on = [(int(k), a[0]) for k, (a, _, _) in zip(cut.before, lists(cut), strict=True) if k != DEAD]
+    assert all(behind[key] == start for key, start in goes_on) and (len(goes_on) > 20) == (lead > 0)
     for a, b, _ in lists(cut):
         whole = len(a) + len(b) + (3 if b else 2)
         assert whole <= length and not (whole == length and b and len(a) < lead)

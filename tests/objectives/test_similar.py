@@ -22,7 +22,7 @@ from ziggurat.data.pack import pack, take
 from ziggurat.errors import UserError
 from ziggurat.nn import spec
 from ziggurat.objectives.similar import MaskedAsCorrection
-from ziggurat.text.similar import SimilarWords, compiled, read_words, similar_words
+from ziggurat.text.similar import SimilarWords, compiled, read_words
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.types import Batch
 
@@ -257,34 +257,20 @@ def test_the_objective_reads_its_table(tmp_path: Path) -> None:
     path.write_text("cat\tdog\n", "utf-8")
     objective = MaskedAsCorrection(table=path)
     tables = objective.tables(tokenizer("cat", "dog"))
-    assert tables["similar"].digest == SimilarWords.of({(5,): [(6,)]}).digest
+    assert tables["similar"].digest == SimilarWords.of({(5,): [(6,)]}).digest and objective.vectors == ()
     objective.needs(context(tables["similar"]))
-    for call in (lambda: MaskedAsCorrection().tables(tokenizer("cat")), lambda: MaskedAsCorrection().needs(context())):
+    for call in (
+        lambda: MaskedAsCorrection().tables(tokenizer("cat")),
+        lambda: MaskedAsCorrection().tables(tokenizer("cat"), tmp_path),  # `prepare` has not made it yet
+        lambda: MaskedAsCorrection().needs(context()),
+    ):
         with pytest.raises(UserError, match="no table"):
             call()
-    MaskedAsCorrection(replace=(0, 0.5, 0.5)).needs(context())
+    none = MaskedAsCorrection(replace=(0, 0.5, 0.5))
+    none.needs(context())
+    assert none.vectors == () and none.tables(tokenizer("cat")) == {}
     assert hash(MaskedAsCorrection(table=path)) == hash(objective)  # a spec is plain data, with or without its table
     assert objective.heads(spec.Single()) == {"lm": spec.VocabHead()} and objective.head_of("mac") == "lm"
-
-
-def test_neighbours_come_from_the_texts() -> None:
-    """Animals stand in one kind of sentence and colours in another: each finds its own kind."""
-    animals, colours = ["cat", "dog", "cow", "pig"], ["red", "blue", "pink", "grey"]
-    rng = np.random.default_rng(0)
-    texts = [f"the {a} eats grass and {b} sleeps ." for a, b in rng.choice(animals, (150, 2))]
-    texts += [f"paint walls {a} or rather {b} today !" for a, b in rng.choice(colours, (150, 2))]
-    words = sorted({word for text in texts for word in text.split()} - {"red"})
-    known = tokenizer(*words, "r", "##ed")
-    made = similar_words(texts, known, width=6, most=3)
-    for word in animals:
-        assert set(made[word]) == set(animals) - {word}
-    for word in ("blue", "pink", "grey"):
-        assert set(made[word][:2]) == {"blue", "pink", "grey"} - {word}
-    assert "red" not in made and "." not in made, "the only word of two tokens has no neighbour of as many"
-    assert made == similar_words(texts, known, width=6, most=3)
-    assert len(compiled(made, known)) == len(made)
-    with pytest.raises(UserError, match="words occur 5 times"):
-        similar_words(["the cat"], known)
 
 
 @pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"replace": (1, 1, 0)}, {"lengths": (0.5, 0.4)}, {"lengths": ()}, {"table": 3}])

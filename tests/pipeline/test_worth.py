@@ -12,7 +12,7 @@ import scipy.stats
 from ziggurat.errors import UserError
 from ziggurat.evaluate.scores import METRICS
 from ziggurat.pipeline.intervals import interval, student
-from ziggurat.pipeline.worth import After, Trial, collapse, measure, shown
+from ziggurat.pipeline.worth import After, Control, Trial, collapse, measure, shown
 
 ACCURACY = METRICS["accuracy"]
 
@@ -195,3 +195,18 @@ def test_numbers_as_printed() -> None:
     assert shown(-0.0234, True) == "−2.3"
     assert shown(-0.0001, True, signed=True) == "0.0"
     assert shown(None, True) == shown(math.nan, False) == "undefined"
+
+
+def test_a_control_stands_beside_the_pipeline() -> None:
+    """It is compared with what it began from and with the right domain, and no stage is compared with it."""
+    trials = rows(scratch=[0.50, 0.52, 0.51], _dapt=[0.60, 0.615, 0.61], _tapt=[0.62, 0.634, 0.631])
+    wrong = {"+dapt on news": {0: 0.52, 1: 0.545, 2: 0.53}}
+    table = {"scratch": trials["scratch"], "+dapt": trials["+dapt"], **wrong, "+tapt": trials["+tapt"]}
+    plain, found = measure(trials, ACCURACY), measure(table, ACCURACY, control=Control("+dapt on news", "scratch", "+dapt"))
+    assert found.gains == plain.gains and found.total == plain.total
+    assert [p.name for p in found.prefixes] == list(table)
+    added, beyond = found.controls
+    assert added.mean == pytest.approx(np.mean([0.02, 0.025, 0.02])) and added.before == "scratch"
+    assert beyond.mean == pytest.approx(np.mean([0.08, 0.07, 0.08])) and beyond.verdict == "paid"
+    assert beyond.sentence.startswith("DAPT, beyond dapt on news: +7.7 points")
+    assert added.mean + beyond.mean == pytest.approx(found.gains[0].mean)

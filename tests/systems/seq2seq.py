@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from singles import SPREAD, TOLERANCE, zeroed
 from torch import Tensor
 
 from ziggurat.data.pack import pack
@@ -23,22 +26,10 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-TOLERANCE, SPREAD = 1e-4, 1.0
 VOCAB, LENGTH = 67, 160
 LENGTHS = ((150, 3), (3, 141), (17, 17), (1, 1), (30, 2), (8, 60), (LENGTH, LENGTH), (2, 25))
 """Tokens of encoder and decoder; beyond the 128 from which T5's distances share a bucket."""
 CPU = torch.device("cpu")
-
-
-def shake(module: torch.nn.Module, seed: int) -> None:
-    """Move every parameter and every floating buffer by N(0, 0.05 to 0.3), each by its own scale."""
-    generator = torch.Generator().manual_seed(seed)
-    buffers = [b for b in module.buffers() if b.is_floating_point()]
-    with torch.no_grad():
-        for parameter in [*module.parameters(), *buffers]:
-            least = 0.2 if parameter.ndim > 1 else 0.05
-            scale = least + (0.3 - least) * torch.rand((), generator=generator)
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 @dataclass
@@ -173,3 +164,27 @@ def reload(folder: Path, name: str) -> Any:
     assert type(model).__name__ == name
     assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     return model.eval()
+
+
+def both(name: str) -> bool:
+    """Whether a class reads one text in both stacks."""
+    return name.endswith(("SequenceClassification", "QuestionAnswering"))
+
+
+def rewrite(folder: Path, tensors: dict[str, Tensor] | None = None, **config: Any) -> None:
+    """Make a folder look as somebody else's: other tensors, other entries (None: left out)."""
+    if tensors is not None:
+        save_file(tensors, folder / "model.safetensors")
+    now = json.loads((folder / "config.json").read_text("utf-8")) | config
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in now.items() if v is not None}), "utf-8")
+
+
+def unseen(network: NetworkModel, model: Any, t: Twins) -> list[str]:
+    """Parameters that can be 0 without breaking parity: ignored on one side, or of no effect."""
+    right, _ = their_scores(model, t)
+    found = []
+    for key in zeroed(network):
+        ours = our_scores(network, t.batch)
+        if max((ours[k] - right[k]).abs().max().item() for k in right) <= TOLERANCE:
+            found.append(key)
+    return found

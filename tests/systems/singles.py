@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,27 @@ def shake(module: torch.nn.Module, seed: int, size: float = 0.25) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+def shake_all(module: torch.nn.Module, seed: int, *, buffers: bool = False) -> None:
+    """Move every parameter (and buffer) by N(0, 0.05 to 0.3), each by its own scale."""
+    generator = torch.Generator().manual_seed(seed)
+    found = [b for b in module.buffers() if b.is_floating_point()] if buffers else []
+    with torch.no_grad():
+        for parameter in [*module.parameters(), *found]:
+            least = 0.2 if parameter.ndim > 1 else 0.05  # smaller matrices would give every document much the same scores
+            scale = least + (0.3 - least) * torch.rand((), generator=generator)
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def zeroed(network: NetworkModel) -> Iterator[str]:
+    """The parameters' names; while one is looked at it is 0."""
+    for key, parameter in network.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.zero_()
+            yield key
+            parameter.copy_(kept)
 
 
 def documents(lengths: tuple[int, ...], vocab: int, *, low: int = 5, seed: int = 0) -> list[torch.Tensor]:
@@ -74,13 +96,23 @@ def their_scores(model: Any, inputs: dict[str, torch.Tensor], name: str | None =
         name, ()
     )
     out = model(**({k: v if k in flat else v[None] for k, v in inputs.items()} if choice else inputs))
+    return named(model, out, mask)
+
+
+def named(model: Any, out: Any, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a class of the Hub says, by our heads' names: [T, ...] of tokens, pads removed, and [D, ...] of documents."""
+    name = type(model).__name__
+    if name == "ElectraForPreTraining":
+        return {"rtd": out.logits[..., None][mask]}
     if name.endswith("MultipleChoice"):
         return {"choice": out.logits.reshape(-1, 1)}
     if name.endswith("DoubleHeadsModel"):
         return {"lm": out.logits.reshape(*mask.shape, -1)[mask], "choice": out.mc_logits.reshape(-1, 1)}
+    if name == "AlbertForPreTraining":
+        return {"lm": out.prediction_logits[mask], "sop": out.sop_logits}
     if name.endswith("ForPreTraining"):
         return {"lm": out.prediction_logits[mask], "nsp": out.seq_relationship_logits}
-    if name.endswith("QuestionAnswering"):
+    if name.endswith(("QuestionAnswering", "QuestionAnsweringSimple")):
         return {"span": torch.stack([out.start_logits, out.end_logits], -1)[mask]}
     if name.endswith(("MaskedLM", "LMHeadModel", "CausalLM")):
         return {"lm": out.logits[mask]}

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from seq2seq import CPU, SPREAD, TOLERANCE, VOCAB, assert_parity, read, reload, shake, stream, twins
+from seq2seq import CPU, VOCAB, assert_parity, read, reload, stream, twins
+from singles import SPREAD, TOLERANCE, shake_all
 from torch import Tensor
 
 from ziggurat.context import Context, Layout, Vocab
@@ -35,7 +36,7 @@ def network(vocab: int = VOCAB) -> NetworkModel:
     model = model_of("mass/tiny", {"layers": 2, "decoder_layers": 3, "width": 48, "heads": HEADS, "mlp": 72}, vocab)
     found = NetworkModel(spec.Network(model=model, heads={"lm": spec.VocabHead()})).eval()
     found.initialise(torch.Generator().manual_seed(0))
-    shake(found, 5)
+    shake_all(found, 5, buffers=True)
     return found
 
 

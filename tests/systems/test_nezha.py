@@ -1,109 +1,117 @@
-"""NEZHA against the paper's formula written out: absolute distances, clipped, as fixed sines on keys and on values; and its old files."""
+"""NEZHA against its paper written out slowly, packed and not; and folders in the layout of transformers 4."""
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from singles import SPREAD, TOLERANCE, documents, load, scores, shake, stream_of
 from torch import Tensor
 
 from ziggurat.nn import spec
 from ziggurat.nn.network import NetworkModel
 from ziggurat.systems import SYSTEMS, model_of
 from ziggurat.systems.hub import from_hub, to_hub
-from ziggurat.types import Stream, Visibility
 
-LENGTHS, VOCAB, WIDTH, HEADS, CLIP = (150, 3, 90, 1, 30), 50, 32, 4, 64
-
-
-def network() -> NetworkModel:
-    model = model_of("nezha/tiny", {"layers": 3, "width": WIDTH, "heads": HEADS, "mlp": 48}, VOCAB)
-    net = NetworkModel(spec.Network(model=model, heads={"lm": spec.VocabHead(), **spec.class_heads(model, "nsp", 2)})).eval()
-    net.initialise(torch.Generator().manual_seed(0))
-    for i, p in enumerate(net.parameters()):
-        p.data += 0.25 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
-    return net
+VOCAB, HEADS, LENGTHS = 67, 4, (150, 3, 65, 64, 1, 129)
+DIALS = {"layers": 3, "width": 64, "heads": HEADS, "mlp": 96}
+HEADS_OF = {
+    "NezhaForPreTraining": ("lm", "nsp"), "NezhaForMaskedLM": ("lm",), "NezhaForNextSentencePrediction": ("nsp",),
+    "NezhaForSequenceClassification": ("classify",), "NezhaForMultipleChoice": ("choice",),
+    "NezhaForTokenClassification": ("tag",), "NezhaForQuestionAnswering": ("span",), "NezhaModel": (),
+}  # fmt: skip
+"""The classes of transformers 4."""
 
 
-def table(longest: int, dim: int) -> Tensor:
-    """a[i, j]: sin(p / 10000^(2m / dim)) at even places, the cosine at odd ones, of p = clip(j - i, -64, 64) + 64."""
-    a = torch.zeros(longest, longest, dim, dtype=torch.float64)
-    for i in range(longest):
-        for j in range(longest):
-            p = max(-CLIP, min(CLIP, j - i)) + CLIP
-            for m in range(dim // 2):
-                angle = p / 10_000 ** (2 * m / dim)
-                a[i, j, 2 * m], a[i, j, 2 * m + 1] = math.sin(angle), math.cos(angle)
-    return a
+def network_of(*names: str) -> NetworkModel:
+    model = model_of("nezha/tiny", DIALS, VOCAB)
+    heads: dict[str, spec.Head] = {}
+    for name in names:
+        if name == "lm":
+            heads["lm"] = spec.VocabHead()
+        elif name in ("tag", "span"):
+            heads[name] = spec.TokenHead(outputs=2)
+        else:
+            heads |= spec.class_heads(model, name, 1 if name == "choice" else 2)
+    network = NetworkModel(spec.Network(model=model, heads=heads or {"pooler": spec.PoolerHead()})).eval()
+    shake(network, 1)
+    return network
 
 
-def slow(state: dict[str, Tensor], ids: Tensor, kinds: Tensor, relation: Tensor) -> Tensor:
-    """Logits over the vocabulary of one document, float64."""
-    s = {name: tensor.double() for name, tensor in state.items()}
+def vector(distance: int, dim: int, clip: int = 64) -> list[float]:
+    """a_ij of section 2.1: sines at even numbers, cosines at odd ones, of the clipped distance."""
+    p = max(-clip, min(clip, distance)) + clip
+    return [(math.cos if m % 2 else math.sin)(p / 10_000 ** (2 * (m // 2) / dim)) for m in range(dim)]
+
+
+@torch.no_grad()
+def oracle(network: NetworkModel, ids: Tensor, segment: Tensor, clip: int = 64) -> Tensor:
+    """One document's scores over the vocabulary [T, V] in float64."""
+    w = {name: p.double() for name, p in network.state_dict().items()}
 
     def linear(name: str, x: Tensor) -> Tensor:
-        return x @ s[f"{name}.weight"].T + s[f"{name}.bias"]
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
     def norm(name: str, x: Tensor) -> Tensor:
-        return torch.nn.functional.layer_norm(x, x.shape[-1:], s[f"{name}.weight"], s[f"{name}.bias"], 1e-12)
+        return F.layer_norm(x, x.shape[1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-12)
 
-    n, dim = len(ids), WIDTH // HEADS
-    a = relation[:n, :n]
-    x = norm("model.embed.norm", s["model.embed.token.weight"][ids] + s["model.embed.segment.weight"][kinds])
-    for layer in range(3):
-        b = f"model.blocks.{layer}"
-        q, k, v = (linear(f"{b}.attention.{w}", x).view(n, HEADS, dim) for w in "qkv")
-        score = (torch.einsum("ihd,jhd->hij", q, k) + torch.einsum("ihd,ijd->hij", q, a)) / math.sqrt(dim)
-        p = score.softmax(-1)
-        mixed = torch.einsum("hij,jhd->ihd", p, v) + torch.einsum("hij,ijd->ihd", p, a)
-        x = norm(f"{b}.attention_norm", x + linear(f"{b}.attention.out", mixed.reshape(n, WIDTH)))
-        x = norm(f"{b}.mlp_norm", x + linear(f"{b}.mlp.down", torch.nn.functional.gelu(linear(f"{b}.mlp.up", x))))
-    x = norm("heads.lm.norm", torch.nn.functional.gelu(linear("heads.lm.dense", x)))
-    return x @ s["model.embed.token.weight"].T + s["heads.lm.bias"]
-
-
-@pytest.mark.parametrize("row", [0, 160], ids=["ragged", "packed"])
-@torch.no_grad()
-def test_logits_are_the_papers(row: int) -> None:
-    net, rng = network(), np.random.default_rng(0)
-    lengths = list(LENGTHS) if not row else [150, 10, 90, 70, 160]
-    total = sum(lengths)
-    ids, kinds = torch.tensor(rng.integers(0, VOCAB, total)), torch.tensor(rng.integers(0, 2, total))
-    position = torch.tensor(np.concatenate([np.arange(n) for n in lengths]))
-    bounds = torch.tensor(np.cumsum([0, *lengths]))
-    stream = Stream(ids.int(), bounds, position.int(), kinds.int(), Visibility("full"), row=row)
-    hidden = net({"text": stream})["text"]
-    ours = torch.nn.functional.linear(net.heads["lm"](hidden), net.model.table, net.heads["lm"].bias)
-    relation = table(max(lengths), WIDTH // HEADS)
-    parts = [slow(net.state_dict(), ids[a:b], kinds[a:b], relation) for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist())]
-    theirs = torch.cat(parts)
-    assert (theirs.max(0).values - theirs.min(0).values).max() >= 1
-    assert (ours - theirs).abs().max() <= 1e-4
+    n, dim = len(ids), DIALS["width"] // HEADS
+    known = {d: vector(d, dim, clip) for d in range(-n, n)}
+    a = torch.tensor([[known[j - i] for j in range(n)] for i in range(n)], dtype=torch.float64)  # [query, key, dim]
+    x = norm("model.embed.norm", w["model.embed.token.weight"][ids] + w["model.embed.segment.weight"][segment])
+    for i in range(DIALS["layers"]):
+        at = f"model.blocks.{i}"
+        q, k, v = (linear(f"{at}.attention.{name}", x).view(n, HEADS, dim) for name in "qkv")
+        mixed = []
+        for h in range(HEADS):
+            score = (q[:, None, h] * (k[None, :, h] + a)).sum(-1) / math.sqrt(dim)
+            mixed.append((score.softmax(-1)[..., None] * (v[None, :, h] + a)).sum(1))
+        x = norm(f"{at}.attention_norm", x + linear(f"{at}.attention.out", torch.cat(mixed, -1)))
+        x = norm(f"{at}.mlp_norm", x + linear(f"{at}.mlp.down", F.gelu(linear(f"{at}.mlp.up", x))))
+    x = norm("heads.lm.norm", F.gelu(linear("heads.lm.dense", x)))
+    return x @ w["model.embed.token.weight"].T + w["heads.lm.bias"]
 
 
-def test_old_files_are_read_and_their_buffers_left_out(tmp_path: Path) -> None:
-    """Version 4 of transformers kept the sines of every layer in the file."""
-    net = network()
-    made = to_hub(net.spec, net.state_dict(), None, "nezha", tmp_path / "a")
-    assert made.architecture == "NezhaForPreTraining" and "no class for nezha" in made.notes[0]
-    stored = load_file(tmp_path / "a" / "model.safetensors")
-    assert not any("position" in name for name in stored) and "nezha.encoder.layer.2.attention.self.query.bias" in stored
-    buffers = {
-        f"nezha.encoder.layer.{i}.attention.self.relative_positions_encoding.positions_encoding": torch.zeros(9, 9, 8)
-        for i in range(3)
-    }
-    save_file(stored | buffers, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
-    found = from_hub(tmp_path / "a")
-    assert found.system == "nezha" and found.network == net.spec
-    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in net.state_dict().items())
+@pytest.mark.parametrize(("lengths", "row"), [(LENGTHS, 0), ((150, 10, 90, 70, 160), 160)], ids=["ragged", "packed"])
+def test_the_papers_rule(lengths: tuple[int, ...], row: int) -> None:
+    network, ids = network_of("lm"), documents(lengths, VOCAB)
+    segment = [(torch.arange(n) >= n // 2).long() for n in lengths]
+    stream = replace(stream_of(ids, "full", segment), row=row)
+    ours = scores(network, stream)["lm"]
+    right = torch.cat([oracle(network, x, s) for x, s in zip(ids, segment, strict=True)])
+    assert (right.max(0).values - right.min(0).values).max() >= SPREAD
+    assert (ours - right).abs().max() <= TOLERANCE
+    other = torch.cat([oracle(network, x, s, clip=63) for x, s in zip(ids, segment, strict=True)])
+    assert (ours - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", HEADS_OF)
+def test_every_class_there_and_back(name: str, tmp_path: Path) -> None:
+    """With the tables of sines that the files of transformers 4 carry, and in their names."""
+    network = network_of(*HEADS_OF[name])
+    made = to_hub(network.spec, network.state_dict(), None, None, tmp_path, architecture=name)
+    assert made.architecture == name and "no class for nezha" in made.notes[0]
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert config["model_type"] == "nezha" and config["max_relative_position"] == 64 and config["use_relative_position"] is True
+    stored = load_file(tmp_path / "model.safetensors")
+    prefix = "" if name == "NezhaModel" else "nezha."
+    assert not any("position" in key for key in stored) and f"{prefix}encoder.layer.2.attention.self.query.weight" in stored
+    for i in range(3):
+        stored[f"{prefix}encoder.layer.{i}.attention.self.relative_positions_encoding.positions_encoding"] = torch.zeros(9, 9, 16)
+    save_file(stored, tmp_path / "model.safetensors")
+    found = from_hub(tmp_path)
+    assert found.system == "nezha" and found.network == network.spec
+    state = network.state_dict()
+    assert found.tensors.keys() == state.keys() and all(torch.equal(state[k], t) for k, t in found.tensors.items())
+    stream = stream_of(documents(LENGTHS, VOCAB), "full")
+    assert torch.equal(scores(load(found), stream)["hidden"], scores(network, stream)["hidden"])
 
 
 def test_the_historical_classes() -> None:
-    assert set(SYSTEMS["nezha"].classes) == {
-        "NezhaForPreTraining", "NezhaForMaskedLM", "NezhaForNextSentencePrediction", "NezhaForSequenceClassification",
-        "NezhaForMultipleChoice", "NezhaForTokenClassification", "NezhaForQuestionAnswering", "NezhaModel",
-    }  # fmt: skip
+    assert set(SYSTEMS["nezha"].classes) == set(HEADS_OF)

@@ -69,8 +69,10 @@ def theirs(name: str, ngram: int = 2, seed: int = 0, **more: Any) -> Any:
     model = getattr(transformers, name)(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        for key, parameter in model.named_parameters():
+            # What is the same for all rows (biases, norms) must not drown what tells them apart (the tables), or nothing is spread.
+            size = 0.6 if key.endswith("_embeddings.weight") else 0.12
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -148,7 +150,7 @@ def gap(ours: list[dict[str, Tensor]], others: list[dict[str, Tensor]]) -> float
     for mine, other in zip(ours, others, strict=True):
         for name, scores in other.items():
             assert mine[name].shape == scores.shape
-            assert (scores.max(0).values - scores.min(0).values).max() >= SPREAD / 4 or len(scores) < 9
+            assert (scores.max(0).values - scores.min(0).values).max() >= SPREAD or len(scores) < 9
             worst = max(worst, (mine[name] - scores).abs().max().item())
     return worst
 
@@ -210,6 +212,13 @@ def test_packed_rows(name: str, order: str, tmp_path: Path, request: pytest.Fixt
         worst = gap(our_scores(network, batch, few=few), others)
         assert worst <= TOLERANCE, (few, worst)
         print(f"{name} {order}: {worst:.1e}")
+
+
+def test_all_classes_of_this_transformers_are_covered() -> None:
+    room = transformers.models.prophetnet.modeling_prophetnet
+    models = {n for n in dir(room) if n.startswith("ProphetNet") and issubclass(getattr(room, n), transformers.PreTrainedModel)}
+    pages = [SYSTEMS[name] for name in ("prophetnet", "prophetnet_lm")]
+    assert models - {"ProphetNetPreTrainedModel"} == {name for page in pages for name in (*page.classes, *page.refused)}
 
 
 def test_the_two_orders_differ(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from seq2seq import CPU, TOLERANCE, VOCAB, assert_parity, network_of, our_scores, read, reload, shake, their_scores, twins
+from safetensors.torch import load_file
+from seq2seq import CPU, VOCAB, assert_parity, both, network_of, read, reload, rewrite, their_scores, twins, unseen
+from singles import shake_all
 
 from ziggurat.errors import UserError
 from ziggurat.evaluate.heldout import to_device
@@ -41,17 +42,12 @@ def theirs(kind: str, name: str, seed: int = 0, **more: Any) -> Any:
     if kind == "t5_1_1" and name.endswith("ConditionalGeneration"):
         # a model of this kind that transformers 5 makes afresh is tied, which no released one is
         model.lm_head.weight = torch.nn.Parameter(0.2 * torch.randn(VOCAB, 48))
-    shake(model, seed)
+    shake_all(model, seed)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith(".q.weight"):  # scores are not scaled: softmax of larger ones would blow rounding up
                 parameter.mul_(0.15)
     return model
-
-
-def both(name: str) -> bool:
-    """Whether a class reads one text in both stacks."""
-    return name.endswith(("SequenceClassification", "QuestionAnswering"))
 
 
 @every_class
@@ -95,7 +91,7 @@ def test_our_own_models_are_what_transformers_loads(kind: str, head: str, tmp_pa
         heads[head] = spec.TokenHead(outputs={"tag": 7, "span": 2}[head])
     network = NetworkModel(spec.Network(model=model, heads=heads)).eval()
     network.initialise(torch.Generator().manual_seed(1))
-    shake(network, 1)
+    shake_all(network, 1)
     with torch.no_grad():
         for key, parameter in network.named_parameters():
             parameter.mul_(0.15 if key.endswith(".q.weight") else 1.0)
@@ -117,14 +113,6 @@ def exported(kind: str, folder: Path, name: str = "T5ForConditionalGeneration") 
     model = theirs(kind, name, seed=4)
     model.save_pretrained(folder)
     return model, load_file(folder / "model.safetensors")
-
-
-def rewrite(folder: Path, tensors: dict[str, torch.Tensor] | None = None, **config: Any) -> None:
-    """Make a folder look as somebody else's: other tensors, other entries (None: left out)."""
-    if tensors is not None:
-        save_file(tensors, folder / "model.safetensors")
-    now = json.loads((folder / "config.json").read_text("utf-8")) | config
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in now.items() if v is not None}), "utf-8")
 
 
 def test_old_files_are_read(tmp_path: Path) -> None:
@@ -155,7 +143,7 @@ def test_the_tie_of_older_configurations_tells_the_release(tmp_path: Path) -> No
 def test_a_release_1_1_that_was_made_afresh_is_tied(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**SHAPE, **KINDS["t5_1_1"])).eval()
-    shake(model, 3)
+    shake_all(model, 3)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             parameter.mul_(0.15 if key.endswith(".q.weight") else 0.3 if key == "shared.weight" else 1.0)
@@ -244,16 +232,7 @@ def test_every_single_parameter_matters(kind: str, name: str, tmp_path: Path) ->
     """Zeroing any one tensor breaks parity: none is ignored on either side."""
     model, _ = exported(kind, tmp_path, name)
     _, network = read(tmp_path)
-    t = twins(model.config, same=both(name))
-    right, _ = their_scores(model, t)
-    for key, parameter in network.named_parameters():
-        kept = parameter.detach().clone()
-        with torch.no_grad():
-            parameter.zero_()
-        ours = our_scores(network, t.batch)
-        with torch.no_grad():
-            parameter.copy_(kept)
-        assert max((ours[k] - right[k]).abs().max().item() for k in right) > TOLERANCE, key
+    assert not unseen(network, model, twins(model.config, same=both(name)))
 
 
 @pytest.mark.parametrize("place", ["encoder.embed", "encoder.blocks.1", "decoder.blocks.0", "decoder.blocks.1"])

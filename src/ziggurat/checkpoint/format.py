@@ -3,6 +3,7 @@
     model.safetensors       the network's parameters: `model.*`, `heads.<name>.*`; shared tensors once
     optimizer.safetensors   optimizer state, `<parameter>/exp_avg` and so on (optional)
     rng.safetensors         states of random generators (optional)
+    memory.safetensors      what texts that go on in the next step remember (optional)
     spec.json               the card: what is needed to rebuild the network, and where it comes from
     state.json              step, data position, seeds: anything JSON
     tokenizer/              its files (optional)
@@ -42,6 +43,7 @@ LIBRARIES = ("ziggurat", "torch", "safetensors", "tokenizers", "numpy")
 SPARE = 1 << 20
 """Bytes that must be left beside the tensors' own before a save is tried."""
 SHOWN = 5
+RESULTS = ("result", "within")  # subfolders of a stage with what it hands on where that is not its last step, the first before
 
 log = logging.getLogger(__name__)
 Tensors = Mapping[str, Tensor]
@@ -73,6 +75,7 @@ class Saved:
     optimizer: dict[str, Tensor]
     """Empty if none was saved."""
     rng: dict[str, Tensor]
+    memory: dict[str, Tensor]
     state: dict[str, Any]
 
     @property
@@ -90,6 +93,7 @@ def save(
     state: Mapping[str, Any],
     optimizer: Tensors | None = None,
     rng: Tensors | None = None,
+    memory: Tensors | None = None,
     tokenizer: Path | Callable[[Path], object] | None = None,
     keep: int = 2,
 ) -> Path:
@@ -100,12 +104,11 @@ def save(
     """
     final = at(stage, step)
     temporary = stage / f"tmp-{final.name}-{os.getpid()}"
-    files: dict[str, dict[str, Tensor]] = {}
-    ties: dict[str, dict[str, str]] = {}
-    for name, group in {"model": tensors, "optimizer": optimizer or {}, "rng": rng or {}}.items():
+    files, ties = dict[str, dict[str, Tensor]](), dict[str, dict[str, str]]()
+    for name, group in {"model": tensors, "optimizer": optimizer or {}, "rng": rng or {}, "memory": memory or {}}.items():
         if group or name == "model":
             files[f"{name}.safetensors"], ties[name] = _stored(group)
-    texts = {"spec.json": _json(_written(card, ties)), "state.json": _json(dict(state))}  # fails before anything is written
+    texts = {"spec.json": as_json(_written(card, ties)), "state.json": as_json(dict(state))}  # fails before anything is written
     try:
         stage.mkdir(parents=True, exist_ok=True)
         _sweep(stage)
@@ -123,10 +126,10 @@ def save(
             _copy(tokenizer, temporary / "tokenizer")
         for path in _files(temporary):
             _sync(path)
-        _write(temporary / MANIFEST, _manifest(_listing(temporary)))
+        _write(temporary / MANIFEST, manifest(_listing(temporary)))
         for folder in {path.parent for path in _files(temporary)}:
             _sync(folder)
-        _publish(temporary, final)
+        publish(temporary, final)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
@@ -153,12 +156,12 @@ def load(folder: Path) -> Saved:
     )
     card, ties = _card(folder)
     groups = {}
-    for name in ("model", "optimizer", "rng"):
+    for name in ("model", "optimizer", "rng", "memory"):
         path = folder / f"{name}.safetensors"
         groups[name] = load_file(path) if path.exists() else {}
         groups[name] |= {repeated: groups[name][original] for repeated, original in ties.get(name, {}).items()}
     state = json.loads((folder / "state.json").read_text("utf-8"))
-    return Saved(folder, card, groups["model"], groups["optimizer"], groups["rng"], state)
+    return Saved(folder, card, groups["model"], groups["optimizer"], groups["rng"], groups["memory"], state)
 
 
 def card(folder: Path) -> Card:
@@ -171,7 +174,7 @@ def find(folder: Path) -> Path:
     check(folder.is_dir(), f"no folder {folder}", "give the folder of a checkpoint (step-...) or of a stage")
     if (folder / MANIFEST).exists() or re.fullmatch(r"step-\d+", folder.name):
         return folder
-    found = latest(folder)
+    found = next((f for name in (*RESULTS, "") if (f := latest(folder / name)) is not None), None)
     if found is None:
         hint = "a Hugging Face folder becomes a checkpoint with `ziggurat import`" if (folder / "config.json").exists() else ""
         raise UserError(f"{folder} is not a checkpoint and holds none that is whole", hint or "look for a folder step-...")
@@ -186,7 +189,7 @@ def verify(folder: Path, *, contents: bool = True) -> list[str]:
     try:
         text = (folder / MANIFEST).read_text("utf-8")
         listed: dict[str, dict[str, Any]] = json.loads(text)["files"]
-        if text != _manifest(listed):
+        if text != manifest(listed):
             return [f"{MANIFEST} itself was changed"]
         problems = [f"{name} is not in {MANIFEST}" for name in REQUIRED if name not in listed]
         for name, entry in listed.items():
@@ -296,7 +299,7 @@ def _card(folder: Path) -> tuple[Card, dict[str, dict[str, str]]]:
         raise UserError(f"cannot read {path}: {reason}", "was it written by another version of ziggurat?") from error
 
 
-def _publish(temporary: Path, final: Path) -> None:
+def publish(temporary: Path, final: Path) -> None:
     """Rename into place. One of the same step steps aside as `.old`, which still counts as a checkpoint, until the new one is in."""
     aside = final.with_name(f"{final.name}.old")
     if aside.exists() and final.exists():  # an earlier save was killed here; keep the one that is whole
@@ -350,7 +353,7 @@ def _listing(folder: Path) -> dict[str, dict[str, Any]]:
     return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _hash(p)} for p in _files(folder)}
 
 
-def _manifest(listed: Mapping[str, Mapping[str, Any]]) -> str:
+def manifest(listed: Mapping[str, Mapping[str, Any]]) -> str:
     """The manifest's text: sealed with a hash of its own, and without a spare byte, so that any change to it shows."""
     seal = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
     return json.dumps({"format": FORMAT, "files": listed, "seal": seal}, separators=(",", ":"))
@@ -361,7 +364,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _json(value: Mapping[str, Any]) -> str:
+def as_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -6,7 +6,7 @@ Letters in shapes: `E` examples, `N` tokens of a text, `T` tokens of the result.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ziggurat.context import Context, mix
 from ziggurat.data.runs import bounds_of, ranges
 from ziggurat.errors import check
-from ziggurat.types import Batch, Stream, Tokens, Visibility, join_all
+from ziggurat.types import DEAD, Batch, Stream, Tokens, Visibility, join_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,37 +42,42 @@ class Marks(NamedTuple):
     label: np.ndarray
 
 
-def windows(tokens: Tokens, ctx: Context, *, end: int | None = None) -> Batch:
+def windows(tokens: Tokens, ctx: Context, *, end: int | None = None, step: int | None = None) -> Batch:
     """Every text cut greedily into windows of `ctx.layout.room(ctx.length)` tokens, special tokens around each.
 
     The last window of a document is shorter; no token is lost and none is used twice. In documents of several parts (`text`,
     `pair`) every part gives windows of its own. With `end`, that token follows the last token of each text, in the last window;
-    where the text fills its last window exactly, there is no room for it and it is left out.
-    Returns a batch of one stream `text`, one document per window, keyed by (document, part, window number).
+    where the text fills its last window exactly, there is no room for it and it is left out. With `step`, a window begins so many
+    tokens behind the one before, and they overlap.
+    Returns a batch of one stream `text`, one document per window, keyed by (document, part, window number); each goes on from the
+    window before (`before`).
     """
-    room = _room(ctx)
+    room = room_of(ctx)
+    step = room if step is None else step
+    check(0 < step <= room, f"windows of {room} tokens cannot begin {step} tokens apart", f"give it 1 to {room}")
     made = []
     for number, part in enumerate(tokens.parts.values()):
         lengths = np.diff(part.bounds)
-        count = -(-lengths // room)
+        count = np.where(lengths > 0, 1 + np.maximum(0, -(-(lengths - room) // step)), 0)
         document = np.repeat(np.arange(len(count)), count)
         window = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
-        start = part.bounds[document] + window * room
+        start = part.bounds[document] + window * step
         length = np.minimum(room, part.bounds[document + 1] - start)
         keys = mix(tokens.keys[document] ^ mix(window.astype(np.uint64) | np.uint64(number << 48)))
+        before = np.where(window > 0, np.roll(keys, 1), DEAD)
         slots: list[Piece | tuple[int, ...]] = [ctx.layout.first, Piece(part.ids, start, length, part.words)]
         if end is not None:
             closes = (start + length == part.bounds[document + 1]) & (length < room)
             slots.append(Piece(np.array([end], np.int32), np.zeros(len(start), np.int64), closes.astype(np.int64)))
         slots.append(ctx.layout.last)
-        made.append(assemble(slots, [ctx.layout.segments[0]] * len(slots), keys, ctx))
+        made.append(replace(assemble(slots, [ctx.layout.segments[0]] * len(slots), keys, ctx), before=before))
     return made[0] if len(made) == 1 else join_all(made)
 
 
 def single(tokens: Tokens, ctx: Context, part: str = "text") -> Batch:
     """One example a document, in the same order and with the same key: `first A last`, A cut at the end to fit."""
     a = tokens.parts[part]
-    length = np.minimum(np.diff(a.bounds), _room(ctx))
+    length = np.minimum(np.diff(a.bounds), room_of(ctx))
     slots = (ctx.layout.first, Piece(a.ids, a.bounds[:-1], length, a.words), ctx.layout.last)
     return assemble(slots, [ctx.layout.segments[0]] * 3, tokens.keys, ctx)
 
@@ -84,7 +89,7 @@ def pairs(tokens: Tokens, ctx: Context, first: str = "text", second: str = "pair
         not missing, f"the data has no column {missing and missing[0]!r}", "declare both texts: columns: {text: ..., pair: ...}"
     )
     a, b = tokens.parts[first], tokens.parts[second]
-    keep_a, keep_b = longest_first(np.diff(a.bounds), np.diff(b.bounds), _room(ctx, pair=True))
+    keep_a, keep_b = longest_first(np.diff(a.bounds), np.diff(b.bounds), room_of(ctx, pair=True))
     return pair_up(Piece(a.ids, a.bounds[:-1], keep_a, a.words), Piece(b.ids, b.bounds[:-1], keep_b, b.words), tokens.keys, ctx)
 
 
@@ -171,7 +176,8 @@ def _source(piece: Piece) -> np.ndarray | slice:
     return ranges(piece.start, piece.length)
 
 
-def _room(ctx: Context, *, pair: bool = False) -> int:
+def room_of(ctx: Context, *, pair: bool = False) -> int:
+    """Tokens of text in an example of one text, or of two; raises `UserError` when there are none."""
     room = ctx.layout.room(ctx.length, pair=pair)
     needed, special = (2, "two texts") if pair else (1, "text")
     check(

@@ -93,10 +93,18 @@ class _Grams:
         return cls(values, np.append(starts, len(grams)), owners[order], buckets)
 
 
+def telling(test: Document) -> Sequence[str]:
+    """The texts that give a test document away. Who says what was asked has not said of which text: "What is it about?" stands in many
+    rows of a reading task, and so does an answer to it."""
+    if "answers" in test.fields:
+        return (test.texts["pair"],)
+    return (test.texts["text"],) if "choices" in test.lists or "group" in test.fields else tuple(test.texts.values())
+
+
 class LeakIndex:
     """Finds the documents that hold one of the test texts or a near duplicate of it.
 
-    `tests` are all test documents; each of a document's texts counts by itself. Test documents cut out of a larger
+    `tests` are all test documents; each of a document's texts counts by itself, but not a question that is asked about a text. Test documents cut out of a larger
     document name it in `fields["document"]`: the document of that id leaks too, whatever it says.
     """
 
@@ -114,7 +122,7 @@ class LeakIndex:
         for test in tests:
             if origin := test.fields.get("document"):
                 self._origins.setdefault(str(origin), test.id)
-            for text in test.texts.values():
+            for text in telling(test):
                 hashes = self._hash(words(text))
                 if not len(hashes):
                     continue
@@ -147,12 +155,12 @@ class LeakIndex:
             if document.id in self._origins:
                 result[d] = Leak(document.id, self._origins[document.id], 1.0)
                 continue
-            for text in document.texts.values():
-                found = self._hash(words(text))
-                if len(found) < FEWEST and len(found) and found.tobytes() in self._whole:
-                    result[d] = Leak(document.id, self._names[self._whole[found.tobytes()]], 1.0)
-                hashes.append(found)
-                owner.append(d)
+            said = [self._hash(words(text)) for text in document.texts.values()]
+            short = [self._whole.get(found.tobytes()) if len(found) < FEWEST else None for found in said if len(found)]
+            if short and None not in short:  # the document says nothing else
+                result[d] = Leak(document.id, self._names[short[0] or 0], 1.0)
+            hashes += said
+            owner += [d] * len(said)
         if not hashes or not self._grams:
             return result
         flat = np.concatenate(hashes)

@@ -15,9 +15,10 @@ import numpy as np
 
 from ziggurat.context import Context, key_of, mix
 from ziggurat.data.order import Corpus, Cursor, Draw, Order, Place
-from ziggurat.data.pack import Rows, fit, lay, lengths_of, split
+from ziggurat.data.pack import Rows, examples_of, fit, lay, lengths_of, split
+from ziggurat.data.tracks import lay_tracks
 from ziggurat.errors import UserError, check
-from ziggurat.types import Batch, Tokens, join_all
+from ziggurat.types import DEAD, Batch, Tokens, join_all
 
 FORMAT = 1
 BLANK = 64
@@ -48,10 +49,14 @@ class Loader:
     objective        anything with `grouped`, `form` and `corrupt`
     ctx              vocabulary, layout, length; its seed, epoch and progress are set here, the seed from `seed`
     row              tokens of a row, one number for all streams or one for each; at least the objective's longest example
-    tokens           limit of a micro-batch: as many rows, over all streams, as it holds. Or:
+    tokens           limit of a micro-batch: as many rows, over all streams, as it holds; an example of several documents that needs
+                     more has one by itself. Or:
     documents        examples of a micro-batch (fewer at the end of a block), packed by themselves
     lanes            independent sequences: micro-batch m comes from lane m mod lanes, and lane l has blocks l, l + lanes, ...
     total_tokens     tokens of text in the whole stage, for `ctx.progress`; None leaves it at `ctx.progress`
+    contiguous       0: rows come in a seeded order. A > 0: every example comes A micro-batches after the one whose text it goes on with
+                     (fewer where some of these would be empty), both of one block, so that A of them make a step; `Batch.before` says
+                     which those are, and for the others that they begin anew (`tracks`)
     state            where to go on, from `state()`
     ahead            make the next block in a thread while this one is used; changes nothing else
     """
@@ -69,6 +74,7 @@ class Loader:
         seed: int = 0,
         lanes: int = 1,
         shuffle: bool = True,
+        contiguous: int = 0,
         total_tokens: int | None = None,
         state: Mapping[str, int] | None = None,
         ahead: bool = True,
@@ -76,7 +82,8 @@ class Loader:
         self.order = Order(shards, weights, seed=seed, shuffle=shuffle)
         self.objective = objective
         self.ctx = replace(ctx, seed=seed)
-        self.row, self.shuffle, self.total_tokens = row, shuffle, total_tokens
+        self.row, self.shuffle, self.contiguous, self.total_tokens = row, shuffle, contiguous, total_tokens
+        assert not contiguous or (documents is None and lanes == 1), "contiguous text comes in rows, in one sequence"
         self.rows, self.documents = _limits(ctx, row, tokens, documents)
         self._pool = ThreadPoolExecutor(1, "loader") if ahead else None
         self._turn = 0
@@ -123,7 +130,7 @@ class Loader:
             np.array_equal(s.bounds, whole.streams[name].bounds) for name, s in formed.streams.items()
         )
         while place.cursors[0].epoch < epochs:
-            total += len(self._deal(self._examples(place, corrupt=not same), place)[1]) - 1
+            total += len(self._deal(self._examples(place, corrupt=not same), place)[2]) - 1
             place = self.order.after(place, 1)
         check(not epochs or total, *_fruitless(self.order.names, self.ctx))
         return total
@@ -156,8 +163,7 @@ class Loader:
 
     def _block(self, place: Place) -> list[Batch]:
         """All micro-batches of the block at `place`."""
-        examples = self._examples(place)
-        rows, cuts = self._deal(examples, place)
+        examples, rows, cuts = self._deal(self._examples(place), place)
         if not len(examples):
             return []
         batch, starts = lay(examples, rows, self.row, self.ctx.vocab.pad)
@@ -174,22 +180,58 @@ class Loader:
         formed = self.objective.form(self.objective.grouped(tokens), ctx)
         return self.objective.corrupt(formed, ctx) if corrupt and len(formed) else formed
 
-    def _deal(self, examples: Batch, place: Place) -> tuple[np.ndarray, np.ndarray]:
-        """int64[D], the row of each example, and int64[n + 1], the row at which each of n micro-batches begins."""
+    def _deal(self, examples: Batch, place: Place) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """The examples, int64[D], the row of each, and int64[n + 1], the row at which each of n micro-batches begins."""
         if not len(examples):
-            return np.zeros(0, np.int64), np.zeros(1, np.int64)
-        if self.documents is None:
+            return examples, np.zeros(0, np.int64), np.zeros(1, np.int64)
+        if self.contiguous:
+            return self._in_tracks(examples, place)
+        example = examples_of(examples)
+        if self.documents is None and int(example[-1]) + 1 == len(examples):
             rows = fit(lengths_of(examples), self.row)
             count = int(rows.max()) + 1
-            return self._shuffled(count, place)[rows], np.append(np.arange(0, count, self.rows), count)
-        turn = self._shuffled(len(examples), place) // self.documents
+            return examples, self._shuffled(count, place)[rows], np.append(np.arange(0, count, self.rows), count)
+        turn = self._shuffled(int(example[-1]) + 1, place)
+        turn = self._filled(examples, example, turn) if self.documents is None else turn // self.documents
+        turn = turn[example]
         rows, cuts = np.zeros(len(examples), np.int64), [0]
         members = np.argsort(turn, kind="stable")
         for group in np.split(members, np.searchsorted(turn[members], np.arange(1, int(turn.max()) + 1))):
             mine = fit(lengths_of(examples, group), self.row)
             rows[group] = mine + cuts[-1]
             cuts.append(cuts[-1] + int(mine.max()) + 1)
-        return rows, np.array(cuts)
+        return examples, rows, np.array(cuts)
+
+    def _in_tracks(self, examples: Batch, place: Place) -> tuple[Batch, np.ndarray, np.ndarray]:
+        before, keys = examples.before, examples.keys
+        assert before is not None, "the objective does not say which examples go on from each other"
+        (stream,) = examples.streams
+        row = self.row if isinstance(self.row, int) else self.row[stream]
+        tracks = self.rows * self.contiguous
+        goes_on = np.append(False, (before[1:] == keys[:-1]) & (before[1:] != DEAD))
+        key = key_of(self.ctx.seed, place.block) if self.shuffle else None
+        laid = lay_tracks(lengths_of(examples)[stream], goes_on, row, tracks, key)
+        cells, rows = np.unique(laid.step * tracks + laid.track, return_inverse=True)  # rows that hold nothing are left out
+        micro = cells // self.rows
+        cuts = np.concatenate([[0], np.flatnonzero(np.diff(micro)) + 1, [len(cells)]])
+        return replace(examples, before=np.where(laid.goes_on, before, DEAD)), rows, cuts
+
+    def _filled(self, batch: Batch, example: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """int64[E]: the micro-batch of each example, filled in the order of their turns with what goes into its rows."""
+        order = np.argsort(turn)
+        bounds = np.searchsorted(example, np.arange(len(turn) + 1))
+        chosen, number, begin = np.zeros(len(turn), np.int64), 0, 0
+        while begin < len(order):
+            end = begin + 1
+            documents = np.arange(*bounds[order[begin] : order[begin] + 2])
+            while end < len(order):
+                more = np.append(documents, np.arange(*bounds[order[end] : order[end] + 2]))
+                if int(fit(lengths_of(batch, more), self.row).max()) >= self.rows:
+                    break
+                documents, end = more, end + 1
+            chosen[order[begin:end]] = number
+            number, begin = number + 1, end
+        return chosen
 
     def _shuffled(self, count: int, place: Place) -> np.ndarray:
         """int64[count]: the turn of each of `count` things."""
@@ -211,15 +253,32 @@ class Loader:
 
 
 def once(
-    shards: Corpus, objective: Maker, ctx: Context, *, row: Rows, tokens: int | None = None, documents: int | None = None
+    shards: Corpus,
+    objective: Maker,
+    ctx: Context,
+    *,
+    row: Rows,
+    tokens: int | None = None,
+    documents: int | None = None,
+    contiguous: int = 0,
 ) -> Iterator[Batch]:
     """Every document once, in order and unshuffled, as of epoch 0: the same masks every time. For evaluation.
 
-    Within a block the packing decides the order of the examples; `batch.keys` says which is which.
+    Within a block the packing decides the order of the examples; `batch.keys` says which is which. `contiguous` as in `Loader`.
     """
     sources, weights = {"": shards}, {"": 1.0}
     loader = Loader(
-        sources, weights, objective, ctx, row=row, tokens=tokens, documents=documents, seed=ctx.seed, shuffle=False, ahead=False
+        sources,
+        weights,
+        objective,
+        ctx,
+        row=row,
+        tokens=tokens,
+        documents=documents,
+        seed=ctx.seed,
+        shuffle=False,
+        contiguous=contiguous,
+        ahead=False,
     )
     place, some = loader.order.start(), False
     while place.cursors[0].epoch == 0:

@@ -22,7 +22,8 @@ from ziggurat.types import Tokens
 DOCUMENTS, TOKENS = 1024, 1 << 18
 """A block holds at most this many documents, and closes with the document that passes this many tokens."""
 SHARES = 16
-"""A block of a mixture is filled in draws of 1/16 block, each from the source that is furthest behind its weight."""
+"""A block of a mixture is filled in draws of 1/16 block, of a source with less weight as much smaller, each from the source that is
+furthest behind its weight."""
 
 
 class Corpus(Protocol):
@@ -108,7 +109,8 @@ class Order:
         self.seed = seed
         self.shuffle = shuffle
         share = SHARES if len(self.names) > 1 else 1
-        self._documents, self._tokens = DOCUMENTS // share, TOKENS // share
+        parts = [weight / max(self.weights) / share for weight in self.weights]
+        self._documents, self._tokens = [max(2, int(DOCUMENTS * p)) for p in parts], [int(TOKENS * p) for p in parts]
         self.block = functools.lru_cache(8)(self._block)
         """The draws of the block at a place, one for each source and epoch in it, and the place of the next block."""
 
@@ -139,7 +141,7 @@ class Order:
 
     def _draw(self, source: int, cursor: Cursor) -> tuple[np.ndarray, Cursor]:
         shards = self.shards[source]
-        stop = min(cursor.position + self._documents, len(shards))
+        stop = min(cursor.position + self._documents[source], len(shards))
         if stop == len(shards) - 1:
             stop = len(shards)
         documents = np.arange(cursor.position, stop)
@@ -148,7 +150,7 @@ class Order:
             documents = permuted(documents, len(shards), key_of(self.seed, cursor.epoch, name))
         lengths = np.sum([shards.lengths(part, documents) for part in shards.parts], axis=0)
         ends = np.cumsum(lengths)
-        n = max(int(np.searchsorted(ends, self._tokens)) + 1, 2)
+        n = max(int(np.searchsorted(ends, self._tokens[source])) + 1, 2)
         n = len(documents) if n >= len(documents) - (stop == len(shards)) else n
         after = replace(cursor, position=cursor.position + n, tokens=cursor.tokens + int(ends[n - 1]))
         if after.position == len(shards):

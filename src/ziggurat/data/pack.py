@@ -24,7 +24,8 @@ def take(batch: Batch, documents: np.ndarray) -> Batch:
     """
     documents = np.asarray(documents, np.int64)
     streams = {name: _take_stream(s, documents, s.lengths[documents]) for name, s in batch.streams.items()}
-    return Batch(streams, _take_targets(batch, streams, documents), batch.keys[documents])
+    before = None if batch.before is None else batch.before[documents]
+    return Batch(streams, _take_targets(batch, streams, documents), batch.keys[documents], before)
 
 
 def split(batch: Batch, cuts: np.ndarray) -> list[Batch]:
@@ -37,6 +38,7 @@ def split(batch: Batch, cuts: np.ndarray) -> list[Batch]:
         owner = _owner(t, batch)
         assert np.all(owner[1:] >= owner[:-1]), f"targets {name!r} are not in the order of their documents"
         found[name] = np.searchsorted(owner, cuts)
+        assert t.group is None or _whole(t.group, found[name]), f"a group of competing examples would be cut apart ({name})"
     pieces = []
     for i in range(len(cuts) - 1):
         lo, hi = int(cuts[i]), int(cuts[i + 1])
@@ -46,10 +48,19 @@ def split(batch: Batch, cuts: np.ndarray) -> list[Batch]:
             at = slice(int(found[name][i]), int(found[name][i + 1]))
             by = lo if t.at == "document" else int(batch.streams[t.stream].bounds[lo])
             noise = None if t.noise is None else t.noise[at]
-            cut = replace(t, index=t.index[at] - by, value=t.value[at], weight=t.weight[at], noise=noise)
-            targets[name] = cut if t.group is None else replace(cut, group=_whole_groups(t.group, at))
-        pieces.append(Batch(streams, targets, batch.keys[lo:hi]))
+            group = None if t.group is None else np.unique(t.group[at], return_inverse=True)[1].astype(np.int64)
+            targets[name] = replace(t, index=t.index[at] - by, value=t.value[at], weight=t.weight[at], noise=noise, group=group)
+        before = None if batch.before is None else batch.before[lo:hi]
+        pieces.append(Batch(streams, targets, batch.keys[lo:hi], before))
     return pieces
+
+
+def examples_of(batch: Batch) -> np.ndarray:
+    """int64[D]: the number of each document's example, from 0 in their order. Neighbours of one key are one example."""
+    if not len(batch):
+        return np.zeros(0, np.int64)
+    other = (batch.keys[1:] != batch.keys[:-1]) | (batch.keys[1:] == DEAD)
+    return np.concatenate([[0], np.cumsum(other)]).astype(np.int64)
 
 
 def pack(batch: Batch, row: Rows, pad: int) -> Batch:
@@ -147,7 +158,8 @@ def lay(batch: Batch, rows: np.ndarray, row: Rows, pad: int) -> tuple[Batch, np.
         streams[name] = replace(_take_stream(stream, documents[order], lengths[order]), row=sizes[name])
     targets = _take_targets(padded, streams, documents[order])
     starts = np.searchsorted(where[order], np.arange(count + 1))
-    return Batch(streams, targets, padded.keys[documents[order]]), starts
+    before = None if padded.before is None else padded.before[documents[order]]
+    return Batch(streams, targets, padded.keys[documents[order]], before), starts
 
 
 def _dead(batch: Batch, lengths: Mapping[str, int], pad: int) -> Batch:
@@ -164,7 +176,7 @@ def _dead(batch: Batch, lengths: Mapping[str, int], pad: int) -> Batch:
         if visibility.kind == "custom":
             visibility = Visibility("custom", zero, zero, np.full(n, FOREVER, np.int32), zero)
         streams[name] = Stream(content, np.array([0, n]), position, zero, visibility, unit)
-    return Batch(streams, {}, np.array([DEAD]))
+    return Batch(streams, {}, np.array([DEAD]), np.array([DEAD]))
 
 
 def _fit_together(parts: np.ndarray) -> np.ndarray:
@@ -232,9 +244,8 @@ def _slice(stream: Stream, lo: int, hi: int) -> Stream:
     return Stream(*parts, row=stream.row)
 
 
-def _whole_groups(group: np.ndarray, at: slice) -> np.ndarray:
-    """The groups of one piece, numbered from 0."""
-    mine = group[at]
-    rest = np.concatenate([group[: at.start], group[at.stop :]])
-    assert not np.isin(mine, rest).any(), "a group of competing examples would be cut apart"
-    return np.unique(mine, return_inverse=True)[1].astype(np.int64)
+def _whole(group: np.ndarray, cuts: np.ndarray) -> bool:
+    """Whether no group has predictions on both sides of a cut."""
+    order = np.argsort(group, kind="stable")
+    piece = np.searchsorted(cuts, np.arange(len(group)), side="right")[order]
+    return bool(np.all((group[order][1:] != group[order][:-1]) | (piece[1:] == piece[:-1])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -23,14 +24,24 @@ GLUED = ((0x2E80, 0x9FFF), (0xF900, 0xFAFF), (0xFE30, 0xFE4F), (0xFF00, 0xFFEF),
 
 
 class Columns(Spec):
-    """Which columns of a file hold what."""
+    """Which columns of a file hold what. A dot leads into a column that holds several: `choices.text`."""
 
     text: str = "text"
-    """The text."""
+    """The text; a list of texts (the turns of a dialogue) is joined by line breaks."""
     pair: str | None = None
-    """The second text of a sentence pair."""
+    """The second text of a sentence pair. For a text to be written it may be a list, all of them right: training then has a row for
+    each, and a test row is scored against the one that fits best (several references)."""
     label: str | None = None
-    """The label of the row: a name or a number."""
+    """The label of the row: a name or a number; of `choices` which one is right (or a list of them)."""
+    choices: str | tuple[str, ...] | None = None
+    """Multiple choice: a column with a list of texts, or one column a choice. The question is `text`, or `pair` about `text`."""
+    choice_names: str | None = None
+    """A column with what `label` calls each of the row's choices (A, B, C); left out: see the objective's `labels`."""
+    answers: str | None = None
+    """The answers to the question `text` in the context `pair`, as SQuAD has them: a list of {text, answer_start}, or {text: [...],
+    answer_start: [...]}, in characters. An empty list: it cannot be answered."""
+    group: str | None = None
+    """What rows that are scored together have in common, as the answers to one question (MultiRC)."""
     tokens: str | None = None
     """Instead of `text`: the words, as a list or separated by spaces."""
     tags: str | None = None
@@ -48,16 +59,43 @@ class Columns(Spec):
             raise ValueError("`spans` are places in `text`; the words of `tokens` have `tags`")
         if self.tokens and self.pair:
             raise ValueError("a tagged row has no `pair`")
+        if self.answers and not self.pair:
+            raise ValueError("`answers` needs `pair`: the context that holds them; the question is `text`")
+        if self.choice_names and not (self.choices and self.label):
+            raise ValueError("`choice_names` needs `choices`, and a `label` that is one of the names")
+        if self.tokens and (self.choices or self.answers):
+            raise ValueError("a tagged row has no `choices` and no `answers`")
+        if not isinstance(self.choices, str) and self.choices is not None and len(self.choices) < 2:
+            raise ValueError("`choices`: name the column of a list, or two columns and more")
         return self
 
     @property
     def labelled(self) -> bool:
-        return bool(self.label or self.tags)
+        return bool(self.label or self.tags or self.answers)
 
     def used(self) -> list[str]:
         """The columns that every row must have."""
-        first = self.tokens or self.text
-        return [name for name in (first, self.pair, self.label, self.tags, self.spans) if name]
+        choices = (self.choices,) if isinstance(self.choices, str) else self.choices or ()
+        first = (self.tokens or self.text, self.pair, *choices, self.choice_names, self.label, self.answers, self.group)
+        return [name for name in (*first, self.tags, self.spans) if name]
+
+
+def value_of(values: Mapping[str, Any], name: str) -> Any:
+    """What stands in a column, or behind the dots of its name; `LookupError` where there is none."""
+    if name in values:
+        return values[name]
+    first, dot, rest = name.partition(".")
+    if not dot or not isinstance(values.get(first), Mapping):
+        raise LookupError(name)
+    return value_of(values[first], rest)
+
+
+def _holds(values: Mapping[str, Any], name: str) -> bool:
+    try:
+        value_of(values, name)
+    except LookupError:
+        return False
+    return True
 
 
 def documents(
@@ -71,13 +109,13 @@ def documents(
     seen: set[str] = set()
     lacking: list[tuple[Row, str]] = []
     for row in rows:
-        missing = next((name for name in used if name not in row.values), None)
+        missing = next((name for name in used if not _holds(row.values, name)), None)
         if missing is not None and missing not in seen:
             lacking.append((row, missing))
             if len(lacking) >= UNKNOWN_AFTER:
                 break
             continue
-        seen.update(row.values)
+        seen.update(name for name in used if _holds(row.values, name))
         try:
             if missing is not None:
                 raise BadRow(f"no field {missing!r}", f"it has {', '.join(map(repr, row.values))}")
@@ -97,16 +135,110 @@ def documents(
 def _document(row: Row, columns: Columns, names: Mapping[str, Sequence[str]]) -> Document:
     values = row.values
     marks: tuple[Mark, ...] = ()
+    lists, fields = dict[str, tuple[str, ...]](), dict[str, Any]()
     if columns.tokens:
         text, marks = _tagged(values, columns, names)
         texts = {"text": text}
     else:
-        texts = {"text": _text(values[columns.text], columns.text)}
-        marks = _spans(values[columns.spans], columns.spans, texts["text"]) if columns.spans else ()
+        texts = {"text": _lines(value_of(values, columns.text), columns.text)}
+        marks = _spans(value_of(values, columns.spans), columns.spans, texts["text"]) if columns.spans else ()
         if columns.pair:
-            texts["pair"] = _text(values[columns.pair], columns.pair)
-    fields = {"label": _label(values[columns.label], columns.label, names)} if columns.label else {}
-    return Document(texts, row.where, marks, fields)
+            second = value_of(values, columns.pair)
+            several = [_text(one, columns.pair) for one in second] if isinstance(second, (list, tuple)) else None
+            if several == []:
+                raise BadRow(f"{columns.pair!r} is an empty list")
+            texts["pair"] = several[0] if several else _text(second, columns.pair)
+            if several:
+                fields["references"] = several
+    if columns.label:
+        fields["label"] = _labels(value_of(values, columns.label), columns.label, names)
+    if columns.choices:
+        lists["choices"] = _choices(values, columns.choices, texts.get("pair", ""))
+        if columns.choice_names:
+            fields["label"] = _chosen(fields["label"], values, columns.choice_names, len(lists["choices"]))
+    if columns.answers:
+        fields["answers"], first = _answers(value_of(values, columns.answers), columns.answers, texts["pair"])
+        marks += first
+    if columns.group:
+        fields["group"] = _label(value_of(values, columns.group), columns.group, names)
+    if isinstance(fields.get("label"), list) and not columns.choices:
+        raise BadRow(f"{columns.label!r} is a list, and only `choices` may have several right ones")
+    return Document(texts, row.where, marks, fields, lists)
+
+
+def _choices(values: Mapping[str, Any], name: str | tuple[str, ...], before: str) -> tuple[str, ...]:
+    """The choices as they stand behind the text `before`, if there is one: with a space, but not between Han characters."""
+    found = value_of(values, name) if isinstance(name, str) else [value_of(values, one) for one in name]
+    shown = name if isinstance(name, str) else ", ".join(name)
+    if not isinstance(found, (list, tuple)):
+        raise BadRow(f"{shown!r} is not a list of choices", f"it is {_shown(found)}")
+    if len(found) < 2:
+        raise BadRow(f"{shown!r} leaves no choice", f"it has {len(found)}")
+    return tuple(joined(before, _text(one, shown)) for one in found)
+
+
+def joined(before: str, text: str) -> str:
+    """`text` as it goes on after `before`: a space first, unless there is one, nothing to follow, or both are Han."""
+    bare = not before or before[-1].isspace() or text[0].isspace() or (_glued(before[-1]) and _glued(text[0]))
+    return text if bare else f" {text}"
+
+
+def _chosen(label: Any, values: Mapping[str, Any], name: str, count: int) -> Any:
+    """The label, or list of labels, as numbers of choices."""
+    known = value_of(values, name)
+    if not isinstance(known, (list, tuple)) or len(known) != count or len({str(one) for one in known}) < count:
+        raise BadRow(f"{name!r} does not name each choice", f"it is {_shown(known)} for {count} choices")
+    place = {str(one): n for n, one in enumerate(known)}
+    wrong = [one for one in (label if isinstance(label, list) else [label]) if str(one) not in place]
+    if wrong:
+        raise BadRow(f"the label is none of {name!r}", f"{_shown(wrong[0])} of {_shown(list(known))}")
+    return [place[str(one)] for one in label] if isinstance(label, list) else place[str(label)]
+
+
+def _answers(value: Any, name: str, context: str) -> tuple[list[str], tuple[Mark, ...]]:
+    """The texts of the answers, each once, and the first one that stands at its place marked in the context. Where several people
+    answered, some in their own words, those count as right too."""
+    if isinstance(value, Mapping):
+        texts, starts = value.get("text"), value.get("answer_start")
+    elif isinstance(value, (list, tuple)) and all(isinstance(one, Mapping) for one in value):
+        texts, starts = [one.get("text") for one in value], [one.get("answer_start") for one in value]
+    else:
+        texts = starts = None
+    if not isinstance(texts, (list, tuple)) or not isinstance(starts, (list, tuple)) or len(texts) != len(starts):
+        raise BadRow(f"{name!r} is no list of answers with text and answer_start", f"it is {_shown(value)}")
+    placed = []
+    for text, start in zip(texts, starts):
+        if not isinstance(text, str) or type(start) is not int or not text.strip():
+            raise BadRow(f"{name!r} has an answer without text or answer_start", f"it is {_shown([text, start])}")
+        if start >= 0 and context[start : start + len(text)] == text:
+            placed.append((start + len(text) - len(text.lstrip()), text.strip()))
+    if not texts:
+        return [], ()
+    if not placed:
+        raise BadRow(f"{name!r}: no answer stands at its place", f"{_shown(texts[0])} at {starts[0]}")
+    start, text = placed[0]
+    return list(dict.fromkeys(texts)), (Mark(start, start + len(text), "answer", "pair"),)
+
+
+def _labels(value: Any, name: str, names: Mapping[str, Sequence[str]]) -> Any:
+    """A label, or a list of labels where several choices are right."""
+    if not isinstance(value, (list, tuple)):
+        return _label(value, name, names)
+    if not value:
+        raise BadRow(f"{name!r} is no label", "it is an empty list")
+    return [_label(one, name, names) for one in value]
+
+
+def one_each(document: Document) -> Iterator[Document]:
+    """A document for each of its references, the document itself where it has none."""
+    several = document.fields.get("references")
+    if several is None:
+        yield document
+        return
+    fields = {name: value for name, value in document.fields.items() if name != "references"}
+    for n, text in enumerate(several):
+        name = f"{document.id}#{n}" if n else document.id
+        yield replace(document, id=name, texts={**document.texts, "pair": text}, fields=fields)
 
 
 def _text(value: Any, name: str) -> str:
@@ -124,6 +256,10 @@ def _text(value: Any, name: str) -> str:
         except UnicodeEncodeError as e:
             raise BadRow("half a surrogate pair", f"in {name!r}") from e
     return value
+
+
+def _lines(value: Any, name: str) -> str:
+    return "\n".join(_text(one, name) for one in value) if isinstance(value, (list, tuple)) and value else _text(value, name)
 
 
 def _label(value: Any, name: str, names: Mapping[str, Sequence[str]]) -> str | int | float:

@@ -58,6 +58,8 @@ class Files(Spec):
     """Files, or a share of `path`, with which the task is scored."""
     test_rows: int | None = Field(default=None, ge=1)
     """Score only this many test documents, chosen by a hash of their text: the same ones in every run."""
+    train_rows: int | None = Field(default=None, ge=1)
+    """Learn from only this many training documents, chosen by a hash of their text: the same ones in every run."""
     limit: int | None = Field(default=None, ge=1)
     """Read only the first documents of `path` (before a share is held out)."""
     bad_rows: int | None = Field(default=None, ge=0)
@@ -101,6 +103,8 @@ class Hub(Spec):
     """A split of the dataset, or a share of `train`, with which the task is scored."""
     test_rows: int | None = Field(default=None, ge=1)
     """Score only this many test documents, chosen by a hash of their text."""
+    train_rows: int | None = Field(default=None, ge=1)
+    """Learn from only this many training documents, chosen by a hash of their text."""
     limit: int | None = Field(default=None, ge=1)
     """Read only the first documents of `train` (before a share is held out)."""
     bad_rows: int | None = Field(default=None, ge=0)
@@ -223,7 +227,7 @@ Stream = Callable[[Reading], Iterator[Document]]
 def _split(source: Source, split: Split) -> Stream:
     valid, test = _valid(source), getattr(source, "test", None)
     apart = {"valid": valid, "test": test}.get(split)
-    rows_wanted = getattr(source, "test_rows", None)
+    rows_wanted = getattr(source, f"{split}_rows", None)
     if isinstance(apart, (str, list)):
         stream = _whole(source, split)
     elif source.kind == "docstring_backticks":
@@ -237,7 +241,7 @@ def _split(source: Source, split: Split) -> Stream:
                 if _side(document, *shares) == split:
                     yield document
 
-    return _chosen(stream, rows_wanted) if split == "test" and rows_wanted else stream
+    return _chosen(stream, rows_wanted) if rows_wanted else stream
 
 
 def _whole(source: Source, split: Split) -> Stream:
@@ -280,8 +284,9 @@ def _backticks(source: DocstringBackticks, split: Split) -> Stream:
 
 def _accounted(source: Source, split: Split, stream: Stream, reading: Reading) -> Iterator[Document]:
     for document in stream(reading):
-        reading.documents += 1
-        yield document
+        for one in [document] if split == "test" else rows.one_each(document):
+            reading.documents += 1
+            yield one
     name = f"{_name(source)} ({split})"
     reading.finish(name)
     if not reading.documents:
@@ -375,7 +380,7 @@ def _from_hub(source: Hub, table: Any, reading: Reading) -> Iterator[Document]:
     features = table.features or {}
     for name in source.columns.used():
         check(
-            not features or name in features,
+            not features or name in features or name.partition(".")[0] in features,
             f"{source.id}: there is no column {name!r}{nearest(name, features)}",
             f"the dataset has: {', '.join(features)}; say under columns which one to use",
         )

@@ -12,10 +12,11 @@ from ziggurat.types import Tokens
 
 
 class Subset:
-    """The documents `chosen` (int64[D']) of `shards`, in that order; has what the loader reads of `Shards`."""
+    """The documents `chosen` (int64[D']) of `shards`, in that order; has what the loader reads of `Shards`. `key` identifies the choice where
+    it is part of the data, not of a seed."""
 
-    def __init__(self, shards: Shards, chosen: np.ndarray):
-        self._shards, self._chosen = shards, np.asarray(chosen, np.int64)
+    def __init__(self, shards: Shards, chosen: np.ndarray, key: str = ""):
+        self._shards, self._chosen, self._key = shards, np.asarray(chosen, np.int64), key
 
     @property
     def folder(self) -> Path:
@@ -27,7 +28,7 @@ class Subset:
 
     @property
     def meta(self) -> dict[str, Any]:
-        return self._shards.meta
+        return {**self._shards.meta, "chosen": self._key} if self._key else self._shards.meta
 
     def __len__(self) -> int:
         return len(self._chosen)

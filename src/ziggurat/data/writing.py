@@ -26,6 +26,10 @@ CHUNK = 1 << 19
 """Characters tokenized at a time; it bounds the memory of writing."""
 
 
+class CoversNothing(UserError):
+    """A mark on characters that the tokenizer drops: another tokenizer may keep them."""
+
+
 class Encoded(Protocol):
     """One text as token ids, without special tokens."""
 
@@ -63,7 +67,7 @@ class ShardWriter:
     """Writes one folder of shards; memory does not grow with the corpus.
 
     A context manager: everything goes to `<folder>.writing`, and only a clean exit gives it its name (replacing what was
-    there). All documents must have the same parts and the same field names. A document without a single token is
+    there). All documents must have the same parts (texts and lists) and the same field names. A document without a single token is
     dropped and counted. A mark covers every token that shares a character with it; a mark that is empty or covers no
     token is an error. Texts of more than `CHUNK` characters without marks are tokenized in stretches cut at white space.
     """
@@ -110,7 +114,9 @@ class ShardWriter:
     def add(self, document: Document) -> None:
         """Take one more document."""
         self._waiting.append(document)
-        self._size += sum(map(len, document.texts.values()))
+        self._size += sum(map(len, document.texts.values())) + sum(
+            len(text) for texts in document.lists.values() for text in texts
+        )
         if self._size >= CHUNK or len(self._waiting) >= 4096:
             self._flush()
 
@@ -119,12 +125,12 @@ class ShardWriter:
         if not documents:
             return
         if not self._parts:
-            self._parts = tuple(documents[0].texts)
+            self._parts = (*documents[0].texts, *documents[0].lists)
             self._fields = tuple(documents[0].fields)
             self._labelled = bool(documents[0].fields or documents[0].marks or len(self._parts) > 1)
         for d in documents:
-            if d.texts.keys() != set(self._parts) or d.fields.keys() != set(self._fields):
-                have, first = sorted({*d.texts, *d.fields}), sorted({*self._parts, *self._fields})
+            if {*d.texts, *d.lists} != set(self._parts) or d.fields.keys() != set(self._fields):
+                have, first = sorted({*d.texts, *d.lists, *d.fields}), sorted({*self._parts, *self._fields})
                 message = f"{d.id or 'a document'} has {have}, but the first document has {first}"
                 raise UserError(message, "give all rows the same columns")
         texts = {part: self._encode(documents, part) for part in self._parts}
@@ -136,7 +142,7 @@ class ShardWriter:
         for part, sizes in zip(self._parts, lengths, strict=True):
             self._write_part(part, [documents[i] for i in keep], [texts[part][i] for i in keep], sizes[keep])
         kept = [documents[i] for i in keep]
-        utf8 = [[d.texts[part].encode("utf-8", "surrogatepass") for part in self._parts] for d in kept]
+        utf8 = [[text.encode("utf-8", "surrogatepass") for part in self._parts for text in _texts(d, part)] for d in kept]
         self._append("bytes", np.array([sum(map(len, parts)) for parts in utf8]))
         digests = [hashlib.blake2b(b"\0".join(parts), digest_size=8).digest() for parts in utf8]
         self._append("keys", np.frombuffer(b"".join(digests), "<u8"))
@@ -147,6 +153,9 @@ class ShardWriter:
         self.count += len(kept)
 
     def _encode(self, documents: list[Document], part: str) -> list[Encoded]:
+        if part in documents[0].lists:
+            each = iter(self.tokenizer.encode([text for d in documents for text in d.lists[part]]))
+            return [_Listed([next(each) for _ in d.lists[part]]) for d in documents]
         whole = [d.texts[part] for d in documents if not _long(d, part)]
         encoded = iter(self.tokenizer.encode(whole) if whole else ())
         return [self._encode_long(d.texts[part]) if _long(d, part) else next(encoded) for d in documents]
@@ -172,6 +181,8 @@ class ShardWriter:
             self._append(f"{part}.marks", np.array([m for one in marks for m in one], np.int64).reshape(-1, 3))
 
     def _token_marks(self, document: Document, part: str, encoded: Encoded) -> list[tuple[int, int, int]]:
+        if isinstance(encoded, _Listed):
+            return self._list_marks(document, part, encoded)
         marks = [m for m in document.marks if m.part == part]
         if not marks:
             return []
@@ -181,13 +192,22 @@ class ShardWriter:
         bad = np.flatnonzero((first >= last) | (starts >= ends))
         if len(bad):
             m = marks[bad[0]]
-            raise UserError(
+            raise CoversNothing(
                 f"{document.id or 'a document'}: the mark {m.label!r} on characters {m.start} to {m.end} "
                 f"({document.texts[part][m.start : m.end]!r}) covers no token",
                 "the tokenizer drops these characters; take the word out of the row or write something visible in its place",
             )
         labels = [self._labels.setdefault(m.label, len(self._labels)) for m in marks]
         return list(zip(first.tolist(), last.tolist(), labels, strict=True))
+
+    def _list_marks(self, document: Document, part: str, encoded: _Listed) -> list[tuple[int, int, int]]:
+        """One mark a text."""
+        for text, size in zip(document.lists[part], encoded.lengths.tolist(), strict=True):
+            if not size:
+                message = f"{document.id or 'a document'}: {text!r} among its {part} has no token"
+                raise UserError(message, "the tokenizer drops these characters; write something visible in their place")
+        label, ends = self._labels.setdefault(part, len(self._labels)), np.cumsum(encoded.lengths)
+        return [(end - size, end, label) for end, size in zip(ends.tolist(), encoded.lengths.tolist(), strict=True)]
 
     def _file(self, name: str, suffix: str = ".bin") -> BinaryIO:
         if name not in self._files:
@@ -252,6 +272,18 @@ class _Stretched:
         )
         self.offsets = np.zeros((0, 2), np.int64)
         self.units = sum(p.units for p in parts)
+
+
+class _Listed(_Stretched):
+    """Several texts, each tokenized by itself."""
+
+    def __init__(self, parts: list[Encoded]):
+        super().__init__(parts)
+        self.lengths = np.array([len(p.ids) for p in parts], np.int64)
+
+
+def _texts(document: Document, part: str) -> tuple[str, ...]:
+    return document.lists[part] if part in document.lists else (document.texts[part],)
 
 
 def _long(document: Document, part: str) -> bool:

@@ -1,4 +1,5 @@
-"""What a model must beat: majority, TF-IDF with a linear model, the most frequent label of each word, a copy of the source.
+"""What a model must beat: majority, TF-IDF with a linear model, the most frequent label of each word, a copy of the source, the choice or
+sentence most like the question.
 
 They follow scikit-learn's `TfidfVectorizer(ngram_range=(1, 2))` with `LogisticRegression()` or `Ridge()`, so that the
 row in a report means what its name says; each Han character counts as a word, so Chinese gets character n-grams.
@@ -6,6 +7,7 @@ row in a report means what its name says; each Han character counts as a word, s
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -21,13 +23,15 @@ from ziggurat.evaluate.scores import Metric
 
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
+Kind = Literal["classify", "regress", "tag", "multiple_choice", "question_answering", "seq2seq"]
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"[{HAN}]|\b[^\W{HAN}]{{2,}}|(?<=[{HAN}])[^\W{HAN}]{{2,}}")
+SENTENCE = re.compile("[^.!?。！？]+[.!?。！？]*")
 
 
 def baselines(
-    kind: Literal["classify", "regress", "tag", "seq2seq"],
+    kind: Kind,
     train: Sequence[Any],
     train_labels: Sequence[Any],
     test: Sequence[Any],
@@ -37,7 +41,8 @@ def baselines(
     """Test score of each baseline by its name.
 
     `train` and `test` are texts or (text, pair) tuples; for `tag` they are lists of words, with one list of labels a
-    sentence; for `seq2seq` labels are texts. A constant prediction has no correlation, so `mean` is nan under `pearson` and `spearman`.
+    sentence; for `seq2seq` labels are texts; for `question_answering` inputs are (question, context) and labels lists of answers; for
+    `multiple_choice` inputs are (question, choices) and labels numbers of choices (or lists of them). A constant prediction has no correlation, so `mean` is nan under `pearson` and `spearman`.
     """
     score = scores.metric(metric) if isinstance(metric, str) else metric
     check(score.task == kind, f"metric {score.name!r} is for {score.task!r}, the task is {kind!r}")
@@ -46,7 +51,7 @@ def baselines(
 
 
 def predict(
-    kind: Literal["classify", "regress", "tag", "seq2seq"],
+    kind: Kind,
     train: Sequence[Any],
     train_labels: Sequence[Any],
     test: Sequence[Any],
@@ -59,6 +64,10 @@ def predict(
     if kind == "seq2seq":
         top = Counter(train_labels).most_common(1)[0][0]
         return {"copy of the source": list(test), "most frequent target": [top] * len(test)}
+    if kind == "question_answering":
+        return _answers(train, train_labels, test)
+    if kind == "multiple_choice":
+        return _choices(train, train_labels, test)
     x, x_test = tfidf(train, test)
     if kind == "regress":
         y = np.asarray(train_labels, np.float64)
@@ -90,6 +99,48 @@ def _tag(
         "majority": [[top] * len(words) for words in test],
         "most frequent label": [[usual.get(word, top) for word in words] for words in test],
     }
+
+
+def _answers(
+    train: Sequence[tuple[str, str]], answers: Sequence[Sequence[str]], test: Sequence[tuple[str, str]]
+) -> dict[str, list[str]]:
+    """The most frequent answer (none at all counts as one), and the sentence of the context that is most like the question."""
+    top = Counter(found[0] if found else "" for found in answers).most_common(1)[0][0]
+    idf = _idf([text for pair in train for text in pair])
+    closest = []
+    for question, context in test:
+        sentences = [s.strip() for s in SENTENCE.findall(context) if s.strip()] or [context]
+        closest.append(max(sentences, key=lambda s: _likeness(question, s, idf)))
+    return {"majority": [top] * len(test), "most similar sentence": closest}
+
+
+def _choices(train: Sequence[tuple[str, Any]], labels: Sequence[Any], test: Sequence[tuple[str, Any]]) -> dict[str, list[int]]:
+    """The most frequent place, the longest choice, and the one that is most like the question."""
+    places = Counter(n for label in labels for n in (label if isinstance(label, (list, tuple)) else [label]))
+    order = [place for place, _ in places.most_common()]
+    idf = _idf([text for question, options in train for text in (question, *options)])
+
+    def best(scores: list[float]) -> int:
+        return max(range(len(scores)), key=scores.__getitem__)
+
+    return {
+        "majority": [next((p for p in order if p < len(options)), 0) for _, options in test],
+        "longest choice": [best([float(len(option)) for option in options]) for _, options in test],
+        "most similar choice": [best([_likeness(question, option, idf) for option in options]) for question, options in test],
+    }
+
+
+def _idf(texts: Sequence[str]) -> dict[str, float]:
+    documents = Counter(name for text in texts for name in features(text))
+    return {name: math.log((1 + len(texts)) / (1 + n)) + 1 for name, n in documents.items()}
+
+
+def _likeness(one: str, other: str, idf: dict[str, float]) -> float:
+    """The cosine of two texts' TF-IDF vectors."""
+    rare = max(idf.values(), default=1.0)
+    a, b = ({name: n * idf.get(name, rare) for name, n in features(text).items()} for text in (one, other))
+    size = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
+    return sum(x * b[name] for name, x in a.items() if name in b) / size if size else 0.0
 
 
 def features(text: Text) -> Counter[str]:

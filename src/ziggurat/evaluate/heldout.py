@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from ziggurat.evaluate.scores import Metric, metric
+from ziggurat.evaluate.answer_scores import answer_metric
+from ziggurat.evaluate.scores import CHOSEN, Metric, metric
 from ziggurat.evaluate.text_scores import text_metric
 from ziggurat.nn.heads import ReplacedHeadLayer
+from ziggurat.nn.memory import Recall, remember
 from ziggurat.nn.network import NetworkModel
 from ziggurat.nn.spec import VocabHead
 from ziggurat.objectives.base import Asked, Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
+from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.types import Batch, Target
 
@@ -36,6 +40,29 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch.map(lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device))
 
 
+class Remembers(Protocol):
+    """What `reading` asks of an objective."""
+
+    def remembered(self, batch: Batch) -> np.ndarray: ...
+
+
+@contextmanager
+def reading(network: NetworkModel, objective: Remembers, batch: Batch, recall: Recall | None) -> Iterator[Batch]:
+    """The batch on the network's device, for one forward pass: inside, its documents remember what `recall` has of the texts they go on
+    with, and afterwards `recall` has what they leave. Without one, nothing is remembered."""
+    given = to_device(batch, next(network.parameters()).device)
+    if recall is None:
+        yield given
+        return
+    assert batch.before is not None, "examples that do not say what they go on from cannot remember it"
+    memory = recall.find(batch.before)
+    with network.reading(memory) as kept:
+        yield given
+    stream = given.streams["text"]
+    rows = torch.from_numpy(np.flatnonzero(objective.remembered(batch))).to(stream.bounds.device)
+    recall.add(batch.keys, remember(kept, stream, list(kept), rows=rows, length=recall.length, before=memory))
+
+
 def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
     """Batches until they hold `tokens` live tokens."""
     seen = 0
@@ -46,20 +73,49 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
             return
 
 
+def main_loss(numbers: Mapping[str, float]) -> str:
+    """The name of the language-model loss among a source's held-out numbers, or else of the first loss; empty if there is none."""
+    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1")) and name != PER_BYTE]
+    return next((name for name in ("mlm", "clm", *losses) if name in numbers), "")
+
+
+def language_loss(numbers: Mapping[str, float]) -> float:
+    """The value of `main_loss`; nan if there is none."""
+    return numbers.get(main_loss(numbers), float("nan"))
+
+
+def bits_per_byte(
+    network: NetworkModel, objective: Objective, numbers: Mapping[str, float], tokens: float, size: float
+) -> dict[str, float]:
+    """{`bits_per_byte`: ...} of text with `tokens` tokens in `size` bytes: the loss of a predicted token times the tokens of a byte, in bits.
+    Of a causal model that is the text's code length; of one that hides some tokens, the loss if every token were asked in its turn.
+    Comparable between tokenizers, as a loss per token is not. Empty where no token is predicted."""
+    name = main_loss(numbers)
+    head = network.spec.heads.get(objective.head_of(name)) if name else None
+    if not isinstance(head, VocabHead) or not size:
+        return {}
+    return {PER_BYTE: numbers[name] / math.log(2) * tokens / size}
+
+
 @torch.no_grad()
 def held_out(
-    network: NetworkModel, objective: Objective, batches: Iterable[Batch], dtype: torch.dtype = torch.float32
+    network: NetworkModel,
+    objective: Objective,
+    batches: Iterable[Batch],
+    dtype: torch.dtype = torch.float32,
+    memory: int = 0,
 ) -> dict[str, float]:
     """Means over all predictions: `<target>` (loss in nats) and, for classes, `<target>_accuracy`; for replaced tokens also
-    `<target>_f1`, of the replaced ones."""
+    `<target>_f1`, of the replaced ones. With a `memory` of so many tokens, `batches` must be in an order made for it."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     sums: dict[str, np.ndarray] = {}
     binary = set[str]()
+    recall = Recall(memory) if memory else None
     for batch in batches:
-        with autocast(device, dtype):
-            for name, asked in objective.asked(network, to_device(batch, device)).items():
+        with autocast(device, dtype), reading(network, objective, batch, recall) as given:
+            for name, asked in objective.asked(network, given).items():
                 loss = network.loss(*asked)
                 add = np.array([float(loss.total), float(loss.count), *_right(network, asked)])
                 sums[name] = sums.get(name, 0.0) + add
@@ -83,6 +139,8 @@ def _right(network: NetworkModel, asked: Asked) -> tuple[float, float, float]:
     target = asked.target
     if target.value.is_floating_point():
         return float("nan"), 0.0, 0.0
+    if target.group is not None:
+        return _best(network, asked), 0.0, 0.0
     found = np.zeros(3)
     for start in range(0, len(target.index), CHUNK):
         part = slice(start, start + CHUNK)
@@ -96,31 +154,30 @@ def _right(network: NetworkModel, asked: Asked) -> tuple[float, float, float]:
     return right, both, either
 
 
-def main_loss(numbers: Mapping[str, float]) -> str:
-    """The name of the language-model loss among held-out numbers, or else of the first loss; empty if there is none."""
-    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1")) and name != PER_BYTE]
-    return next((name for name in ("mlm", "clm", *losses) if name in numbers), "")
-
-
-def bits_per_byte(
-    network: NetworkModel, objective: Objective, numbers: Mapping[str, float], tokens: float, size: float
-) -> dict[str, float]:
-    """{`bits_per_byte`: ...} of text with `tokens` tokens in `size` bytes: the loss of a predicted token times the tokens of a byte, in bits.
-    Of a causal model that is the text's code length; of one that hides some tokens, the loss if every token were asked in its turn.
-    Comparable between tokenizers, as a loss per token is not. Empty where no token is predicted."""
-    name = main_loss(numbers)
-    head = network.spec.heads.get(objective.head_of(name)) if name else None
-    if not isinstance(head, VocabHead) or not size:
-        return {}
-    return {PER_BYTE: numbers[name] / math.log(2) * tokens / size}
+def _best(network: NetworkModel, asked: Asked) -> float:
+    """The summed weight of the groups whose best row is a right one."""
+    target = asked.target
+    group, weight = target.group, target.weight.float()
+    assert group is not None
+    if not len(group):
+        return 0.0
+    scores = network.logits(asked.head, asked.hidden, asked.streams, target).gather(1, target.value[:, None])[:, 0].float()
+    count = int(group.max()) + 1
+    top = scores.new_full((count,), -torch.inf).scatter_reduce(0, group, scores, "amax")
+    right = (scores == top[group]) & (weight > 0)
+    return float(weight.new_zeros(count).index_add(0, group, weight)[group[right].unique()].sum())
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The gold answers of a labelled set and a model's, one entry an example; a tagged example is a list of labels."""
+    """The gold answers of a labelled set and a model's, one entry an example. A tagged example is a list of labels, and so is a group of
+    rows that are scored together; the gold of a question are all its right answers, none where it cannot be answered."""
 
     gold: list[Any]
     predicted: list[Any]
+    more: dict[str, list[Any]] = field(default_factory=dict)
+    """What else is known, one entry an example: of a question `span`, the best one's text, and `margin`, by how much no answer scores
+    better; of a multiple choice `scores`."""
 
     def score(self, objective: Objective) -> float:
         return metric_of(objective)(self.gold, self.predicted)
@@ -128,16 +185,23 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    network: NetworkModel, objective: Objective, batches: Iterable[Batch], dtype: torch.dtype = torch.float32
+    network: NetworkModel,
+    objective: Objective,
+    batches: Iterable[Batch],
+    dtype: torch.dtype = torch.float32,
+    groups: Mapping[int, Any] | None = None,
+    order: Sequence[int] | None = None,
 ) -> Predictions:
-    """The model's answers to a labelled objective, in the order of the examples' keys: how they were packed says nothing."""
+    """The model's answers to a labelled objective, in the order of the batches, or of the keys in `order`: how rows are packed hangs on the
+    tokenizer. With `groups`, the group of each row by its key, those of a
+    group together, groups and rows in the order of `groups`."""
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     gold: list[Any] = []
     predicted: list[Any] = []
-    keys: list[np.ndarray] = []
+    keys: list[int] = []
     for batch in batches:
         on_device = to_device(batch, device)
         with autocast(device, dtype):
@@ -153,14 +217,25 @@ def predict(
             asked = batch.targets["tag"]
             owner = np.asarray(np.searchsorted(batch.streams[asked.stream].bounds, asked.index, side="right"))
             answers, values = _by_document(owner, answers), _by_document(owner, values)
-            keys.append(batch.keys[np.unique(owner) - 1])
+            keys += batch.keys[np.unique(owner) - 1].tolist()
         else:
-            keys.append(batch.keys[batch.targets[objective.kind].index])
+            keys += batch.keys[batch.targets[objective.kind].index].tolist()
         gold += values
         predicted += answers
     network.train(was_training)
-    order = np.argsort(np.concatenate(keys), kind="stable").tolist() if keys else []
-    return Predictions([gold[i] for i in order], [predicted[i] for i in order])
+    if groups is None:
+        place = {key: n for n, key in enumerate(order or ())}
+        turns = sorted(range(len(keys)), key=lambda i: place[keys[i]]) if place else range(len(keys))
+        return Predictions([gold[i] for i in turns], [predicted[i] for i in turns])
+    right, given = (_together(groups, dict(zip(keys, values, strict=True))) for values in (gold, predicted))
+    return Predictions(right, given)
+
+
+def _together(groups: Mapping[int, Any], values: Mapping[int, Any]) -> list[list[Any]]:
+    found: dict[Any, list[Any]] = {}
+    for key, group in groups.items():
+        found.setdefault(group, []).append(values[key])
+    return list(found.values())
 
 
 def _by_document(owner: np.ndarray, values: Sequence[Any]) -> list[list[Any]]:
@@ -172,8 +247,12 @@ def metric_of(objective: Objective) -> Metric:
     """The metric that reports quote for a labelled objective."""
     if isinstance(objective, Seq2Seq):
         return text_metric(objective.metric)
+    if isinstance(objective, QuestionAnswering):
+        return answer_metric(objective.metric)
+    if isinstance(objective, MultipleChoice):
+        return CHOSEN if objective.metric == "accuracy" else replace(answer_metric(objective.metric), task="multiple_choice")
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
-    if objective.metric in ("f1", "token_f1"):
+    if objective.metric in ("f1", "token_f1", "f1_a"):
         assert isinstance(objective, Labels)
         return metric(objective.metric, positive=objective.label_names()[1])
     return metric(objective.metric)

@@ -26,9 +26,10 @@ class Metric:
     """A metric and how to read it. `metric(gold, predicted)` is its value over all examples, a float."""
 
     name: str
-    task: Literal["classify", "regress", "tag", "seq2seq"]
+    task: Literal["classify", "regress", "tag", "multiple_choice", "question_answering", "seq2seq"]
     statistics: Statistics
-    """(gold, predicted) -> float64[N, S]: one row an example; a sentence is one example of a tagging task."""
+    """(gold, predicted) -> float64[N, S]: one row an example; a sentence is one example of a tagging task, and so is a group of rows
+    that are scored together."""
     value: Callable[[np.ndarray], np.ndarray]
     """float64[..., S] summed over examples -> float64[...]"""
     better: Literal["higher", "lower"] = "higher"
@@ -46,7 +47,7 @@ class Metric:
 def metric(name: str, *, positive: Hashable = None, labels: Sequence[Hashable] | None = None) -> Metric:
     """The metric called `name`.
 
-    `positive` is the class that `f1` and `token_f1` are about; without it `f1` takes the 1 of {0, 1} and `token_f1` the
+    `positive` is the class that `f1`, `token_f1` and `f1_a` are about; without it `f1` takes the 1 of {0, 1} and `token_f1` the
     only label beside `O`. `labels` restricts `micro_f1` and `macro_f1` to some classes (relation extraction leaves out
     "no relation"). Raises `UserError` for an unknown name or an option the metric does not have.
     """
@@ -54,7 +55,8 @@ def metric(name: str, *, positive: Hashable = None, labels: Sequence[Hashable] |
         raise UserError(f"unknown metric {name!r}", f"one of: {', '.join(METRICS)}")
     found = METRICS[name]
     if positive is not None:
-        check(name in ("f1", "token_f1"), f"metric {name!r} has no positive class", "leave `positive` out, or use f1 or token_f1")
+        has = ("f1", "token_f1", "f1_a")
+        check(name in has, f"metric {name!r} has no positive class", "leave `positive` out, or use f1, token_f1 or f1_a")
         found = replace(found, statistics=partial(found.statistics, positive=positive))
     if labels is not None:
         check(name in ("micro_f1", "macro_f1"), f"metric {name!r} takes no labels", "only micro_f1 and macro_f1 do")
@@ -261,15 +263,26 @@ def _token_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     return np.array(rows, np.float64)
 
 
+def _whole(gold: Sequence[Sequence[Hashable]], predicted: Sequence[Sequence[Hashable]]) -> np.ndarray:
+    _same_lengths(gold, predicted, "group")
+    return _hits([list(g) for g in gold], [list(p) for p in predicted])
+
+
+def _chosen(gold: Sequence[Any], predicted: Sequence[int]) -> np.ndarray:
+    return _hits(
+        [p in g if isinstance(g, (list, tuple)) else p == g for g, p in zip(gold, predicted, strict=True)], [True] * len(gold)
+    )
+
+
 def _token_hits(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> np.ndarray:
     _same_lengths(gold, predicted)
     rows = [(sum(a == b for a, b in zip(g, p)), len(g)) for g, p in zip(gold, predicted, strict=True)]
     return np.array(rows, np.float64)
 
 
-def _same_lengths(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> None:
+def _same_lengths(gold: Sequence[Sequence[Hashable]], predicted: Sequence[Sequence[Hashable]], what: str = "sentence") -> None:
     for i, (g, p) in enumerate(zip(gold, predicted, strict=True)):
-        check(len(g) == len(p), f"sentence {i} has {len(g)} gold labels but {len(p)} predictions")
+        check(len(g) == len(p), f"{what} {i} has {len(g)} gold labels but {len(p)} predictions")
 
 
 # ---- language modelling --------------------------------------------------------------------------------------------
@@ -304,6 +317,8 @@ METRICS: dict[str, Metric] = {
         Metric("micro_f1", "classify", _class_counts, _micro_f1),
         Metric("f1", "classify", _positive_counts, _micro_f1),
         Metric("matthews", "classify", _class_counts, _matthews),
+        Metric("f1_a", "classify", _token_counts, _micro_f1),
+        Metric("group_em", "classify", _whole, _share),
         Metric("mse", "regress", _squares, _share, better="lower", points=False),
         Metric("pearson", "regress", _moments, _correlation),
         Metric("spearman", "regress", _rank_moments, _correlation, additive=False),
@@ -312,3 +327,8 @@ METRICS: dict[str, Metric] = {
         Metric("token_accuracy", "tag", _token_hits, _share),
     )
 }
+GROUPED = ("f1_a", "group_em")
+"""Metrics of rows that are scored together, on lists of their labels: F1 of the positive label over all rows, and the share of groups
+without a mistake (MultiRC: Khashabi et al., 2018; SuperGLUE)."""
+CHOSEN = Metric("accuracy", "multiple_choice", _chosen, _share)
+"""Share of questions whose choice is right, on (number of the right choice, or a list of them; number chosen)."""

@@ -1,5 +1,8 @@
 """Metrics of written texts against what should have been written: ROUGE, BLEU, chrF. Needs the extra `eval`.
 
+A gold answer is a text, or a list of texts that are all right (references): ROUGE takes the one that fits best, BLEU and chrF
+treat them as their papers do.
+
 Papers: ROUGE (Lin, 2004), BLEU (Papineni et al., 2002; sacreBLEU: Post, 2018), chrF (Popovic, 2015). Values are fractions. ROUGE is the
 mean F of the texts; BLEU and chrF are those of the whole set, from counts summed over its texts.
 """
@@ -25,7 +28,7 @@ ONE_HAN = re.compile(f"[{HAN}]")
 
 
 def text_metric(name: str) -> Metric:
-    """The metric called `name`, on lists of texts (gold, predicted).
+    """The metric called `name`, on lists (gold, predicted); gold entries are texts or lists of references.
 
     Raises:
         UserError: no such metric, or the package that computes it is missing.
@@ -48,9 +51,10 @@ class Rouge:
 
     kind: str
 
-    def __call__(self, gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
+    def __call__(self, gold: Sequence[Any], predicted: Sequence[str]) -> np.ndarray:
         scorer = _library("rouge_score.rouge_scorer").RougeScorer([self.kind], tokenizer=Pieces())
-        found = [scorer.score(str(g), str(p))[self.kind].fmeasure for g, p in zip(gold, predicted, strict=True)]
+        pairs = zip(map(references, gold), predicted, strict=True)
+        found = [max(scorer.score(one, str(p))[self.kind].fmeasure for one in g) for g, p in pairs]
         return np.stack([np.array(found, np.float64), np.ones(len(found))], 1)
 
 
@@ -58,25 +62,32 @@ def _mean(total: np.ndarray) -> np.ndarray:
     return total[..., 0] / np.maximum(total[..., 1], 1)
 
 
-def chinese(texts: Sequence[str]) -> bool:
+def references(gold: Any) -> list[str]:
+    """The texts that count as right."""
+    return [str(one) for one in gold] if isinstance(gold, (list, tuple)) else [str(gold)]
+
+
+def chinese(texts: Sequence[Any]) -> bool:
     """Whether most letters of the texts are Han characters."""
-    letters, han = (sum(len(pattern.findall(str(text))) for text in texts) for pattern in (LETTER, ONE_HAN))
+    letters, han = (sum(len(pattern.findall(text)) for one in texts for text in references(one)) for pattern in (LETTER, ONE_HAN))
     return 2 * han > letters
 
 
-def _bleu(gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
+def _bleu(gold: Sequence[Any], predicted: Sequence[str]) -> np.ndarray:
     """float64[N, 10]: lengths of both sides, right n-grams, n-grams. Tokenizer `13a`, for Chinese `zh`."""
     return _counted(_library("sacrebleu.metrics").BLEU(tokenize="zh" if chinese(gold) else "13a"), gold, predicted)
 
 
-def _chrf(gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
+def _chrf(gold: Sequence[Any], predicted: Sequence[str]) -> np.ndarray:
     """float64[N, 18]: for each order the n-grams of both sides, and those in common."""
     return _counted(_library("sacrebleu.metrics").CHRF(), gold, predicted)
 
 
-def _counted(metric: Any, gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
+def _counted(metric: Any, gold: Sequence[Any], predicted: Sequence[str]) -> np.ndarray:
     # The package has no public way to the counts of each text, from which resampled sets are scored.
-    rows = metric._extract_corpus_statistics([str(p) for p in predicted], [[str(g) for g in gold]])
+    several = [references(g) for g in gold]
+    columns = [[g[n] if n < len(g) else None for g in several] for n in range(max(map(len, several), default=0))]
+    rows = metric._extract_corpus_statistics([str(p) for p in predicted], columns)
     return np.array(rows, np.float64)
 
 

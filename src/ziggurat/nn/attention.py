@@ -1,7 +1,8 @@
 """Attention below one function: everything above `attend` is packed, and `pick` says which kernel runs.
 
-On CPU the choice was measured: plain matmul-softmax beats the library's kernel 2x to 5x for bf16 up to 1,024 tokens and
-equals it for short float32 rows. Dense is the definition; the CUDA kernels are tested against it.
+On CPU the choice was measured (docs/results/speed.md): in bf16 plain matmul-softmax beats the library's kernel 2x to 3x up to 1,024 tokens; in
+float32 the library's is faster by a third at every length, but it has no gradient for what is added to the scores and no dropout.
+Dense is the definition; the CUDA kernels are tested against it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def pick(
     """
     half = dtype in (torch.bfloat16, torch.float16)
     if device == "cpu":
-        return "plain" if length <= (1024 if half else 128) else "sdpa"
+        return "plain" if biased or dropout or (half and length <= 1024) else "sdpa"
     if not masked or dropout or biased:
         return "sdpa"
     if kind in ("full", "causal") and half and _varlen() is not None:
@@ -42,7 +43,7 @@ def pick(
 
 
 def kernel_of(plan: Plan, device: torch.device, dtype: torch.dtype, dropout: float, *, biased: bool = False) -> Kernel:
-    masked, length, biased = plan.mask is not None, plan.key.length, biased or plan.stepwise
+    masked, length, biased = plan.mask is not None, plan.key.length, biased or plan.stepwise or plan.bias is not None
     return pick(plan.kind, device=device.type, dtype=dtype, length=length, dropout=dropout, masked=masked, biased=biased)
 
 
@@ -64,7 +65,7 @@ def attend(
     """Attention over packed tokens: q [Q, heads, dim], k, v [T, heads, dim] -> [Q, heads, dim].
 
     A query that sees no key returns 0. `scale` defaults to 1 / sqrt(dim); `dropout` applies to the weights. `bias`
-    [rows or 1, heads, queries, keys] is added to the scaled scores; `mix` adds to the output.
+    [rows or 1, heads, queries, keys], a layer's own beside the plan's, is added to the scaled scores; `mix` adds to the output.
     """
     kernel = kernel_of(plan, q.device, q.dtype, dropout, biased=bias is not None)
     scale = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
@@ -75,11 +76,11 @@ def attend(
         out = plain(q, k, v, plan, scale, dropout, bias, mix)
     elif kernel == "flex":
         out = _flex_attend(q, k, v, plan, scale)
-    elif bias is None:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask, is_causal=plan.causal, scale=scale, dropout_p=dropout)
     else:
-        seen = _masked(bias.to(q.dtype), plan)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, dropout_p=dropout)
+        seen = None if plan.causal and bias is None and plan.bias is None else _summed(plan.added(q.dtype), bias)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, is_causal=seen is None and plan.causal, scale=scale, dropout_p=dropout
+        )
     if plan.empty is not None:
         out = out.masked_fill(plan.empty, 0.0)
     return plan.query.gather(out.transpose(1, 2))
@@ -100,9 +101,8 @@ def plain(
     q, k, v = (x.reshape(rows * heads, *x.shape[2:]) for x in (q, k, v))
     # one pass makes the product and scales it; the first argument is not read
     scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=scale).view(rows, heads, q.shape[1], k.shape[1])
-    if bias is not None:
-        scores = scores + bias.to(scores.dtype)
-    scores = _masked(scores, plan)
+    for more in (bias, plan.added(scores.dtype)):
+        scores = scores if more is None else scores + more.to(scores.dtype)
     weights = torch.softmax(scores, -1, dtype=scores.dtype)
     if dropout:
         weights = F.dropout(weights, dropout)
@@ -110,16 +110,10 @@ def plain(
     return out if mix is None else out + mix(weights, plan)
 
 
-def _masked(scores: Tensor, plan: Plan) -> Tensor:
-    """Scores [rows or 1, heads, queries, keys] with the lowest number added where the query may not look."""
-    lowest = torch.finfo(scores.dtype).min
-    if plan.mask is not None:
-        # Adding beats masked_fill: its gradient costs nothing.
-        return scores + torch.zeros_like(plan.mask, dtype=scores.dtype).masked_fill_(~plan.mask, lowest)
-    if plan.causal:
-        triangle = torch.full(scores.shape[2:], lowest, dtype=scores.dtype, device=scores.device).triu_(1)
-        return scores + triangle
-    return scores
+def _summed(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return a + b.to(a.dtype)
 
 
 @cache
@@ -210,18 +204,17 @@ class AttentionLayer(nn.Module):
         plan = plan.near(self.window)
         seen = x if source is None else source
         k, v = self.project(seen) if past is None else past.keys(self, seen)
-        biased = plan.bias is not None or not isinstance(self.distances, RotaryLayer | None)
+        biased = not isinstance(self.distances, RotaryLayer | None)
         few = read is not None and not isinstance(self.distances, HubBucketLayer)
         if few and kernel_of(plan, k.device, k.dtype, dropout, biased=biased) in ("plain", "sdpa"):
             assert read is not None
             x, plan, read = x[read], plan.only(read), None
         q = self.q(x).unflatten(-1, (self.heads, -1))
-        bias, mix, far = plan.bias, None, self.distances
+        bias, mix, far = None, None, self.distances
         if isinstance(far, RotaryLayer):
             q, k = far.turn(q, k, plan)
         elif far is not None:
-            score = far.score(q, x, plan, self.scale)
-            bias = score if bias is None else score + bias
+            bias = far.score(q, x, plan, self.scale)
             q = far.query(q) if isinstance(far, RelativeLayer) else q
             mix = far.mix if isinstance(far, FunctionalLayer) else None
         mixed = attend(q, k, v, plan, scale=self.scale, dropout=dropout, bias=bias, mix=mix).flatten(1)

@@ -123,10 +123,20 @@ def build_head(head: spec.Head, model: spec.Model) -> nn.Module:
 
 
 def summary(hidden: Tensor, bounds: Tensor, documents: Tensor, at: str) -> Tensor:
-    """The summary token's vector of each chosen document: hidden [T, width], documents int64[K] -> [K, width]."""
-    return hidden[summary_row(bounds, documents, at)]
+    """What stands for each chosen document, the summary token's vector or a mean: hidden [T, width], documents int64[K] -> [K, width]."""
+    rows = summary_rows(bounds, documents, at)
+    if at != "mean":
+        return hidden[rows]
+    lengths = bounds[documents + 1] - bounds[documents]
+    owner = torch.repeat_interleave(torch.arange(len(documents), device=hidden.device), lengths)
+    total = torch.zeros(len(documents), hidden.shape[1], device=hidden.device).index_add(0, owner, hidden[rows].float())
+    return (total / lengths[:, None]).to(hidden.dtype)
 
 
-def summary_row(bounds: Tensor, documents: Tensor, at: str) -> Tensor:
-    """int64[K]: the row of each chosen document's summary token."""
-    return bounds[documents] if at == "first" else bounds[documents + 1] - 1
+def summary_rows(bounds: Tensor, documents: Tensor, at: str) -> Tensor:
+    """int64: the rows that stand for the chosen documents, one each, or all of them for a mean."""
+    if at != "mean":
+        return bounds[documents] if at == "first" else bounds[documents + 1] - 1
+    lengths = bounds[documents + 1] - bounds[documents]
+    first = bounds[documents] - (lengths.cumsum(0) - lengths)
+    return torch.repeat_interleave(first, lengths) + torch.arange(int(lengths.sum()), device=bounds.device)

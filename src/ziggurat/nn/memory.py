@@ -5,14 +5,16 @@ Letters in shapes: `M` remembered tokens of all documents, `D` documents, `T` to
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ziggurat.nn.visibility import Plan, Side, lie
-from ziggurat.types import Stream
+from ziggurat.types import DEAD, Stream
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +50,66 @@ class Memory:
         rows = start[owner] + torch.arange(len(owner), device=lengths.device) - bounds[owner]
         return Memory(tuple(h[rows] for h in self.hidden), bounds)
 
+    @staticmethod
+    def join(memories: Sequence[Memory]) -> Memory:
+        """The memories of several batches' documents, end to end."""
+        lengths = torch.cat([m.bounds[1:] - m.bounds[:-1] for m in memories])
+        hidden = tuple(torch.cat(layer) for layer in zip(*(m.hidden for m in memories), strict=True))
+        return Memory(hidden, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
+
+
+class Recall:
+    """What the documents of the last few micro-batches left behind, for those that go on from them; each is found by its key.
+
+    length   tokens a document remembers at most
+    batches  micro-batches that are kept: those of one step, for a text goes on in the step after
+    """
+
+    def __init__(self, length: int, batches: int = 1):
+        self.length = length
+        self.left: deque[tuple[np.ndarray, Memory]] = deque(maxlen=batches)
+        """Keys of documents, uint64[D], and what these remember; the latest last."""
+
+    def find(self, before: np.ndarray) -> Memory | None:
+        """What documents remember that go on from those with the keys `before` (uint64[D], `DEAD` = from none); None = nothing."""
+        sources = []
+        found, offset = np.full(len(before), -1), 0
+        for keys, memory in reversed(self.left):
+            order = np.argsort(keys, kind="stable")
+            place = order[np.minimum(np.searchsorted(keys, before, sorter=order), len(keys) - 1)]
+            mine = (keys[place] == before) & (before != DEAD) & (found < 0)
+            if mine.any():
+                found[mine] = place[mine] + offset
+                sources.append(memory)
+                offset += len(keys)
+        if not sources:
+            return None
+        memory = sources[0] if len(sources) == 1 else Memory.join(sources)
+        return memory.take(torch.from_numpy(found).to(memory.bounds.device))
+
+    def add(self, keys: np.ndarray, memory: Memory) -> None:
+        self.left.append((keys, memory))
+
+    def forget(self) -> None:
+        """Everything: whatever comes next begins anew."""
+        self.left.clear()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it under the names `<batch>.keys`, `<batch>.bounds` and `<batch>.<layer>`, to be saved."""
+        named: dict[str, Tensor] = {}
+        for n, (keys, memory) in enumerate(self.left):
+            named |= {f"{n}.keys": torch.from_numpy(keys.view(np.int64)), f"{n}.bounds": memory.bounds}
+            named |= {f"{n}.{layer}": hidden for layer, hidden in enumerate(memory.hidden)}
+        return named
+
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Become what `tensors` was made from."""
+        self.forget()
+        for n in range(sum(name.endswith(".keys") for name in tensors)):
+            layers = sum(name.startswith(f"{n}.") for name in tensors) - 2
+            hidden = tuple(tensors[f"{n}.{layer}"].to(device) for layer in range(layers))
+            self.add(tensors[f"{n}.keys"].numpy().view(np.uint64), Memory(hidden, tensors[f"{n}.bounds"].to(device)))
+
 
 def layers_to_keep(layers: int) -> list[str]:
     """The names to `keep` in a forward pass so that `remember` finds what each layer read."""
@@ -60,26 +122,22 @@ def remember(
     stream: Stream,
     layers: Sequence[str],
     *,
+    rows: Tensor | None = None,
     length: int | None = None,
-    reuse: int | None = None,
     before: Memory | None = None,
 ) -> Memory:
     """What the documents of a window will remember of it.
 
     kept    what the structure returned, with the `layers` (`layers_to_keep`) among it
+    rows    int64[R] ascending: the rows that are remembered, for a next window that begins behind them; None = all but query rows
+            (negative ids)
     length  tokens a document remembers at most, the latest ones; None = all
-    reuse   only the first `reuse` tokens of a document are remembered, because the next window begins behind them; None = all
     before  the memory that the window itself was read with; its documents are those of `stream`
-
-    Query rows (negative ids) are not remembered.
     """
-    content = torch.searchsorted(stream.bounds, torch.arange(len(stream.content), device=stream.bounds.device), right=True) - 1
-    place = torch.arange(len(content), device=content.device) - stream.bounds[content]
-    chosen = stream.content >= 0
-    if reuse is not None:
-        chosen &= place < reuse
-    rows = chosen.nonzero()[:, 0]
-    owner, hidden = content[rows], [kept[name][rows].detach() for name in layers]
+    if rows is None:
+        rows = (stream.content >= 0).nonzero()[:, 0]
+    owner = torch.searchsorted(stream.bounds, rows, right=True) - 1
+    hidden = [kept[name][rows].detach() for name in layers]
     if before is not None:
         owner, order = torch.sort(torch.cat([before.document, owner]), stable=True)
         hidden = [torch.cat([old, new])[order] for old, new in zip(before.hidden, hidden, strict=True)]

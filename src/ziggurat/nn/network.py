@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from ziggurat.nn import spec
 from ziggurat.nn.attention import AttentionLayer
 from ziggurat.nn.boundary import BoundaryHeadLayer, boundaries
 from ziggurat.nn.cache import Cache
-from ziggurat.nn.heads import ReplacedHeadLayer, VocabHeadLayer, build_head, summary, summary_row
-from ziggurat.nn.loss import binary_cross_entropy, cross_entropy, squared_error, vocab_cross_entropy
-from ziggurat.nn.memory import Memory
+from ziggurat.nn.heads import ReplacedHeadLayer, VocabHeadLayer, build_head, summary, summary_rows
+from ziggurat.nn.loss import binary_cross_entropy, cross_entropy, group_cross_entropy, squared_error, vocab_cross_entropy
+from ziggurat.nn.memory import Memory, layers_to_keep
 from ziggurat.nn.structures import SingleModel, build_model
 from ziggurat.types import Loss, Stream, Target
 
@@ -27,6 +28,7 @@ class NetworkModel(nn.Module):
         self.spec = part
         self.model = build_model(part.model)
         self.heads = nn.ModuleDict({name: build_head(head, part.model) for name, head in part.heads.items()})
+        self._reading: tuple[Memory | None, dict[str, Tensor]] | None = None
 
     def forward(
         self,
@@ -37,10 +39,28 @@ class NetworkModel(nn.Module):
         memory: Memory | None = None,
     ) -> dict[str, Tensor]:
         """What the structure says; with a `cache`, of streams that continue what it holds. Only a single stack can have a `memory`."""
+        if self._reading is not None:
+            memory, kept = self._reading
+            assert isinstance(self.model, SingleModel), "only a single stack has a memory"
+            names = layers_to_keep(len(self.model.order))
+            said = self.model(streams, [*keep, *names], read, cache, memory)
+            kept.update((name, said[name]) for name in names)
+            return said
         if memory is not None:
             assert isinstance(self.model, SingleModel), "only a single stack has a memory"
             return self.model(streams, keep, read, cache, memory)
         return self.model(streams, keep, read) if cache is None else self.model(streams, keep, read, cache)
+
+    @contextmanager
+    def reading(self, memory: Memory | None) -> Iterator[dict[str, Tensor]]:
+        """Inside, a forward pass reads with `memory` and leaves in the dict what each layer read (`layers_to_keep`), to be remembered:
+        so the objective that makes the pass need not know of it."""
+        kept: dict[str, Tensor] = {}
+        self._reading = memory, kept
+        try:
+            yield kept
+        finally:
+            self._reading = None
 
     def cache(self, rows: int) -> Cache:
         """An empty cache for the generation of `rows` texts."""
@@ -59,7 +79,7 @@ class NetworkModel(nn.Module):
             if target.at == "around":
                 rows = torch.cat(boundaries(rows)[:2])
             elif target.at == "document":
-                rows = summary_row(streams[target.stream].bounds, rows, self.spec.model.pool.at)
+                rows = summary_rows(streams[target.stream].bounds, rows, self.spec.model.pool.at)
             found.setdefault(target.stream, []).append(rows)
         return {stream: torch.unique(torch.cat(rows)) for stream, rows in found.items()}
 
@@ -99,6 +119,9 @@ class NetworkModel(nn.Module):
             total = vocab_cross_entropy(x, self.table_of(head), head.bias, target.value, target.weight)
             return Loss(total, count)
         scores = self.logits(name, hidden, streams, target)
+        if target.group is not None:
+            asked = scores.gather(1, target.value[:, None])[:, 0]
+            return Loss(group_cross_entropy(asked, target.group, target.weight), count)
         if isinstance(head, ReplacedHeadLayer):
             return Loss(binary_cross_entropy(scores, target.value, target.weight), count)
         if target.value.is_floating_point():

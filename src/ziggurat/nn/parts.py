@@ -176,8 +176,8 @@ class Share(Spec):
 class Pool(Spec):
     """How one vector stands for a whole document."""
 
-    at: Literal["first", "last"] = "first"
-    """The summary token: the document's first (BERT) or last (GPT-2)."""
+    at: Literal["first", "last", "mean"] = "first"
+    """The summary token: the document's first (BERT) or last (GPT-2); or the mean of all its tokens (a variant of ModernBERT)."""
     by: Literal["pooler", "dense", "plain", "transform"] = "pooler"
     """`pooler`: one dense layer and tanh shared by all document heads (BERT); `dense`: each head brings its own
     (RoBERTa); `plain`: the vector as it is (GPT-2); `transform`: every head, those on tokens too, brings the dense layer, activation and

@@ -68,6 +68,7 @@ __all__ = [
     "VocabProjection",
     "class_heads",
     "compares_segments",
+    "knows_distances",
 ]
 
 
@@ -293,6 +294,11 @@ def compares_segments(model: Model) -> bool:
     """Whether segments are only compared with one another, so that any numbers will do (XLNet)."""
     distances = model.block.attention.distances
     return isinstance(distances, Relative) and distances.segments
+
+
+def knows_distances(model: Model) -> bool:
+    """Whether the model is one stack that knows places by their distance alone, so that text may stand before its first token."""
+    return isinstance(model, Single) and isinstance(model.embed.positions, Unplaced)
 
 
 def class_heads(model: Model, name: str, outputs: int) -> dict[str, Head]:

@@ -97,6 +97,23 @@ class Plan:
         query = Side(side.rows, most, slots, places)
         return Plan(query, self.key, mask, False, empty, "custom", self.bounds, bias=bias, stepwise=self.stepwise, **at_read)  # type: ignore[arg-type]
 
+    def added(self, dtype: torch.dtype) -> Tensor | None:
+        """float[rows or 1, heads or 1, query.length, key.length]: what every layer adds to its scores, the bias and, where a query may
+        not look, the lowest number; None = nothing. Made once: it is as large as the scores."""
+        return self.once(("added", dtype), lambda: self._added(dtype))
+
+    def _added(self, dtype: torch.dtype) -> Tensor | None:
+        lowest, hidden = torch.finfo(dtype).min, None
+        if self.mask is not None:
+            # adding beats masked_fill: its gradient costs nothing
+            hidden = torch.zeros_like(self.mask, dtype=dtype).masked_fill_(~self.mask, lowest)
+        elif self.causal:
+            shape, device = (self.query.length, self.key.length), self.bounds.device
+            hidden = torch.full(shape, lowest, dtype=dtype, device=device).triu_(1)[None, None]
+        if self.bias is None or hidden is None:
+            return hidden if self.bias is None else self.bias.to(dtype)
+        return self.bias.to(dtype) + hidden
+
     def distance(self) -> Tensor:
         """int64[rows or 1, query.length, key.length]: the key's position minus the query's."""
         return self.once("distance", self._distance)
@@ -127,7 +144,7 @@ class Plan:
             mask = mask & self.mask
         elif self.causal:
             mask = mask & (self.distance() <= 0)[:, None]
-        empty = ~mask.any(-1, keepdim=True) if self.kind == "custom" else None
+        empty = blind(mask) if self.kind == "custom" else None
         # the rule no longer says it all: kernels must read the mask
         return replace(self, mask=mask, causal=False, empty=empty, kind="custom", rule=None, memo={})
 
@@ -158,7 +175,8 @@ def plan(stream: Stream) -> Plan:
         spelled = (visibility.clock, visibility.opens, visibility.closes, visibility.lane)
         rule = (member, *(_lay(v, side.slots, rows, length) for v in spelled if v is not None))
         mask = allow(tuple(r[:, :, None] for r in rule), tuple(r[:, None, :] for r in rule)) & (member >= 0)[:, None, :]
-        return Plan(mask=mask[:, None], causal=False, empty=~mask.any(-1)[:, None, :, None], rule=rule, **layout)
+        mask = mask[:, None]
+        return Plan(mask=mask, causal=False, empty=blind(mask), rule=rule, **layout)
     causal = visibility.kind == "causal"
     if whole:
         return Plan(mask=None, causal=causal, empty=None, **layout)
@@ -183,7 +201,15 @@ def cross_plan(reader: Stream, source: Stream) -> Plan:
     if opens is not None:
         mask &= (_lay(opens, key.slots, key.rows, key.length) <= 0)[:, None, :]
     mask &= (theirs >= 0)[:, None, :]
-    return Plan(query, key, mask[:, None], False, ~mask.any(-1)[:, None, :, None], "custom", bounds)
+    mask = mask[:, None]
+    return Plan(query, key, mask, False, blind(mask), "custom", bounds)
+
+
+def blind(mask: Tensor) -> Tensor | None:
+    """bool[rows, 1, queries, 1]: the queries to which mask [rows, 1, queries, keys] shows nothing; on a CPU, where asking costs little,
+    None if there are none."""
+    found = ~mask.any(-1, keepdim=True)
+    return None if found.device.type == "cpu" and not found.any() else found
 
 
 def _counts(stream: Stream) -> bool:

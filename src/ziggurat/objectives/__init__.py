@@ -23,11 +23,13 @@ from ziggurat.objectives.joint import Joint
 from ziggurat.objectives.labelled import Classify, Regress, Tag
 from ziggurat.objectives.masked import Masked
 from ziggurat.objectives.mixture import Mixture
+from ziggurat.objectives.multiple_choice import MultipleChoice
 from ziggurat.objectives.order import SentenceStructure, WordOrder
 from ziggurat.objectives.pairs import NextSentence, SentenceOrder
 from ziggurat.objectives.permuted import Permuted
 from ziggurat.objectives.prefix import Prefix
 from ziggurat.objectives.pseudo import PseudoMasked
+from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.replaced import Replaced
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.objectives.similar import MaskedAsCorrection
@@ -75,6 +77,8 @@ AnyObjective = Annotated[
     | Classify
     | Regress
     | Tag
+    | MultipleChoice
+    | QuestionAnswering
     | Seq2Seq,
     Field(discriminator="kind"),
     WrapValidator(_outside),
@@ -108,6 +112,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classify": Classify,
     "regress": Regress,
     "tag": Tag,
+    "multiple_choice": MultipleChoice,
+    "question_answering": QuestionAnswering,
     "seq2seq": Seq2Seq,
 }
 

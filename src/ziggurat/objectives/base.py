@@ -7,7 +7,10 @@ blocks of documents; the model half (`heads`, `losses`) names the heads it needs
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from ziggurat.config import Spec
 from ziggurat.context import Context
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
     from ziggurat.nn.network import NetworkModel
     from ziggurat.text.tokenizer import Tokenizer
+    from ziggurat.text.vectors import Vectors
 
 
 def _reason(wanted: tuple[str, ...], kind: str) -> str:
@@ -79,6 +83,25 @@ class Asked(NamedTuple):
     target: Target
 
 
+class Supply(NamedTuple):
+    """What a corpus has for objectives to feed on."""
+
+    documents: int
+    several: int
+    """Of them, documents of two sentences or more."""
+    marks: int
+    """Phrases that are marked in them."""
+
+
+class Lack(NamedTuple):
+    """What a corpus does not give an objective."""
+
+    message: str
+    hint: str
+    fatal: bool = True
+    """Nothing is left to learn; otherwise only less."""
+
+
 class Objective(Spec):
     """Base of all objectives. A subclass adds `kind: Literal[...]` and writes what differs."""
 
@@ -89,6 +112,10 @@ class Objective(Spec):
     """Learned input vectors that are no vocabulary item: content id -1 is the first, -2 the second."""
     labelled: ClassVar[bool] = False
     """Needs supervised columns; its stage is a fine-tuning."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """What its source must declare beside `text`."""
+    chained: ClassVar[bool] = False
+    """Its examples are windows of running text, each read in one pass and followed by the next (`Batch.before`): what a memory is for."""
     writes: ClassVar[bool] = False
     """Its answers are texts, the column `pair`; at test time they are generated."""
 
@@ -116,8 +143,14 @@ class Objective(Spec):
         an objective with further rows (queries, predicting streams) or with two streams says so here."""
         return {"text": ctx.length}
 
-    def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """What the context must carry besides, read from the objective's own files; each thing has a `digest`."""
+    @property
+    def vectors(self) -> tuple[Vectors, ...]:
+        """The word vectors that its tables are made from, which `prepare` trains on the corpus."""
+        return ()
+
+    def tables(self, tokenizer: Tokenizer, run: Path | None = None) -> dict[str, Any]:
+        """What the context must carry besides, read from the objective's own files, or from what `prepare` has made in the run folder
+        `run`; each thing has a `digest`."""
         return {}
 
     def tokens(self) -> tuple[str, ...]:
@@ -126,6 +159,13 @@ class Objective(Spec):
 
     def needs(self, ctx: Context) -> None:
         """Raise `UserError` when the vocabulary or layout cannot serve this objective (no mask token ...)."""
+
+    def starved(self, supply: Supply) -> list[Lack]:
+        """What a corpus lacks for this objective to have something to learn; empty when it is fed. Default: phrases, where it needs
+        them."""
+        if self.marked and not supply.marks:
+            return [Lack(f"{self.kind} hides phrases, and none is marked in the text", "give the source other `phrases`")]
+        return []
 
     def equipped(self, model: parts.Model) -> parts.Model:
         """A model to be trained from scratch, with the learned query vectors that this objective needs."""
@@ -148,6 +188,28 @@ class Objective(Spec):
             )
         elif model.embed.extra < self.extra:
             found.append(f"{self.kind} needs {self.extra} learned query vectors, the model has {model.embed.extra}")
+        return found
+
+    def forgets(self, model: parts.Model, memory: int) -> list[str]:
+        """Why this model cannot be trained with it and a memory of so many tokens (0 = none); empty when it can."""
+        found = []
+        if memory and not self.chained:
+            found.append(
+                f"{self.kind} does not read running text window by window, so there is nothing that a `memory` could go on from"
+            )
+        if memory and not parts.knows_distances(model):
+            found.append(
+                "a `memory` needs one stack without absolute positions, in which a token has one place only and cannot stand before the "
+                "first (xlnet, nezha and modernbert are such)"
+            )
+        return found
+
+    def remembered(self, batch: Batch) -> np.ndarray:
+        """bool[T]: the tokens of the stream `text` that a memory holds for the examples that go on from these (numpy side). Default:
+        the text, without special tokens and rows that are no text."""
+        unit = batch.streams["text"].unit
+        assert unit is not None, "what is text is known by its units"
+        found: np.ndarray = unit >= 0
         return found
 
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:

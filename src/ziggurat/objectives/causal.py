@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Causal(Objective):
     """Left-to-right LM; each document ends with the vocabulary's end token."""
 
     kind: Literal["clm"] = "clm"
+    chained: ClassVar[bool] = True
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         # Only the end of a document looks like one: windows inside it get no closing token.

@@ -19,7 +19,7 @@ from ziggurat.data.cut import windows
 from ziggurat.data.runs import bounds_of, ranges
 from ziggurat.errors import check
 from ziggurat.nn import spec as parts
-from ziggurat.objectives.base import Objective
+from ziggurat.objectives.base import Lack, Objective, Supply
 from ziggurat.objectives.rewrite import Sequences, choose, rewritten, text_of
 from ziggurat.types import Batch, Tokens
 
@@ -72,6 +72,12 @@ class Denoise(Objective):
             "infilling and masking need a mask token, and the tokenizer has none",
             "use a tokenizer with <mask> or [MASK], or set `infill: 0` and `mask: 0`",
         )
+
+    def starved(self, supply: Supply) -> list[Lack]:
+        if self.permute and not supply.several:
+            hint = "keep a document's sentences together (`txt: file` or `txt: blank`), or set `permute: 0`"
+            return [Lack("permuting sentences changes nothing: no document has two", hint, fatal=False)]
+        return []
 
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return {"lm": parts.VocabHead()}

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ziggurat.context import Context
 from ziggurat.nn.spec import Head, Model
-from ziggurat.objectives.base import Objective
+from ziggurat.objectives.base import Lack, Objective, Supply
 from ziggurat.objectives.boundary import SpanBoundary
 from ziggurat.objectives.masked import Masked
 from ziggurat.objectives.order import SentenceStructure, WordOrder
@@ -23,6 +24,7 @@ from ziggurat.types import Batch, Tokens
 
 if TYPE_CHECKING:
     from ziggurat.text.tokenizer import Tokenizer
+    from ziggurat.text.vectors import Vectors
 
 Part = Annotated[
     MaskedAsCorrection | SpanBoundary | Masked | NextSentence | SentenceOrder | SentenceStructure | WordOrder,
@@ -57,12 +59,19 @@ class Joint(Objective):
             raise ValueError(f"weights for {sorted(unknown)}, which is no part; parts are {kinds}")
         return self
 
-    def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        return {name: table for part in self.parts for name, table in part.tables(tokenizer).items()}
+    @property
+    def vectors(self) -> tuple[Vectors, ...]:
+        return tuple(dict.fromkeys(each for part in self.parts for each in part.vectors))
+
+    def tables(self, tokenizer: Tokenizer, run: Path | None = None) -> dict[str, Any]:
+        return {name: table for part in self.parts for name, table in part.tables(tokenizer, run).items()}
 
     def needs(self, ctx: Context) -> None:
         for part in self.parts:
             part.needs(ctx)
+
+    def starved(self, supply: Supply) -> list[Lack]:
+        return [lack for part in self.parts for lack in part.starved(supply)]
 
     @property
     def marked(self) -> bool:

@@ -36,8 +36,9 @@ def words_in(batch: Batch, ctx: Context) -> Batch:
     return echoed(batch, ctx)
 
 
-def _column(tokens: Tokens, name: str) -> Sequence[Any]:
-    check(name in tokens.fields, f"the data has no column {name!r}", "declare it in the source: `columns: {label: ...}`")
+def column_of(tokens: Tokens, name: str) -> Sequence[Any]:
+    """One value a document; raises `UserError` when the source declares none."""
+    check(name in tokens.fields, f"the data has no column {name!r}", f"declare it in the source: `columns: {{{name}: ...}}`")
     return tokens.fields[name]
 
 
@@ -103,12 +104,13 @@ class Classify(Labels):
     """One class for a text, or for a pair of texts when the source declares a `pair` column."""
 
     kind: Literal["classify"] = "classify"
-    metric: Literal["accuracy", "macro_f1", "micro_f1", "f1", "matthews"] = "accuracy"
-    """The score reports quote; `f1` is that of the second label."""
+    metric: Literal["accuracy", "macro_f1", "micro_f1", "f1", "matthews", "f1_a", "group_em"] = "accuracy"
+    """The score reports quote; `f1` is that of the second label. Of rows that the source puts together by `group` (MultiRC): `f1_a`, F1 of
+    the second label over all rows, and `group_em`, the share of groups without a mistake."""
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         batch = texts(tokens, ctx)
-        value = _index(self.labels, _column(tokens, "label"), tokens.fields.get("id", ()))
+        value = _index(self.labels, column_of(tokens, "label"), tokens.fields.get("id", ()))
         target = text_target(np.arange(len(value)), value, at="document", stream=ctx.streams[-1])
         return replace(batch, targets={"classify": target})
 
@@ -125,7 +127,7 @@ class Regress(Labelled):
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         batch = texts(tokens, ctx)
-        column, rows = _column(tokens, "label"), tokens.fields.get("id", ())
+        column, rows = column_of(tokens, "label"), tokens.fields.get("id", ())
         with np.errstate(over="ignore"):
             value = np.array([_number(v) for v in column], np.float64).astype(np.float32)
         wrong = np.flatnonzero(~np.isfinite(value))

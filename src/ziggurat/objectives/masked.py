@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -92,6 +92,7 @@ class Masked(Hiding):
     """Masked LM by token, whole word, phrase, n-gram or span."""
 
     kind: Literal["mlm"] = "mlm"
+    chained: ClassVar[bool] = True
     replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Of the chosen tokens, the shares that become the mask token, a random ordinary token, or stay. Drawn for each
     token, for spans once a span."""

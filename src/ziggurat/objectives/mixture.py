@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -18,13 +19,14 @@ from ziggurat.data.pack import take
 from ziggurat.data.runs import bounds_of, ranges
 from ziggurat.errors import check
 from ziggurat.nn.spec import Head, Model
-from ziggurat.objectives.base import Objective
+from ziggurat.objectives.base import Lack, Objective, Supply
 from ziggurat.objectives.joint import Joint
 from ziggurat.types import Batch, Part, Tokens, join_all, text_target
 
 if TYPE_CHECKING:
     from ziggurat.objectives import AnyObjective
     from ziggurat.text.tokenizer import Tokenizer
+    from ziggurat.text.vectors import Vectors
 
 PART = "mixture.part"
 """Between `form` and `corrupt` the batch carries each example's part, as a target that `corrupt` takes away."""
@@ -88,8 +90,12 @@ class Mixture(Objective):
         mixed = (1 - t) * start / start.sum() + t * end / end.sum()
         return mixed / mixed.sum()
 
-    def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        return {name: table for part in self.parts for name, table in part.tables(tokenizer).items()}
+    @property
+    def vectors(self) -> tuple[Vectors, ...]:
+        return tuple(dict.fromkeys(each for part in self.parts for each in part.vectors))
+
+    def tables(self, tokenizer: Tokenizer, run: Path | None = None) -> dict[str, Any]:
+        return {name: table for part in self.parts for name, table in part.tables(tokenizer, run).items()}
 
     def tokens(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for part in self.parts for name in part.tokens()))
@@ -97,6 +103,9 @@ class Mixture(Objective):
     def needs(self, ctx: Context) -> None:
         for part in self.parts:
             part.needs(ctx)
+
+    def starved(self, supply: Supply) -> list[Lack]:
+        return [lack for part in self.parts for lack in part.starved(supply)]
 
     def rows(self, ctx: Context) -> Mapping[str, int]:
         most: dict[str, int] = {}

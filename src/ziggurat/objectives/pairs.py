@@ -21,8 +21,11 @@ from ziggurat.data.cut import Piece, pair_up
 from ziggurat.data.runs import ranges
 from ziggurat.errors import check
 from ziggurat.nn import spec as parts
-from ziggurat.objectives.base import Objective
+from ziggurat.objectives.base import Lack, Objective, Supply
 from ziggurat.types import Batch, Part, Tokens, text_target
+
+FED = 0.2
+"""Share of documents with two sentences below which a corpus feeds objectives over sentences badly."""
 
 
 class Draws:
@@ -141,6 +144,21 @@ class Pairs(Objective):
 
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return parts.class_heads(model, self.kind, 2)
+
+    def starved(self, supply: Supply) -> list[Lack]:
+        if self.negatives and supply.documents < 2:
+            split = "split the corpus into documents (`txt: line` or `txt: blank`), or use `sop` or plain `mlm`"
+            return [Lack(f"{self.kind} has no negatives: the corpus is one document, and they come from others", split)]
+        whole = "keep a document's sentences together (`txt: file` or `txt: blank`), or use an objective over single sentences, as `mlm`"
+        if not supply.several:
+            what = "positives" if self.negatives else "negatives"
+            return [Lack(f"{self.kind} has no {what}: no document has two sentences", whole)]
+        share = supply.several / supply.documents
+        if share < FED:
+            return [
+                Lack(f"only {share:.1%} of the documents have the two sentences that {self.kind} asks about", whole, fatal=False)
+            ]
+        return []
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         part, room = tokens.parts["text"], ctx.layout.room(ctx.length, pair=True)

@@ -40,6 +40,7 @@ class Permuted(Objective):
 
     kind: Literal["plm"] = "plm"
     extra: ClassVar[int] = 1
+    chained: ClassVar[bool] = True
     rate: float = Field(1 / 6, gt=0, lt=1)
     """Share of an example's tokens to predict (K = 6; 85 of 512). Special tokens count towards the length, as in the release;
     there they also use up predictions when they are chosen, here never."""
@@ -55,8 +56,9 @@ class Permuted(Objective):
     """Tokens are put in order inside blocks of this many; later blocks come after earlier ones. (The release uses one permutation
     for all blocks of a row, here each has its own.)"""
     reuse: int = Field(0, ge=0)
-    """The first `reuse` tokens of a full example are the part that a memory would hold for the next one (256 of 512 in the
-    paper): chosen and ordered by themselves; they see nothing of the rest, and the rest sees all of them. 0 = there is none."""
+    """The first `reuse` tokens of a full example are the part that the stage's `memory` holds for the next one (256 of 512 in the
+    paper): chosen and ordered by themselves; they see nothing of the rest, and the rest sees all of them. The next example begins
+    behind them, so the rest is read again. 0 = there is none, and a memory holds the whole text of an example."""
     pairs: bool = True
     """Two segments, `A between B last`; otherwise windows of running text."""
     random: float = Field(0.5, ge=0, le=1)
@@ -68,14 +70,15 @@ class Permuted(Objective):
         if self.reverse:
             drawn = ctx.uniform(tokens.keys, np.arange(len(tokens)), np.zeros(len(tokens), np.int64), "plm.reverse")
             tokens = reversed_texts(tokens, drawn < self.reverse)
+        lead = max(self.reuse - len(ctx.layout.first), 0)  # tokens of text among the first `reuse`
         if not self.pairs:
-            return windows(tokens, ctx)
+            return windows(tokens, ctx, step=lead or None)
 
         def wish(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.ones(len(keys), bool), np.full(len(keys), self.random)
 
-        cut = segments(tokens, ctx, wish, "plm.pairs", self.reuse)
-        return pair_up(cut.a, cut.b, cut.keys, ctx)
+        cut = segments(tokens, ctx, wish, "plm.pairs", lead)
+        return replace(pair_up(cut.a, cut.b, cut.keys, ctx), before=cut.before)
 
     def corrupt(self, batch: Batch, ctx: Context) -> Batch:
         stream = batch.streams["text"]
@@ -97,6 +100,20 @@ class Permuted(Objective):
             later = np.where(lengths[::2] > 0, sizes[::2] + 1, 0)
             rank += np.repeat(np.stack([np.zeros_like(later), later], axis=1).ravel(), lengths).astype(np.int32)
         return _with_queries(batch, stream, np.flatnonzero(asked), rank)
+
+    def forgets(self, model: parts.Model, memory: int) -> list[str]:
+        found = super().forgets(model, memory)
+        if memory and self.pairs and not self.reuse:
+            found.append(
+                "the pairs of plm may hold text from elsewhere: say by `reuse` how much of an example is remembered, or set pairs: false"
+            )
+        if self.reuse and not memory:
+            found.append("`reuse` reads text again for the sake of a memory: give the stage a `memory`, or leave `reuse` out")
+        return found
+
+    def remembered(self, batch: Batch) -> np.ndarray:
+        text = super().remembered(batch)
+        return text & (batch.streams["text"].inside() < self.reuse) if self.reuse else text
 
     def rows(self, ctx: Context) -> Mapping[str, int]:
         full = ctx.length - self.reuse

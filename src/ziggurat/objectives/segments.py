@@ -15,7 +15,7 @@ import numpy as np
 from ziggurat.context import Context, mix
 from ziggurat.data.cut import Piece
 from ziggurat.errors import check
-from ziggurat.types import Part, Tokens
+from ziggurat.types import DEAD, Part, Tokens
 
 Wish = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Keys of examples, uint64[A] -> which are to have two segments, bool[A], and the chance that B comes from elsewhere, float64[A]."""
@@ -31,6 +31,8 @@ class Segments(NamedTuple):
     """int64[E]: 0 = B is the text after A, 1 = B comes from elsewhere, -1 = there is no B."""
     keys: np.ndarray
     """uint64[E]"""
+    before: np.ndarray
+    """uint64[E]: the key of the example whose first `lead` tokens are the text right before this one, `DEAD` = there is none."""
 
 
 def segments(tokens: Tokens, ctx: Context, wish: Wish, purpose: str, lead: int = 0) -> Segments:
@@ -42,9 +44,10 @@ def segments(tokens: Tokens, ctx: Context, wish: Wish, purpose: str, lead: int =
     is alone) and runs on until the example is full or that document ends. Text in which no sentence begins gets a B from
     elsewhere if one was possible at all (as in the release), otherwise it is split before a word, and a lone word stays one segment.
 
-    So no token of the running text is lost, and B, where it follows A, follows without a gap. (The release lets both run on
+    So no token of the running text is lost (nor, without a `lead`, read twice), and B, where it follows A, follows without a gap. (The release lets both run on
     to whole sentences and cuts the longer one, and steps through the text in strides of its own.)
-    lead  tokens at the beginning of a full example in which A does not end
+    lead  tokens at the beginning of a full example in which A does not end and behind which the next example begins, so that the
+          rest of it is read again (the release's `reuse_len`); 0 = every token is read once
     """
     part, layout = tokens.parts["text"], ctx.layout
     room, both = layout.room(ctx.length), layout.room(ctx.length, pair=True)
@@ -52,6 +55,7 @@ def segments(tokens: Tokens, ctx: Context, wish: Wish, purpose: str, lead: int =
     check(ctx.length >= least, f"length {ctx.length} leaves no room for two texts", f"set length to at least {least}")
     sentences, words = np.flatnonzero(part.sentences), np.flatnonzero(part.words)
     at, stop = part.bounds[:-1].copy(), part.bounds[1:]
+    before = np.full(len(tokens), DEAD)
     active = np.flatnonzero(at < stop)
     rounds: list[tuple[np.ndarray, ...]] = []
     for number in count():
@@ -77,14 +81,23 @@ def segments(tokens: Tokens, ctx: Context, wish: Wish, purpose: str, lead: int =
         begin, end = _elsewhere(part, sentences, active, draw("where"), spare)
         begin, end = np.where(elsewhere, begin, cut), np.where(elsewhere, end, high)
         label = np.where(elsewhere, 1, np.where(cut < high, 0, -1))
-        rounds.append((active, keys, low, cut - low, begin, end - begin, label))
-        at[active] = np.where(elsewhere, cut, high)
+        rounds.append((active, keys, low, cut - low, begin, end - begin, label, before[active]))
+        reached = np.where(elsewhere, cut, high)
+        full = cut - low + end - begin == np.where(two, both, room)
+        again = full & (reached < stop[active]) & (lead > 0)
+        at[active] = np.where(again, low + lead, reached)
+        before[active] = np.where(again, keys, DEAD)
         active = active[at[active] < stop[active]]
     none = np.zeros(0, np.int64)
-    columns = [np.concatenate(c) for c in zip(*rounds, strict=True)] or [none, none.astype(np.uint64), *[none] * 5]
+    columns = [np.concatenate(c) for c in zip(*rounds, strict=True)] or [
+        none,
+        none.astype(np.uint64),
+        *[none] * 5,
+        none.astype(np.uint64),
+    ]
     order = np.argsort(columns[0], kind="stable")
-    _, keys, a, a_length, b, b_length, label = (c[order] for c in columns)
-    return Segments(Piece(part.ids, a, a_length, part.words), Piece(part.ids, b, b_length, part.words), label, keys)
+    _, keys, a, a_length, b, b_length, label, before = (c[order] for c in columns)
+    return Segments(Piece(part.ids, a, a_length, part.words), Piece(part.ids, b, b_length, part.words), label, keys, before)
 
 
 def _between(places: np.ndarray, low: np.ndarray, high: np.ndarray, draw: np.ndarray) -> np.ndarray:

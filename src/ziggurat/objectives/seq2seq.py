@@ -134,7 +134,7 @@ class Seq2Seq(Objective):
             "declare both texts: columns: {text: ..., pair: ...}",
         )
         b, end = tokens.parts["pair"], np.array([self._end(ctx)], np.int32)
-        opening = self._opening(ctx)
+        opening = self.opening(ctx)
         write = np.minimum(np.diff(b.bounds), self._most(ctx) - 1 - len(opening))
         said: list[Piece | tuple[int, ...]] = [opening, Piece(b.ids, b.bounds[:-1], write, b.words), tuple(end.tolist())]
         if ctx.structure == "encoder_decoder":
@@ -169,7 +169,7 @@ class Seq2Seq(Objective):
         end = self._end(ctx)
         banned = tuple(i for i in ctx.vocab.special if i != end)
         if ctx.structure == "encoder_decoder":
-            opening = self._opening(ctx)
+            opening = self.opening(ctx)
             first = opening[0] if opening else None
             return Continuation("decoder", -self.ngram if self.asks == "future" else None, first=first, end=end, banned=banned)
         query = QUERY if self.asks == "query" else None if self.asks == "next" else self._asking(ctx)
@@ -197,10 +197,21 @@ class Seq2Seq(Objective):
             return ctx.vocab.end
         return ctx.layout.last[0]
 
-    def _opening(self, ctx: Context) -> tuple[int, ...]:
+    def opening(self, ctx: Context) -> tuple[int, ...]:
         """What a decoder says before the target: where it begins with the end token, the text's first one, as in its pre-training."""
         says = ctx.structure == "encoder_decoder" and ctx.start == ctx.vocab.end
         return ctx.layout.first if says else ()
+
+    def source_room(self, ctx: Context) -> int:
+        """The most tokens of a source; what is longer is cut at its end."""
+        if ctx.structure == "encoder_decoder":
+            return ctx.layout.room(ctx.length)
+        return ctx.length - self._most(ctx) - len(ctx.layout.first) - len(self._between(ctx))
+
+    def _between(self, ctx: Context) -> tuple[int, ...]:
+        """What stands between source and target in one stack: something must say the first word."""
+        end = self._end(ctx)
+        return (end,) if not ctx.layout.first and not ctx.layout.between and end is not None else ctx.layout.between
 
     def _segments(self, ctx: Context) -> tuple[int, int]:
         return self.segments or ctx.layout.segments
@@ -210,24 +221,21 @@ class Seq2Seq(Objective):
         return ctx.vocab.names.get(name) if name else ctx.vocab.mask
 
     def _encoder(self, tokens: Tokens, ctx: Context) -> Stream:
-        a, room = tokens.parts["text"], ctx.layout.room(ctx.length)
+        a, room = tokens.parts["text"], self.source_room(ctx)
         check(room >= 1, f"length {ctx.length} leaves no room for a text", "set a larger length")
         slots = (ctx.layout.first, Piece(a.ids, a.bounds[:-1], np.minimum(np.diff(a.bounds), room), a.words), ctx.layout.last)
         return replace(assemble(slots, [0] * 3, tokens.keys, ctx).streams["text"], visibility=FULL)
 
     def _source(self, tokens: Tokens, ctx: Context) -> tuple[list[Piece | tuple[int, ...]], tuple[int, int]]:
         """The slots before a target in one stack, and the segment numbers of both."""
-        a, first, between, end = tokens.parts["text"], ctx.layout.first, ctx.layout.between, self._end(ctx)
-        if not first and not between and end is not None:
-            between = (end,)  # something must say the first word
-        room = ctx.length - self._most(ctx) - len(first) - len(between)
+        a, room = tokens.parts["text"], self.source_room(ctx)
         check(
             room >= 1,
             f"length {ctx.length} leaves no room for a source before a target of {self._most(ctx)} tokens",
             "set a larger length or a smaller `target`",
         )
         text = Piece(a.ids, a.bounds[:-1], np.minimum(np.diff(a.bounds), room), a.words)
-        return [first, text, between], self._segments(ctx)
+        return [ctx.layout.first, text, self._between(ctx)], self._segments(ctx)
 
     def _seen(self, stream: Stream, before: np.ndarray, ctx: Context) -> Stream:
         """The stream as its first `before` (int64[D]) tokens of a document, and those behind them, see it."""

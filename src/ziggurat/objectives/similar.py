@@ -22,12 +22,14 @@ from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.masked import Ramp, choose_phrases
 from ziggurat.text.similar import SimilarWords, compiled, read_words
+from ziggurat.text.vectors import Vectors
 from ziggurat.types import Batch, text_target
 
 if TYPE_CHECKING:
     from ziggurat.text.tokenizer import Tokenizer
 
-HINT = "give `table`, a file of words and their similar words; `ziggurat.text.similar.similar_words` makes one from a corpus"
+NONE = "`mac` has no table of similar words"
+HINT = "`ziggurat prepare RECIPE` makes it from the corpus; or give `table` a file of words and their similar words"
 
 
 class MaskedAsCorrection(Objective):
@@ -44,8 +46,9 @@ class MaskedAsCorrection(Objective):
     """The probability of choosing 1, 2, ... words together."""
     replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Of the chosen words, the shares that become a similar word, random tokens, or stay."""
-    table: Path | None = None
-    """Similar words: a `.json` file of one object, word -> list of words, or lines of word, tab, similar word, tab, similar word ..."""
+    table: Path | Vectors = Vectors()
+    """Similar words: by vectors that `prepare` trains on the corpus (settings below, `{}` for their defaults); or a `.json` file of one
+    object, word -> list of words, or a file of lines of word, tab, similar word, tab, similar word ..."""
     static: int = Field(0, ge=0)
     """0 = fresh words every epoch; n = n fixed choices used in turn."""
 
@@ -58,14 +61,24 @@ class MaskedAsCorrection(Objective):
                 raise ValueError(f"{name} must be shares that sum to 1")
         return self
 
-    def tables(self, tokenizer: Tokenizer) -> dict[str, Any]:
+    @property
+    def vectors(self) -> tuple[Vectors, ...]:
+        return (self.table,) if isinstance(self.table, Vectors) and self.replace[0] else ()
+
+    def tables(self, tokenizer: Tokenizer, run: Path | None = None) -> dict[str, Any]:
         """What the context must carry besides: the table, read once and written in the tokenizer's ids."""
-        check(self.table is not None, "`mac` has no table of similar words", HINT)
-        assert self.table is not None
-        return {"similar": compiled(read_words(expanded(self.table)), tokenizer)}
+        if not self.replace[0]:
+            return {}
+        if isinstance(self.table, Path):
+            table = expanded(self.table)
+        else:
+            check(run is not None and self.table.place(run).exists(), NONE, HINT)
+            assert run is not None
+            table = self.table.place(run)
+        return {"similar": compiled(read_words(table), tokenizer)}
 
     def needs(self, ctx: Context) -> None:
-        check(similar_in(ctx) is not None or self.replace[0] == 0, "`mac` has no table of similar words", HINT)
+        check(similar_in(ctx) is not None or self.replace[0] == 0, NONE, HINT)
 
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return {"lm": parts.VocabHead()}

@@ -42,6 +42,8 @@ class Row:
     text: str = ""
     """Written at the right edge."""
     color: str = "var(--series-1)"
+    marks: Mapping[str, float] = field(default_factory=dict)
+    """Short dashed lines in this row alone, by name: its own baselines."""
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -104,7 +106,7 @@ def line_chart(
         few = len(points) <= 30 and not s.thin
         for x, y in points if few else points[-1:]:
             cx, cy = at(x, y)
-            title = f"{escape(s.name)}: {y:.3f} at {x:,.0f}"
+            title = f"{escape(s.name)}: {y:.3f} at {x:,.6g}"
             hidden = "" if few or not s.thin else ' fill-opacity="0"'
             out.append(
                 f'<circle class="dot" style="fill:{s.color}" cx="{cx:.1f}" cy="{cy:.1f}" r="3"{hidden}><title>{title}</title></circle>'
@@ -130,9 +132,11 @@ def dot_chart(
     zero: bool = False,
     form: Callable[[float], str] = "{:g}".format,
     width: int = 860,
+    pitch: int = 46,
 ) -> str:
-    """One line a row: every seed a dot, the mean a bar, its interval a band. `lines` are dashed (baselines)."""
-    values = [v for r in rows for v in (*r.dots.values(), r.center, r.low, r.high) if v is not None and math.isfinite(v)]
+    """One line a row, `pitch` high: every seed a dot, the mean a bar, its interval a band. `lines` are dashed (baselines)."""
+    drawn = [v for r in rows for v in (*r.dots.values(), *r.marks.values(), r.center, r.low, r.high)]
+    values = [v for v in drawn if v is not None and math.isfinite(v)]
     values += [0.0] if zero else []
     if not values:
         return '<p class="quiet">No score was recorded.</p>'
@@ -150,7 +154,7 @@ def dot_chart(
     low, high = min(values) - air, max(values) + air
     left = 34 + min(220, max((text_width(r.label, 13) for r in rows), default=0))
     right = 28 + max((text_width(r.text, 12.5) for r in rows), default=0)
-    line_height, pitch = 16, 46
+    line_height = 16
     levels = _levels(lines, lambda v: left + (v - low) / (high - low) * (width - left - right), width)
     top = 14 + line_height * (1 + max((level for _, level in levels.values()), default=-1))
     bottom = top + pitch * len(rows)
@@ -195,6 +199,12 @@ def _row(row: Row, y: float, left: float, width: float, at: Callable[[float], fl
         x, title = at(row.center), f"{escape(row.label)}: mean {form(row.center)}"
         mark = f'x1="{x:.1f}" x2="{x:.1f}" y1="{y - 11:.1f}" y2="{y + 11:.1f}"'
         out.append(f'<line class="mean" style="stroke:{row.color}" {mark}><title>{title}</title></line>')
+    for name, value in row.marks.items():
+        if math.isfinite(value):
+            line = f'x1="{at(value):.1f}" x2="{at(value):.1f}" y1="{y - 12:.1f}" y2="{y + 12:.1f}"'
+            out.append(
+                f'<line class="dash" {line}><title>{escape(row.label)}, {escape(name)}: {escape(form(value))}</title></line>'
+            )
     last, lift = -math.inf, 0.0
     for name, value in sorted(row.dots.items(), key=lambda item: item[1]):
         if math.isfinite(value):

@@ -1,4 +1,4 @@
-"""`ziggurat evaluate`: a checkpoint scored on the held-out text and the test rows of a recipe's sources."""
+"""`ziggurat evaluate`: checkpoints on a suite of tasks, or one on the held-out text and the test rows of a recipe's sources."""
 
 from __future__ import annotations
 
@@ -16,10 +16,33 @@ from ziggurat.pipeline.prepare import prepare_held_out
 from ziggurat.pipeline.run import RUNS, load_recipe
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import session
+from ziggurat.pipeline.show import table
+from ziggurat.pipeline.suite_files import is_suite
+from ziggurat.pipeline.suite_question import ROOT
+from ziggurat.pipeline.suites import evaluate_suite, show
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.loop import precision_of
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """What the command line asks for: checkpoints, then a suite or a recipe, then `key=value`; prints a table.
+
+    Raises:
+        UserError: a place that is missing, several checkpoints for a recipe, and whatever either way of evaluating finds wrong.
+    """
+    overrides = [a for a in arguments if "=" in a and not Path(a).exists()]
+    places = [a for a in arguments if a not in overrides]
+    check(len(places) > 1, "evaluate needs a checkpoint and a suite or recipe", "ziggurat evaluate CHECKPOINT... SUITE|RECIPE")
+    *checkpoints, what = places
+    if is_suite(what):
+        results = evaluate_suite(checkpoints, what, overrides, command=["ziggurat", "evaluate", *arguments])
+        show(results, ROOT / results.suite)
+        return
+    check(len(checkpoints) == 1, f"a recipe scores one checkpoint, not {len(checkpoints)}", "a suite compares several")
+    scores = evaluate_checkpoint(checkpoints[0], what, overrides)
+    table(["score", "value"], [[name, f"{v:.4f}" if isinstance(v, float) else str(v)] for name, v in scores.items()])
 
 
 def evaluate_checkpoint(checkpoint: Path | str, recipe_path: Path | str, overrides: Sequence[str] = ()) -> dict[str, float]:
@@ -50,7 +73,7 @@ def evaluate_checkpoint(checkpoint: Path | str, recipe_path: Path | str, overrid
     scores: dict[str, float] = {}
     with session(RUNS / recipe.name):
         found = prepare_held_out(recipe, _place(RUNS / recipe.name, opened.tokenizer), opened.tokenizer)
-        scorer = Scorer(recipe, found.shards, opened.tokenizer)
+        scorer = Scorer(recipe, found.shards, opened.tokenizer, RUNS / recipe.name)
         if text is not None:
             stage, objective = text
             losses = scorer.losses(network, objective, stage, precision_of(stage.precision, device))

@@ -1,9 +1,10 @@
-"""A checkpoint, opened for use: fill masks, continue a text, or answer what it was fine-tuned for."""
+"""A checkpoint, opened for use: fill masks, continue a text, choose, or answer what it was fine-tuned for."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,13 @@ import torch
 from pydantic import ValidationError
 
 from ziggurat.data import cut
-from ziggurat.data.rows import join_words
+from ziggurat.data.rows import join_words, joined
 from ziggurat.data.runs import bounds_of
 from ziggurat.errors import UserError, check
+from ziggurat.evaluate import answers
 from ziggurat.evaluate.generate import generate
 from ziggurat.evaluate.heldout import to_device
+from ziggurat.evaluate.likelihood import Likelihood, scores
 from ziggurat.evaluate.written import asked, write
 from ziggurat.nn import halves
 from ziggurat.nn.network import NetworkModel
@@ -25,6 +28,8 @@ from ziggurat.nn.spec import Adversaries, ClassHead, TokenHead
 from ziggurat.objectives import labelled
 from ziggurat.objectives.base import context_of
 from ziggurat.objectives.decoding import Continuation, Decoding
+from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.pipeline.opened import Opened, open_checkpoint
 from ziggurat.systems import SYSTEMS
 from ziggurat.text.tokenizer import Encoded, Tokenizer
@@ -82,8 +87,8 @@ class Model:
 
     @property
     def task(self) -> str:
-        """`classify`, `regress` or `tag`; empty for a language model."""
-        return next((head for head in ("classify", "regress", "tag") if head in self.network.heads), "")
+        """Its head: `classify`, `regress`, `tag`, `span` (question answering) or `choice`; empty for a language model."""
+        return next((head for head in ("classify", "regress", "tag", "span", "choice") if head in self.network.heads), "")
 
     def fill(self, text: str, top: int = 5) -> list[list[Guess]]:
         """For each mask in the text (`[MASK]` or `<mask>`) the `top` most probable tokens.
@@ -168,10 +173,11 @@ class Model:
         return write(self.network, found, self._tokens(texts), self.tokenizer, self.context, decoding)
 
     def predict(self, texts: Sequence[Text | Sequence[str]]) -> list[Any]:
-        """The answers of a fine-tuned model, one a text: a label, a number, or for tagging a list of (word, label).
+        """The answers of a fine-tuned model, one a text: a label, a number, for tagging a list of (word, label), to a question
+        (question, context) the words of the context, empty where there is no answer.
 
         A pair of texts is a tuple. What is to be tagged may be a list of words; of a text the words are found at spaces,
-        and each Han character is one.
+        and each Han character is one. Of several choices `choose` takes one.
 
         Raises:
             UserError: the model was not fine-tuned.
@@ -180,8 +186,10 @@ class Model:
             raise UserError("predict takes a list of texts, not one text", "write predict([text])")
         if self.task == "tag":
             return [self._tag(text) for text in texts]
-        answers = self.probabilities(texts)  # type: ignore[arg-type]
-        return [max(a, key=a.__getitem__) if isinstance(a, dict) else a for a in answers]
+        if self.task == "span":
+            return self._answer(texts)  # type: ignore[arg-type]
+        found = self.probabilities(texts)  # type: ignore[arg-type]
+        return [max(a, key=a.__getitem__) if isinstance(a, dict) else a for a in found]
 
     def probabilities(self, texts: Sequence[Text]) -> list[Any]:
         """Of a classifier {label: probability} for each text, of a regression the number."""
@@ -190,18 +198,68 @@ class Model:
             f"{self.folder} has no head that answers about a whole text; its heads: {', '.join(self.network.heads) or 'none'}",
             "use the checkpoint of a finetune stage (classify or regress)",
         )
-        answers: list[Any] = []
+        found: list[Any] = []
         for start in range(0, len(texts), AT_ONCE):
             part = texts[start : start + AT_ONCE]
             tokens = self._tokens(part)
             nothing = np.zeros(len(part), np.int64)
             target = text_target(np.arange(len(part)), nothing, at="document", stream=self.context.streams[-1])
-            scores = self._scores(labelled.texts(tokens, self.context), self.task, target)
+            made = self._scores(labelled.texts(tokens, self.context), self.task, target)
             if self.task == "regress":
-                answers += scores[:, 0].tolist()
+                found += made[:, 0].tolist()
             else:
-                answers += [dict(zip(self._names(), row)) for row in scores.softmax(-1).tolist()]
-        return answers
+                found += [dict(zip(self._names(), row)) for row in made.softmax(-1).tolist()]
+        return found
+
+    def choose(self, questions: Sequence[Text], choices: Sequence[Sequence[str]], how: Likelihood | None = None) -> list[str]:
+        """The best choice for each question; see `choice_scores`."""
+        scored = self.choice_scores(questions, choices, how)
+        return [options[int(np.argmax(row))] for options, row in zip(choices, scored, strict=True)]
+
+    def choice_scores(
+        self, questions: Sequence[Text], choices: Sequence[Sequence[str]], how: Likelihood | None = None
+    ) -> list[list[float]]:
+        """The scores of each question's choices: log-odds of a model fine-tuned with `multiple_choice`; of one that writes texts how
+        probable the choice is after the question (`how`; a question is then one text, which may hold solved ones: `Prompt`).
+
+        Raises:
+            UserError: the model can do neither.
+        """
+        check(len(questions) == len(choices), f"{len(questions)} questions, but choices for {len(choices)}")
+        if "choice" in self.network.heads:
+            check(all(len(options) for options in choices), "a question has no choices", "give it two or more")
+            return answers.choices(self.network, MultipleChoice(), self._choice_tokens(questions, choices), self.context)
+        prompts = [" ".join(q) if isinstance(q, (tuple, list)) else q for q in questions]
+        return scores(self.network, self.objective, self.tokenizer, self.context, prompts, choices, how)
+
+    def _choice_tokens(self, questions: Sequence[Text], choices: Sequence[Sequence[str]]) -> Tokens:
+        tokens = self._tokens(questions)
+        before = [q[1] if isinstance(q, (tuple, list)) else "" for q in questions]
+        flat = [joined(b, text) for b, options in zip(before, choices, strict=True) for text in options]
+        encoded = self.tokenizer.encode(flat)
+        empty = [text for text, e in zip(flat, encoded, strict=True) if not len(e)]
+        check(not empty, f"the choice {empty and empty[0]!r} has no token", "write something visible in its place")
+        sizes, counts = np.array([len(e) for e in encoded]), np.array([len(options) for options in choices])
+        bounds = bounds_of(sizes)
+        first = bounds_of(counts)
+        begin = bounds[:-1] - np.repeat(bounds[first[:-1]], counts)
+        ids, words, sentences = (np.concatenate([getattr(e, what) for e in encoded]) for what in ("ids", "words", "sentences"))
+        marks = np.stack([begin, begin + sizes, 0 * sizes], 1)
+        part = Part(ids, bounds[first], words, sentences, marks, first, ("choices",))
+        return replace(tokens, parts={**tokens.parts, "choices": part})
+
+    def _answer(self, texts: Sequence[tuple[str, str]]) -> list[str]:
+        paired = all(isinstance(text, (tuple, list)) and len(text) == 2 for text in texts)
+        check(paired, "a question is asked about a context", "give pairs (question, context)")
+        fields = self.objective if self.objective.get("kind") == "question_answering" else {}
+        how = QuestionAnswering.model_validate({**fields, "kind": "question_answering"})
+        found = answers.spans(self.network, how, self._tokens(texts), self.context)
+        least = 0.0 if how.threshold == "tuned" else how.threshold
+        encoded = self.tokenizer.encode([context for _, context in texts])
+        return [
+            "" if how.no_answer and span.margin > least else span.text(context, e.offsets)
+            for span, (_, context), e in zip(found, texts, encoded, strict=True)
+        ]
 
     def _tag(self, text: Any) -> list[tuple[str, str]]:
         if isinstance(text, str):

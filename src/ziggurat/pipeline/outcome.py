@@ -9,8 +9,10 @@ import platform
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,29 +27,30 @@ from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import PER_BYTE, main_loss, metric_of
 from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
-from ziggurat.objectives.labelled import Labels, Regress, Tag
-from ziggurat.objectives.seq2seq import Seq2Seq
-from ziggurat.pipeline import vocabulary, worth
+from ziggurat.pipeline import interpolation, vocabulary, worth
+from ziggurat.pipeline.examples import inputs_and_answers, scored
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
 from ziggurat.pipeline.table import terminal_table
-from ziggurat.pipeline.vocabulary import tokenizers_differ
+from ziggurat.train.adaptation import shift
 from ziggurat.train.stage import Stage
-from ziggurat.types import Document
 
 if TYPE_CHECKING:
+    from ziggurat.pipeline.choose import Choice
     from ziggurat.pipeline.run import Done, Run
 
 log = logging.getLogger(__name__)
 
 
-def account(run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequence[str]) -> None:
+def account(
+    run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequence[str], control: worth.Control | None = None
+) -> None:
     """Write report.html and report.json into the run folder and print the table. `arguments` are those of `ziggurat run`."""
     ledger = None
     if arms:
         stage = next(iter(next(iter(arms.values())).values())).stage
         assert stage.objective is not None
-        ledger = _ledger(run, arms, stage, stage.objective)
+        ledger = _ledger(run, arms, stage, stage.objective, control)
     facts = _facts(run, arms, ledger, arguments)
     html, _ = write_report(run.folder, facts)
     from rich.console import Console
@@ -57,7 +60,13 @@ def account(run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequenc
     console.print(f"report: {html}")
 
 
-def _ledger(run: Run, arms: Mapping[str, Mapping[int, Done]], stage: Stage, objective: Objective) -> worth.Ledger:
+def _ledger(
+    run: Run,
+    arms: Mapping[str, Mapping[int, Done]],
+    stage: Stage,
+    objective: Objective,
+    control: worth.Control | None,
+) -> worth.Ledger:
     metric = metric_of(objective)
     trials: dict[str, dict[int, worth.Trial | float]] = {}
     gold, alike = None, True
@@ -65,12 +74,11 @@ def _ledger(run: Run, arms: Mapping[str, Mapping[int, Done]], stage: Stage, obje
         trials[name] = {}
         for seed, done in row.items():
             assert done.predictions is not None
-            same = gold is None or gold == done.predictions.gold
+            alike = alike and gold in (None, done.predictions.gold)
             gold = done.predictions.gold
-            alike = alike and same
             trials[name][seed] = worth.Trial(done.predictions.score(objective), done.predictions.predicted)
     after = {}
-    for title, done in run.done.items():
+    for title, done in (*run.done.items(), *((name.lstrip("+"), one) for name, one in run.controls.items())):
         if done.stage.stage != "finetune":
             loss = _losses(done, per_byte(run))
             o = done.outcome
@@ -80,12 +88,13 @@ def _ledger(run: Run, arms: Mapping[str, Mapping[int, Done]], stage: Stage, obje
         log.warning("the arms were asked for different words: their tokenizers cut the test texts in different places")
         trials = {name: {seed: t.score for seed, t in row.items()} for name, row in trials.items()}  # type: ignore[union-attr]
         gold = None
-    return worth.measure(trials, metric, gold=gold, baselines=_baselines(run, stage, objective, seeds), after=after)
+    scores = _baselines(run, stage, objective, seeds)
+    return worth.measure(trials, metric, gold=gold, baselines=scores, after=after, control=control)
 
 
 def per_byte(run: Run) -> bool:
     """Whether the run's stages read other tokens, so that only losses a byte can be compared."""
-    return tokenizers_differ(run.read, run.prepared)
+    return vocabulary.tokenizers_differ(run.read, run.prepared)
 
 
 def _loss(numbers: Mapping[str, float], per_byte: bool) -> float | None:
@@ -119,36 +128,19 @@ def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -
     log.info("baselines of %s on the same rows", name)
     test = list(sources.documents(source, "test"))
     by_id = {d.id: d for d in sources.documents(source, "train")}
-    kinds = ((Regress, "regress"), (Tag, "tag"), (Seq2Seq, "seq2seq"))
-    kind: Any = next((name for base, name in kinds if isinstance(objective, base)), "classify")
     metric = metric_of(objective)
     sums: dict[str, list[float]] = defaultdict(list)
     for seed in seeds if stage.examples else seeds[:1]:
         chosen: Any = draw(train, stage.examples, seed) if stage.examples else Subset(train, np.arange(len(train)))
         rows = [by_id[i] for i in chosen.ids(np.arange(len(chosen)))]
-        x, y = _examples(rows, objective)
-        x_test, y_test = _examples(test, objective)
-        for baseline, score in baselines.baselines(kind, x, y, x_test, y_test, metric).items():
-            sums[baseline].append(score)
+        x, y = inputs_and_answers(rows, objective)
+        x_test, y_test = inputs_and_answers(test, objective)
+        gold = scored(test, objective, y_test)
+        for baseline, guess in baselines.predict(objective.kind, x, y, x_test).items():  # type: ignore[arg-type]
+            sums[baseline].append(metric(gold, scored(test, objective, guess)))
     scores = {baseline: float(np.mean(values)) for baseline, values in sums.items()}
     write_json(path, {"settings": settings, "scores": scores})
     return scores
-
-
-def _examples(documents: list[Document], objective: Objective) -> tuple[list[Any], list[Any]]:
-    """Inputs and answers as `evaluate.baselines` takes them."""
-    if isinstance(objective, Tag):
-        names = dict(zip(map(str, objective.labels), objective.label_names()))
-        words = [[d.texts["text"][m.start : m.end] for m in d.marks] for d in documents]
-        return words, [[names[m.label] for m in d.marks] for d in documents]
-    if isinstance(objective, Seq2Seq):
-        return [d.texts["text"] for d in documents], [d.texts["pair"] for d in documents]
-    texts = [(d.texts["text"], d.texts["pair"]) if "pair" in d.texts else d.texts["text"] for d in documents]
-    labels = [d.fields["label"] for d in documents]
-    if isinstance(objective, Labels):
-        names = dict(zip(map(str, objective.labels), objective.label_names()))
-        return texts, [names[str(label)] for label in labels]
-    return texts, [float(label) for label in labels]
 
 
 def _facts(
@@ -177,12 +169,14 @@ def _facts(
         "stages": [_stage(title, done, per_byte(run)) for title, done in run.done.items()],
         "loss": "bits/byte" if per_byte(run) else "loss",
         "vocabularies": [
-            vocabulary.facts(title, done.folder, done.outcome.held_out, run.reads_before(done.stage), run.read[title])
+            vocabulary.facts(title, done.folder, done.outcome, run.read.get(str(done.stage.init), prepared), run.read[title])
             for title, done in run.done.items()
             if done.stage.vocabulary is not None
         ],
         "worth": ledger,
         "sources": [_source(run, name) for name, split in prepared.shards if split == "train"],
+        "doctor": run.before,
+        "choices": [_choice(choice) for choice in run.choices.values()],
         "config": dump(recipe),
         "commands": [shlex.join(["ziggurat", "run", *arguments])],
     }
@@ -211,10 +205,14 @@ def _stage(title: str, done: Done, per_byte: bool) -> dict[str, Any]:
         for source, numbers in by_source.items():
             if (loss := _loss(numbers, per_byte)) is not None:
                 curves[source].append((line["step"], loss))
+    moved = shift(done.stage, o.before, o.held_out)
     return {
         "name": title,
         "stage": done.stage.stage,
         "data": ", ".join(done.stage.data),
+        "shift": asdict(moved) if moved is not None else None,
+        "stopped": o.stopped,
+        "interpolation": _line(done.folder),
         "steps": o.steps,
         "skipped": o.skipped,
         "tokens": o.tokens,
@@ -225,6 +223,20 @@ def _stage(title: str, done: Done, per_byte: bool) -> dict[str, Any]:
         "heldout": {source: {"loss": _loss(n, per_byte), **n} for source, n in o.held_out.items()},
         "heldout_curve": dict(curves),
     }
+
+
+def _line(folder: Path) -> dict[str, Any] | None:
+    """The losses between a stage's start and what it trained: {points: [{share, losses: {source: nats}}], chosen}."""
+    found = interpolation.read(folder)
+    if found is None:
+        return None
+    points = [{"share": p["share"], "losses": {s: n[main_loss(n)] for s, n in p["found"].items()}} for p in found["points"]]
+    return {"points": points, "chosen": found["chosen"]}
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    header, rows = choice.table()
+    return {"stage": choice.stage, "why": choice.why, "header": header, "rows": rows, "text": choice.text}
 
 
 def _source(run: Run, name: str) -> dict[str, Any]:

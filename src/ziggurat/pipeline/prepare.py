@@ -12,28 +12,37 @@ from typing import Any
 
 import numpy as np
 
-from ziggurat.atomic import write_json
+from ziggurat.atomic import write_json, write_text
+from ziggurat.config import spelled
 from ziggurat.context import GOLDEN
 from ziggurat.data import sources
+from ziggurat.data.census import Census
 from ziggurat.data.files import expanded
 from ziggurat.data.leaks import Leak, LeakIndex
+from ziggurat.data.nearest import nearest
 from ziggurat.data.reading import Reading
 from ziggurat.data.shards import Shards
 from ziggurat.data.sources import Source
+from ziggurat.data.subset import Subset
 from ziggurat.data.writing import write_shards
-from ziggurat.errors import UserError
+from ziggurat.errors import UserError, check
 from ziggurat.log import counted
 from ziggurat.systems import find
 from ziggurat.text.phrases import finder_of, identity_of, marked
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import train_tokenizer
+from ziggurat.text.vectors import Vectors, installed, similar_words
 from ziggurat.text.vocabulary import Added
 from ziggurat.train.recipe import Recipe
-from ziggurat.types import Document
+from ziggurat.train.stage import Stage
+from ziggurat.types import Document, Part
 
 log = logging.getLogger(__name__)
 
 Splits = dict[tuple[str, str], Shards]
+
+BLOCK = 1 << 19
+"""Tokens looked at together."""
 
 
 @dataclass(frozen=True)
@@ -44,41 +53,56 @@ class Prepared:
     shards: Splits
     facts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """What was read, left out as unreadable, and left out as a near duplicate of a test document; and how well the tokenizer fits."""
+    near: dict[tuple[str, str], Subset] = field(default_factory=dict)
+    """By (stage, source): the documents of the source that are nearest to the stage's texts."""
     added: tuple[Added, ...] = ()
     """New tokens of the stage that extended the vocabulary, if one did."""
     bought: dict[str, int] = field(default_factory=dict)
     """What they bought on the sample they were mined from."""
 
+    def read(self, stage: Stage) -> dict[str, Any]:
+        """The texts that a stage trains on, by source."""
+        return {name: self.near.get((stage.title, name)) or self.shards[name, "train"] for name in stage.reads}
 
-def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None) -> Prepared:
-    """Tokenizer and shards of all sources that the stages name, in `folder`; what is there and still true is kept.
+
+def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *, cleaned: bool = False) -> Prepared:
+    """Tokenizer, shards of all sources that the stages name, and tables of similar words that objectives want from them, in `folder`;
+    what is there and still true is kept.
 
     `tokenizer` comes with the weights to start from and is used unless the recipe brings its own. Every training text,
-    the task's own rows too, is freed of documents that hold a test document or a near duplicate of one.
+    the task's own rows too, is freed of documents that hold a test document or a near duplicate of one, unless it was `cleaned` before.
     """
-    tests = Tests(recipe)
+    tests = TestTexts(recipe, cleaned)
+    wanted = dict.fromkeys(v for stage in recipe.stages if stage.objective for v in stage.objective.vectors)
+    if wanted:
+        installed()  # said now, not after the corpus was tokenized
 
     def texts() -> Iterator[str]:
         for name in used(recipe):
             for document in tests.clean(recipe.sources[name], "train", Reading(), []):
-                yield from document.texts.values()
+                yield from (*document.texts.values(), *(text for texts in document.lists.values() for text in texts))
 
-    return cut(recipe, folder, _tokenizer(recipe, folder, tokenizer, texts, tests.mark), used(recipe), tests)
+    found = cut(recipe, folder, _tokenizer(recipe, folder, tokenizer, texts, tests.mark), used(recipe), tests)
+    for vectors in wanted:
+        _similar(vectors, folder, found)
+    return found
 
 
-def cut(recipe: Recipe, folder: Path, tokenizer: Tokenizer, train: Collection[str], tests: Tests | None = None) -> Prepared:
+def cut(recipe: Recipe, folder: Path, tokenizer: Tokenizer, train: Collection[str], tests: TestTexts | None = None) -> Prepared:
     """Shards in `folder`, as `tokenizer` cuts the texts: the training text of the sources in `train`, and of all sources what nothing is
     trained on."""
-    tests, found = tests or Tests(recipe), Prepared(tokenizer, {}, {})
+    tests, found = tests or TestTexts(recipe), Prepared(tokenizer, {}, {})
     fresh: list[tuple[str, str]] = []
-    for name in used(recipe):
-        for split in sources.splits(recipe.sources[name]):
-            if split != "train" or name in train:
-                fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
+    for name, split in parts(recipe):
+        if split != "train" or name in train:
+            fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
     for (name, kind), test in found.shards.items():
         if kind == "test":
             for other in [o for o, of in found.shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
-                assert_apart(test, found.shards[other, "train"])
+                assert_apart(test, found.shards[other, "train"], unk=tokenizer.vocab.unk)
+    for stage in recipe.stages:
+        for name in stage.nearest if {*stage.data, *stage.nearest} <= set(train) else ():
+            found.near[stage.title, name] = _near(stage, name, folder, found)
     return found
 
 
@@ -88,21 +112,31 @@ def prepare_held_out(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Prep
 
 
 def used(recipe: Recipe) -> list[str]:
-    """The sources that stages name."""
-    return list(dict.fromkeys(name for stage in recipe.stages for name in stage.data))
+    """The sources that stages train on, or weigh their weights on."""
+    control = [recipe.worth.control] if recipe.worth is not None and recipe.worth.control is not None else []
+    return list(dict.fromkeys([n for stage in recipe.stages for n in (*stage.reads, *stage.weighed)] + control))
 
 
-def content(shards: Shards) -> str:
+def parts(recipe: Recipe) -> list[tuple[str, Any]]:
+    """(source, split) of all shards of a recipe: of the sources that are only measured on, what is held out."""
+    trained = used(recipe)
+    measured = dict.fromkeys(n for stage in recipe.stages for n in stage.measures if n not in trained)
+    found = [(name, split) for name in trained for split in sources.splits(recipe.sources[name])]
+    return found + [(n, split) for n in measured for split in sources.splits(recipe.sources[n]) if split != "train"]
+
+
+def content(shards: Shards | Subset) -> str:
     """What identifies the tokens, labels and order of documents in shards, wherever they came from."""
     state = [shards.meta["files"], shards.meta["mark_labels"]]
+    state += [shards.meta["chosen"]] if "chosen" in shards.meta else []
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Tests:
+class TestTexts:
     """The test documents of a recipe, which no other text may hold."""
 
-    def __init__(self, recipe: Recipe):
-        self.sources = [s for n in used(recipe) if "test" in sources.splits(s := recipe.sources[n])]
+    def __init__(self, recipe: Recipe, cleaned: bool = False):
+        self.sources = [s for n in used(recipe) if not cleaned and "test" in sources.splits(s := recipe.sources[n])]
         state = [sources.fingerprint(source, "test") for source in self.sources]
         self.mark = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16] if state else ""
         """Identifies them."""
@@ -155,7 +189,7 @@ def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Call
     return tokenizer
 
 
-def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: Tests, found: Prepared) -> bool:
+def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: TestTexts, found: Prepared) -> bool:
     """Put the shards of a split and the facts about them into `found`; whether they had to be made."""
     source, tokenizer = recipe.sources[name], found.tokenizer
     place = folder / "shards" / name / split
@@ -175,7 +209,8 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: Tests, f
     documents = tests.clean(source, split, reading, left_out)
     if phrases:
         documents = marked(documents, finder_of(phrases))
-    documents = counted(f"tokenizing {name}/{split}", documents)
+    census = Census()
+    documents = counted(f"tokenizing {name}/{split}", census.watch(documents))
     facts.unlink(missing_ok=True)  # they are about the old shards
     wanted = split != "valid" or "valid" in source.model_fields_set
     few = "%s: too few documents to hold some out; no loss is measured on it"
@@ -199,6 +234,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: Tests, f
         **shards.fertility,
         "leaks": len(left_out),
         "leak_examples": [asdict(leak) for leak in left_out[:5]],
+        **census.facts(),
     }
     write_json(facts, found.facts[name, split])
     _say(name, split, shards, len(left_out))
@@ -213,12 +249,73 @@ def _say(name: str, split: str, shards: Shards, leaks: int) -> None:
     log.info("%s/%s: %s documents, %s tokens%s", name, split, f"{len(shards):,}", f"{shards.tokens:,}", said)
 
 
-def assert_apart(test: Shards, train: Shards, *, gram: int = 8) -> int:
+def _near(stage: Stage, name: str, run: Path, found: Prepared) -> Subset:
+    """The documents of a source that are nearest to a stage's texts, looked up unless they are known."""
+    texts, corpus = [found.shards[one, "train"] for one in stage.data], found.shards[name, "train"]
+    state = [[content(one) for one in (*texts, corpus)], stage.nearest[name], found.tokenizer.fingerprint]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    path = run / "shards" / name / f"nearest-{key}.json"
+    if not path.exists():
+        log.info("%s: looking for the documents of %s nearest to %s", stage.title, name, ", ".join(stage.data))
+        write_json(path, nearest(texts, corpus, stage.nearest[name], found.tokenizer.vocab.size).tolist())
+    chosen = np.array(json.loads(path.read_text("utf-8")), np.int64)
+    check(
+        len(chosen),
+        f"{stage.title}: no document of {name} has a word in common with {', '.join(stage.data)}",
+        "leave `nearest` out",
+    )
+    subset = Subset(corpus, chosen, key)
+    log.info(
+        "%s: %s of %s documents of %s are near, %s tokens",
+        stage.title,
+        f"{len(chosen):,}",
+        f"{len(corpus):,}",
+        name,
+        f"{subset.tokens:,}",
+    )
+    return subset
+
+
+def _similar(spec: Vectors, run: Path, found: Prepared) -> None:
+    """Make a table of similar words from all training text, unless it is there."""
+    place = spec.place(run)
+    made = place.with_suffix(".json")
+    text = [[name, content(shards)] for (name, split), shards in found.shards.items() if split == "train"]
+    identity = {"spec": spelled(spec), "tokenizer": found.tokenizer.fingerprint, "text": text}
+    before = json.loads(made.read_text("utf-8")) if made.exists() and place.exists() else {}
+    if before == identity:
+        return
+    if before and {**before, "text": text} == identity and any(run.glob("*/step-*")):
+        log.info("similar words stay as they are: stages were trained with them before the recipe's sources changed")
+        return
+    log.info("looking for similar words by vectors of %d numbers, trained on the corpus", spec.width)
+    train = [shards for (_, split), shards in found.shards.items() if split == "train"]
+    share = spec.tokens / max(1, sum(shards.tokens for shards in train))
+
+    def blocks() -> Iterator[Part]:
+        for shards in train:
+            chosen = np.flatnonzero(shards.keys <= min(share, 1) * 2.0**64)
+            lengths = sum(shards.lengths(part, chosen) for part in shards.parts)
+            for some in np.split(chosen, np.flatnonzero(np.diff(np.cumsum(lengths) // BLOCK)) + 1):
+                yield from shards.read(some).parts.values()
+
+    words = similar_words(blocks, found.tokenizer.decode, spec)
+    made.unlink(missing_ok=True)
+    place.parent.mkdir(exist_ok=True)
+    write_text(place, "".join("\t".join([word, *similar]) + "\n" for word, similar in words.items()))
+    write_json(made, identity)
+    log.info("%s words with their similar words in %s", f"{len(words):,}", place)
+
+
+def assert_apart(test: Shards, train: Shards, *, gram: int = 8, unk: int | None = None) -> int:
     """Check on the finished shards, by token ids and not by the rule that cleaned them, that no training document holds
-    the whole of a test text. Returns the test texts looked for; texts of up to `gram` tokens are too short to tell."""
+    the whole of a test text. Returns the test texts looked for; texts of up to `gram` words or tokens are too short to tell, and one
+    with an unknown token (id `unk`) does not say what it was."""
     begin: dict[int, list[int]] = {}
-    ids, bounds = np.asarray(test.read(np.arange(len(test))).parts["text"].ids), np.append(0, np.cumsum(test.lengths()))
-    looked = np.flatnonzero(np.diff(bounds) > gram)
+    part = test.read(np.arange(len(test))).parts["text"]
+    ids, bounds = np.asarray(part.ids), np.append(0, np.cumsum(test.lengths()))
+    words, unknown = (np.append(0, np.cumsum(flags))[bounds] for flags in (part.words, ids == (-1 if unk is None else unk)))
+    looked = np.flatnonzero((np.diff(bounds) > gram) & (np.diff(words) > gram) & (np.diff(unknown) == 0))
     for d in looked.tolist():
         # the first token may differ where a text stands inside another (byte-level spaces)
         begin.setdefault(int(_rolled(ids[bounds[d] + 1 : bounds[d] + 1 + gram], gram)[0]), []).append(d)

@@ -13,12 +13,16 @@
                           curve: [(step, loss)] in training, heldout_curve: {source: [(step, loss)]},
                           heldout: {source: {"loss": nats, and, as there are, perplexity, accuracy, bits_per_byte}}}
                         `stage` is pretrain, dapt, tapt or finetune; losses are means in nats a predicted token
+    (in stages)         shift: {gain, forgetting: {source: nats}, limit}, stopped: whether it ended early;
+                        interpolation: {points: [{share, losses: {source: nats}}], chosen}
     worth               a `worth.Ledger`, or None
     baselines           {name: test score}; the ledger's own by default
     loss                what the losses are: "loss" (nats a predicted token), or "bits/byte" where stages read other tokens
     vocabularies        what stages' new tokens bought, as `vocabulary.facts` writes it
     sources             {source, documents, tokens, heldout, test, leaks, tokens_per_word, unknown_share}: documents in training, their tokens,
                         documents held out, test documents, and documents removed because they hold a test document
+    choices             {stage, why, header, rows, text}: starts that were chosen among several, as `choose.Choice` has them
+    doctor              what `doctor.json` holds: findings, and the estimated time of each stage
     config              the recipe as it was resolved, YAML text
     commands            list of command lines that make the run again
     notes               list of sentences to be read first
@@ -34,8 +38,9 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_text
+from ziggurat.pipeline import before, forgetting, new_tokens
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
-from ziggurat.pipeline.table import VERDICTS, account, baselines, between, bought, duration, label, scored
+from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
 from ziggurat.pipeline.worth import Ledger, jsonable, shown
 
 
@@ -62,7 +67,17 @@ def html(facts: Mapping[str, Any]) -> str:
     parts += [f'<p class="note">{escape(note)}</p>' for note in [*facts.get("notes", ()), *(ledger.notes if ledger else ())]]
     if ledger:
         parts += [_figures(ledger), _verdicts(ledger), _scores(facts, ledger)]
-    parts += [_account(facts), _vocabularies(facts), _heldout(facts), _curves(facts, colors), _sources(facts), _setting(facts)]
+    parts += [
+        _account(facts),
+        before.choices(facts, _table),
+        forgetting.section(facts, colors, _table),
+        new_tokens.section(facts, _table),
+        _heldout(facts),
+        _curves(facts, colors),
+        _sources(facts),
+        before.findings(facts, _table),
+        _setting(facts),
+    ]
     css = files("ziggurat.pipeline").joinpath("report.css").read_text(encoding="utf-8")
     title = escape(str(facts["name"]))
     return (
@@ -109,7 +124,7 @@ def _figures(ledger: Ledger) -> str:
 
 
 def _verdicts(ledger: Ledger) -> str:
-    gains = [*ledger.gains, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else [])]
+    gains = [*ledger.gains, *ledger.controls, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else [])]
     if not gains:
         return ""
     items = "".join(f'<li><span class="chip {g.verdict}">{g.verdict}</span><span>{escape(g.sentence)}</span></li>' for g in gains)
@@ -158,7 +173,7 @@ def _scores(facts: Mapping[str, Any], ledger: Ledger) -> str:
     out.append(dot_chart(rows, label=unit, lines=lines, form=form))
     if ledger.gains:
         rows = []
-        for g in ledger.gains:
+        for g in (*ledger.gains, *ledger.controls):
             wide = max((i for i in (g.over_seeds, g.over_examples) if i), key=lambda i: i[1] - i[0], default=None)
             low, high = (scale * wide[0], scale * wide[1]) if wide else (None, None)
             color = {"paid": "var(--good)", "cost": "var(--bad)"}.get(g.verdict, "var(--soft)")
@@ -245,9 +260,8 @@ def _curves(facts: Mapping[str, Any], colors: Mapping[str, str]) -> str:
         return ""
     out = []
     for s, lines in panels:
-        chart = line_chart(
-            lines, x_label="step", y_label="loss" if facts.get("loss", "loss") == "loss" else "nats; held out: bits/byte"
-        )
+        unit = "loss" if facts.get("loss", "loss") == "loss" else "nats; held out: bits/byte"
+        chart = line_chart(lines, x_label="step", y_label=unit)
         about = [f"{s['steps']:,} steps"] if s.get("steps") else []
         about += [f"{count(s['tokens'])} tokens"] if s.get("tokens") else []
         about += [duration(s["seconds"])] if s.get("seconds") else []
@@ -283,32 +297,6 @@ def _number(key: str, value: float | None) -> str:
     if value is None:
         return ""
     return f"{100 * value:.2g}%" if key == "unknown_share" else f"{value:.2f}" if key == "tokens_per_word" else f"{value:,}"
-
-
-def _vocabularies(facts: Mapping[str, Any]) -> str:
-    """What new tokens bought: shorter texts, and the loss for each byte of them."""
-    header, rows = bought(facts)
-    if not rows:
-        return ""
-    lines = []
-    for one in facts["vocabularies"]:
-        for source, row in one["sources"].items():
-            dots = {when: v for when, v in row["bits_per_byte"].items() if v is not None}
-            if dots:
-                last = row["bits_per_byte"].get("after")
-                lines.append(Row(f"{one['stage']}: {source}", dots, center=last, text="" if last is None else f"{last:.3f}"))
-    said = (
-        "A loss for each token would fall or rise with the length of the tokens alone; bits for each byte of held-out text do not. Dots: the "
-        "start; with the new rows, before a step; bar: after the stage."
-    )
-    chart = dot_chart(lines, label="bits/byte", form="{:.3f}".format) if lines else ""
-    names = "".join(
-        f'<p class="quiet">{escape(one["stage"])}, pieces and times on the sample: '
-        + escape(", ".join(f"{text} ({pieces}, {times:,})" for text, pieces, times in one["examples"]))
-        + "</p>"
-        for one in facts["vocabularies"]
-    )
-    return f'<h2>New tokens</h2><p class="quiet">{said}</p>{_table(header, [(row, "") for row in rows])}{chart}{names}'
 
 
 def _setting(facts: Mapping[str, Any]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,22 +27,28 @@ from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
-from ziggurat.pipeline.opened import Opened, called, open_checkpoint
+from ziggurat.pipeline import interpolation
+from ziggurat.pipeline.choose import Choice, choose, choose_folders, starting
+from ziggurat.pipeline.opened import Opened, called, fits, open_checkpoint, reads_alike
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
+from ziggurat.pipeline.provenance import complete
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
+from ziggurat.pipeline.suite_files import suites_of
 from ziggurat.pipeline.vocabulary import before, prepare_stages
 from ziggurat.systems import find
-from ziggurat.systems.base import DIALS, NoHubClass
+from ziggurat.systems.adapter import write_adapter
+from ziggurat.systems.base import NoHubClass
 from ziggurat.systems.hub import export_checkpoint
-from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import job as jobs
 from ziggurat.train import settings
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.loop import precision_of
+from ziggurat.train.lora import A, B
 from ziggurat.train.recipe import Recipe
-from ziggurat.train.stage import Stage
+from ziggurat.train.retention import ADDED
+from ziggurat.train.stage import BestOf, Stage, candidates
 from ziggurat.train.start import Start
 
 log = logging.getLogger(__name__)
@@ -63,8 +70,8 @@ class Done:
 
     @property
     def checkpoint(self) -> Path:
-        """The last one."""
-        return checkpoints.at(self.folder, self.outcome.steps)
+        """What it hands on."""
+        return jobs.result(self.folder, self.outcome.steps)
 
 
 @dataclass
@@ -79,6 +86,12 @@ class Run:
     imported: dict[str, Opened]
     """Checkpoints that stages start from, by what `init` says."""
     done: dict[str, Done]
+    controls: dict[str, Done] = field(default_factory=dict)
+    """Stages beside the pipeline, by what the ledger calls the fine-tunings from them."""
+    choices: dict[str, Choice] = field(default_factory=dict)
+    """Starts that were chosen, by the stage's title."""
+    before: Mapping[str, Any] = field(default_factory=dict)
+    """What the doctor found."""
     read: dict[str, Prepared] = field(default_factory=dict)
     """What each stage reads, by its title; another tokenizer's shards once a stage has extended the vocabulary."""
 
@@ -86,12 +99,8 @@ class Run:
         """What `stage` reads when it starts from `init`."""
         return self.read[stage.title] if stage.vocabulary is not None else self.read.get(init, self.prepared)
 
-    def reads_before(self, stage: Stage) -> Prepared:
-        """What the stage that `stage` starts from has read."""
-        return self.read.get(stage.init, self.prepared)
-
     def scorer(self, prepared: Prepared) -> Scorer:
-        return Scorer(self.recipe, prepared.shards, prepared.tokenizer)
+        return Scorer(self.recipe, prepared.shards, prepared.tokenizer, self.folder)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -104,77 +113,75 @@ def prepare(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     recipe = load_recipe(path, overrides)
     folder = RUNS / recipe.name
     with session(folder) as signals:
-        _begin(recipe, folder, signals)
+        begin(recipe, folder, signals)
     return folder
 
 
 def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe, or go on with it; returns the run folder. Raises `UserError`, and `Stopped` after a signal."""
+    from ziggurat.pipeline import doctor
+    from ziggurat.pipeline.control import control
     from ziggurat.pipeline.outcome import account
 
     recipe = load_recipe(path, overrides)
+    suites = suites_of(recipe)
     folder = RUNS / recipe.name
     with session(folder) as signals:
-        run = _begin(recipe, folder, signals)
+        run = begin(recipe, folder, signals)
+        run.before = doctor.glance(run)
+        doctor.say(run.before)
         for stage in recipe.stages:
+            stage, init = started(run, stage)
             seed = recipe.worth.seeds[0] if recipe.worth and stage.stage == "finetune" else recipe.seed
-            run.done[stage.title] = _one(run, stage, folder / stage.title, seed, stage.init)
+            run.done[stage.title] = _one(run, stage, folder / stage.title, seed, init)
         arms = _arms(run)
-        account(run, arms, [str(path), *overrides])
+        beside = control(run, arms)
+        account(run, arms, [str(path), *overrides], beside)
+    if suites:
+        from ziggurat.pipeline.suites import evaluate_run
+
+        evaluate_run(run, suites)
     return folder
 
 
-def _begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
+def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
+    """What the steps of a run share; tokenizer and shards are made if they are not there."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "tokenizers"))
     log.info("ziggurat %s, python %s, %s; recipe %s in %s", __version__, platform.python_version(), versions, recipe.name, folder)
     if recipe.tensorboard and find_spec("tensorboard") is None:
         raise UserError("the recipe asks for TensorBoard, which is not installed", "pip install 'ziggurat[tensorboard]'")
-    titles = {s.title for s in recipe.stages}
-    inits = dict.fromkeys(s.init for s in recipe.stages if s.init not in titles | {"scratch"})
+    choices, whole = choose_folders(recipe, folder), recipe
+    recipe = starting(recipe, choices)
+    own = {s.title for s in recipe.stages} | {"scratch"}
+    inits = dict.fromkeys(name for s in recipe.stages for name in candidates(s.init) if name not in own)
     imported = {init: open_checkpoint(init) for init in inits}
     for init, opened in imported.items():
-        _fits(recipe, init, opened)
+        fits(recipe, init, opened)
     tokenizer = next((o.tokenizer for o in imported.values() if o.tokenizer), None)
     prepared = prepare_data(recipe, folder, tokenizer)
     for init, opened in imported.items():
-        _reads_alike(init, opened, prepared.tokenizer)
+        reads_alike(init, opened, prepared.tokenizer)
     for stage in recipe.stages:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
             _answerable(stage, prepared)
-    write_text(folder / "recipe.yaml", dump(recipe))
-    return Run(recipe, folder, prepared, signals, imported, {}, prepare_stages(recipe, folder, prepared))
+    write_text(folder / "recipe.yaml", dump(whole))
+    read = prepare_stages(recipe, folder, prepared)
+    return Run(recipe, folder, prepared, signals, imported, {}, choices=choices, read=read)
 
 
-def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
-    """Raise `UserError` unless a checkpoint is of the recipe's system, and of its size where it gives one."""
-    name = recipe.system.partition("/")[0]
-    theirs, ours = find(opened.system), find(name)
-    kin = theirs is not None and ours is not None and theirs.model_type == ours.model_type
-    check(
-        opened.system in ("", name) or kin,
-        f"init: {init} is a {opened.system} model, and the recipe's system is {recipe.system}",
-        f"write `system: {opened.system}`",
-    )
-    wanted, found = recipe.body(), opened.network.model
-    if wanted is None:
-        return
-    dials = [k for k in DIALS if getattr(wanted, k, None) is not None]
-    pairs = {k: (getattr(found, k, None), getattr(wanted, k)) for k in dials}
-    other = [f"{k} {theirs}, not {ours}" for k, (theirs, ours) in pairs.items() if theirs != ours]
-    check(
-        not other,
-        f"init: the checkpoint {init} is of another shape than the recipe's {recipe.system}: {', '.join(other)}",
-        f"write `system: {name}` without a size (and no `model`): the shape is then the checkpoint's",
-    )
+def started(run: Run, stage: Stage) -> tuple[Stage, str]:
+    """A stage with its start, chosen now where it is the best of several. The run's recipe then says so, too."""
+    if isinstance(stage.init, BestOf) and stage.title not in run.choices:
 
+        def candidate(name: str) -> Opened:
+            return run.imported[name] if name in run.imported else open_checkpoint(run.done[name].checkpoint)
 
-def _reads_alike(init: str, opened: Opened, tokenizer: Tokenizer) -> None:
-    """Raise `UserError` unless a checkpoint was trained on the ids that this tokenizer gives."""
-    check(
-        opened.tokenizer is None or opened.tokenizer.fingerprint == tokenizer.fingerprint,
-        f"init: the checkpoint {init} was trained with another tokenizer than this run's",
-        "leave `tokenizer` out of the recipe: the checkpoint brings its own",
-    )
+        opened = {name: partial(candidate, name) for name in stage.init.best_of}
+        run.choices[stage.title] = choose(run.recipe, stage, run.folder, opened)
+        run.recipe = starting(run.recipe, run.choices)
+    found = next(s for s in run.recipe.stages if s.title == stage.title)
+    assert isinstance(found.init, str)
+    return found, found.init
 
 
 def _answerable(stage: Stage, prepared: Prepared) -> None:
@@ -190,7 +197,9 @@ def start_of(run: Run, init: str) -> Start:
     """What `init` names, whole: `scratch`, an earlier stage, or an imported folder."""
     if init in run.imported:
         opened = run.imported[init]
-        return Start(opened.network.model, opened.network.heads, opened.lineage, lambda: opened.tensors)
+        *before, newest = opened.lineage or ({"stage": "import"},)
+        lineage = (*before, {**newest, "weights": opened.fingerprint} if newest.get("stage") == "import" else newest)
+        return Start(opened.network.model, opened.network.heads, lineage, lambda: opened.tensors)
     if init in run.done:
         last = run.done[init].checkpoint
         card = checkpoints.card(last)
@@ -209,11 +218,12 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "") -> Done:
-    """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
+def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", start: Start | None = None) -> Job:
+    """A stage with everything it needs; `start` is what `init` names, unless it is given."""
     prepared = run.reads(stage, init)
-    shards: dict[str, Any] = {name: prepared.shards[name, "train"] for name in stage.data}
-    data = {name: content(one) for name, one in shards.items()}
+    shards: dict[str, Any] = prepared.read(stage)
+    general = {name: prepared.shards[name, "train"] for name in stage.weighed}
+    data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
 
@@ -221,35 +231,81 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
         return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
 
     assert stage.objective is not None
-    start = start_of(run, init).for_objective(stage.objective)
+    start = (start or start_of(run, init)).for_objective(stage.objective)
     if stage.vocabulary is not None:
-        old, parts = run.reads_before(stage), start
         start = start.grown({a.id: a.pieces for a in prepared.added}, prepared.tokenizer.vocab.size)
-        identity = settings.digest([spelled(stage), _parent(run, init), prepared.tokenizer.fingerprint])
-        before(folder, stage, (parts, start), (run.scorer(old), run.scorer(prepared)), identity)
-    job = Job(
+    return Job(
         stage.model_copy(update={"init": init}),
         start,
         shards,
         prepared.tokenizer,
         run.recipe.system.partition("/")[0],
         seed,
+        tables=stage.objective.tables(prepared.tokenizer, run.folder),
         facts={"parent": _parent(run, init), "data": data},
         held_out=lambda network, objective, dtype: run.scorer(prepared).losses(network, objective, stage, dtype),
         held=run.signals.held,
+        general=general,
         title=title,
         sinks=sinks,
     )
+
+
+def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True) -> Done:
+    """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
+    job = job_of(run, stage, folder, seed, init, title)
+    if stage.interpolate is not None:
+        interpolation.begun(stage, job)  # now, not after hours of training
+    prepared = run.reads(stage, init)
+    if stage.vocabulary is not None:
+        assert stage.objective is not None
+        start = start_of(run, init).for_objective(stage.objective)
+        identity = settings.digest([spelled(stage), _parent(run, init), prepared.tokenizer.fingerprint])
+        before(folder, stage, start, run.scorer(run.read.get(init, run.prepared)), identity)
     outcome = jobs.run_stage(folder, job)
+    if stage.interpolate is not None and not jobs.done(folder):
+        outcome = interpolation.interpolated(stage, job, run.scorer(prepared), folder, outcome)
     predictions = _predictions(run, prepared, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
-        try:
-            for note in export_checkpoint(folder, folder / "hf").notes:
-                log.debug("%s: %s", folder, note)
-        except NoHubClass as error:
-            log.info("%s: there is no folder hf: %s", stage.title, error.message)
+        if export:
+            choice = run.choices.get(stage.title)
+            complete(
+                run.recipe,
+                stage,
+                jobs.result(folder, outcome.steps),
+                outcome,
+                predictions,
+                choice if choice and choice.chosen == init else None,
+            )
+            _export(stage, folder)
+            if stage.lora is not None:
+                _adapter(run, stage, folder, job, outcome)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)
+
+
+def _export(stage: Stage, folder: Path) -> None:
+    try:
+        for note in export_checkpoint(folder, folder / "hf").notes:
+            log.debug("%s: %s", folder, note)
+    except NoHubClass as error:
+        log.info("%s: there is no folder hf: %s", stage.title, error.message)
+
+
+def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -> None:
+    """Write what LoRA added into the stage's folder `adapter`, in the layout of peft, where the Hub has a place for it."""
+    assert stage.lora is not None
+    saved, (init,) = checkpoints.load(jobs.trained(folder, outcome.steps)), candidates(job.stage.init)
+    added = {n.removeprefix(ADDED): t for n, t in saved.optimizer.items() if n.startswith(ADDED)}
+    pairs = {n.rpartition(".")[0]: (t, added[f"{n.rpartition('.')[0]}.{B}"]) for n, t in added.items() if n.endswith(A)}
+    fresh = [name for name, head in saved.card.network.heads.items() if job.start.heads.get(name) != head]
+    heads = {n: t for n, t in saved.tensors.items() if n.startswith("heads.") and n.split(".")[1] in fresh}
+    base = str(run.done[init].folder / "hf") if init in run.done else init
+    rank, alpha = stage.lora.rank, stage.lora.alpha
+    try:
+        write_adapter(folder / "adapter", saved.card.network, job.system, pairs, rank=rank, alpha=alpha, base=base, heads=heads)
+    except UserError as error:
+        log.info("%s: there is no folder adapter: %s", stage.title, error.message)
 
 
 def _parent(run: Run, init: str) -> str:
@@ -280,7 +336,7 @@ def _predictions(run: Run, prepared: Prepared, stage: Stage, folder: Path, outco
         kept = json.loads(path.read_text("utf-8"))
         if kept.pop("documents", "") == rows:
             return Predictions(**kept)
-    network = open_checkpoint(checkpoints.at(folder, outcome.steps)).build()
+    network = open_checkpoint(jobs.result(folder, outcome.steps)).build()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = run.scorer(prepared).answers(network.to(device), objective, stage, precision_of(stage.precision, device))
     write_json(path, {"documents": rows, **asdict(found)})
@@ -310,11 +366,12 @@ def _arms(run: Run) -> dict[str, dict[int, Done]]:
 
 
 def _prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
-    """(name, init) of every prefix of the chain of stages that leads to the fine-tuning, shortest first."""
+    """(name, init) of every prefix of the chain of stages that leads to the fine-tuning, shortest first; before a start is chosen, the
+    last candidate stands for it."""
     by_title = {s.title: s for s in recipe.stages}
-    chain, init = [], last.init
+    chain, init = [], candidates(last.init)[-1]
     while init in by_title:
         chain.append((f"+{init}", init))
-        init = by_title[init].init
+        init = candidates(by_title[init].init)[-1]
     first = init if init == "scratch" else called(init)
     return [(f"imported {first}" if first in by_title else first, init), *chain[::-1]]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,15 +15,24 @@ from ziggurat.data.loader import once
 from ziggurat.data.shards import Shards
 from ziggurat.data.sources import documents
 from ziggurat.data.subset import Subset
+from ziggurat.errors import check
+from ziggurat.evaluate.answer_scores import answer_metric, best_threshold
+from ziggurat.evaluate.answers import choices, spans
 from ziggurat.evaluate.heldout import Predictions, bits_per_byte, first, held_out, predict
+from ziggurat.evaluate.scores import GROUPED
 from ziggurat.evaluate.written import write
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective, context_of
+from ziggurat.objectives.labelled import column_of
+from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
 from ziggurat.types import Batch
+
+log = logging.getLogger(__name__)
 
 TOKENS = 2048
 """Tokens of one batch, or one row if that is longer."""
@@ -44,54 +56,133 @@ class Scorer:
     shards: dict[tuple[str, str], Shards]
     """By (source, split)."""
     tokenizer: Tokenizer
+    run: Path
+    """The run folder, where tables of objectives may be."""
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Those that were read so far, by the objective in full."""
 
     @property
-    def objective(self) -> Objective | None:
-        """What held-out losses are measured with: the same after every stage, so that they can be compared."""
-        return next((s.objective for s in self.recipe.stages if s.stage != "finetune"), None)
+    def measure(self) -> tuple[Objective | None, int]:
+        """The objective and the memory that held-out losses are measured with: the same after every stage, so that they can be compared."""
+        return next(((s.objective, s.memory) for s in self.recipe.stages if s.stage != "finetune"), (None, 0))
 
     def losses(self, network: NetworkModel, own: Objective, stage: Stage, dtype: torch.dtype) -> dict[str, dict[str, float]]:
         """Source -> its numbers. After a text stage: language-model losses on the valid split of every source, on the test
         texts where there is none. After a fine-tuning: the task's own loss on its valid split, if it has one."""
         supervised = stage.stage == "finetune"
-        objective = own if supervised else self.objective or own
+        general, memory = self.measure
+        objective = general or own
         model = network.spec.model
-        if objective.misfits(model) or any(name not in network.heads for name in objective.heads(model)):
-            objective = own
+        if supervised or objective.misfits(model) or any(name not in network.heads for name in objective.heads(model)):
+            objective, memory = own, stage.memory
+        memory = 0 if objective.forgets(model, memory) else memory
         found = {}
-        for name in stage.data if supervised else dict.fromkeys(n for s in self.recipe.stages for n in s.data):
+        texts = dict.fromkeys(n for s in self.recipe.stages for n in (*s.reads, *s.measures))
+        for name in stage.data if supervised else texts:
             split = "valid" if (name, "valid") in self.shards or supervised else "test"
             if (name, split) in self.shards:
-                found[name] = self._loss(
-                    leading(self.shards[name, split], stage.evaluate.tokens), network, objective, stage, dtype
-                )
+                some = leading(self.shards[name, split], stage.evaluate.tokens)
+                batches = first(self._batches(some, objective, stage.length, network, memory), LONG * stage.evaluate.tokens)
+                numbers = held_out(network, objective, batches, dtype, memory)
+                found[name] = numbers | bits_per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
         return found
-
-    def _loss(
-        self, shards: Subset, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype
-    ) -> dict[str, float]:
-        batches = self._batches(shards, objective, stage.length, network)
-        numbers = held_out(network, objective, first(batches, LONG * stage.evaluate.tokens), dtype)
-        return numbers | bits_per_byte(network, objective, numbers, shards.tokens, float(shards.bytes.sum()))
 
     def answers(self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype) -> Predictions:
         """The network's answers on the task's test rows."""
         (name,) = stage.data
         if isinstance(objective, Seq2Seq):
             return self._written(network, objective, name, stage.length, dtype)
-        return predict(network, objective, self._batches(self.shards[name, "test"], objective, stage.length, network), dtype)
+        if isinstance(objective, QuestionAnswering):
+            return self._answered(network, objective, name, stage.length, dtype)
+        if isinstance(objective, MultipleChoice):
+            return self._chosen(network, objective, name, stage.length, dtype)
+        groups, shards = None, self.shards[name, "test"]
+        order = shards.keys.tolist()
+        if getattr(objective, "metric", "") in GROUPED:
+            groups = dict(zip(order, column_of(shards.read(np.arange(len(shards))), "group"), strict=True))
+        return predict(network, objective, self._batches(shards, objective, stage.length, network), dtype, groups, order)
+
+    def _answered(
+        self, network: NetworkModel, objective: QuestionAnswering, name: str, length: int, dtype: torch.dtype
+    ) -> Predictions:
+        """Answers to the test questions, as they stand in the source's contexts."""
+        threshold = objective.threshold
+        if objective.no_answer and threshold == "tuned":
+            check(
+                (name, "valid") in self.shards,
+                f"`threshold: tuned` needs rows to tune it on, and source {name!r} has no `valid` ones",
+                "give the source `valid: file` or `valid: 0.1`, or the objective a number",
+            )
+            gold, said, margins = self._spans(network, objective, name, "valid", length, dtype)
+            threshold, best = best_threshold(gold, said, margins, answer_metric(objective.metric))
+            log.info(
+                "%s: the threshold of no answer is %.3f; with it %s on the valid rows is %.4f",
+                name,
+                threshold,
+                objective.metric,
+                best,
+            )
+        gold, said, margins = self._spans(network, objective, name, "test", length, dtype)
+        assert not isinstance(threshold, str)
+        silent = [objective.no_answer and margin > threshold for margin in margins]
+        given = ["" if none else text for none, text in zip(silent, said, strict=True)]
+        return Predictions(gold, given, {"span": said, "margin": margins} if objective.no_answer else {})
+
+    def _spans(
+        self,
+        network: NetworkModel,
+        objective: QuestionAnswering,
+        name: str,
+        split: Literal["valid", "test"],
+        length: int,
+        dtype: torch.dtype,
+    ) -> tuple[list[Any], list[str], list[float]]:
+        """Right answers, the best span's text, and the margin of no answer, for each row of a split."""
+        shards = self.shards[name, split]
+        context = {d.id: d.texts["pair"] for d in documents(self.recipe.sources[name], split)}
+        tokens = shards.read(np.arange(len(shards)))
+        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed)
+        texts = [context[i] for i in shards.ids(np.arange(len(shards)))]
+        encoded = self.tokenizer.encode(texts)
+        found = spans(network, objective, tokens, ctx, dtype)
+        said = [span.text(text, e.offsets) for span, text, e in zip(found, texts, encoded, strict=True)]
+        return list(column_of(tokens, "answers")), said, [span.margin for span in found]
+
+    def _chosen(
+        self, network: NetworkModel, objective: MultipleChoice, name: str, length: int, dtype: torch.dtype
+    ) -> Predictions:
+        """The choices taken: their numbers, or for a metric of texts what they say."""
+        shards = self.shards[name, "test"]
+        every = np.arange(len(shards))
+        tokens = shards.read(every)
+        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed)
+        scores = choices(network, objective, tokens, ctx, dtype)
+        right = objective.right(tokens, np.array([len(row) for row in scores]))
+        best = [int(np.argmax(row)) for row in scores]
+        if objective.metric != "accuracy":
+            texts = {d.id: d.lists["choices"] for d in documents(self.recipe.sources[name], "test")}
+            rows = [[text.strip() for text in texts[i]] for i in shards.ids(every)]
+            gold = [[row[n] for n in numbers] for row, numbers in zip(rows, right, strict=True)]
+            return Predictions(gold, [row[n] for row, n in zip(rows, best, strict=True)], {"scores": scores})
+        one = all(len(numbers) == 1 for numbers in right)
+        return Predictions([n for (n,) in right] if one else right, best, {"scores": scores})
 
     def _written(self, network: NetworkModel, objective: Seq2Seq, name: str, length: int, dtype: torch.dtype) -> Predictions:
         """The texts that it writes, beside those of the source as they were before any tokenizer."""
         shards = self.shards[name, "test"]
-        gold = {d.id: d.texts["pair"] for d in documents(self.recipe.sources[name], "test")}
+        gold = {d.id: d.fields.get("references", d.texts["pair"]) for d in documents(self.recipe.sources[name], "test")}
         every = np.arange(len(shards))
         ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed)
         predicted = write(network, objective, shards.read(every), self.tokenizer, ctx, dtype=dtype)
         return Predictions([gold[i] for i in shards.ids(every)], predicted)
 
-    def _batches(self, shards: Shards | Subset, objective: Objective, length: int, network: NetworkModel) -> Iterator[Batch]:
-        tables = objective.tables(self.tokenizer)
-        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed, tables)
+    def _batches(
+        self, shards: Shards | Subset, objective: Objective, length: int, network: NetworkModel, memory: int = 0
+    ) -> Iterator[Batch]:
+        key = objective.model_dump_json()
+        if key not in self.tables:
+            self.tables[key] = objective.tables(self.tokenizer, self.run)
+        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed, self.tables[key])
         row = objective.rows(ctx)
-        return once(shards, objective, ctx, row=row, tokens=max(TOKENS, sum(row.values())))
+        tokens = max(TOKENS, sum(row.values()))
+        return once(shards, objective, ctx, row=row, tokens=tokens, contiguous=int(memory > 0))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,14 +15,17 @@ from ziggurat.config import Spec, load_tree, spelled
 from ziggurat.errors import UserError, check
 from ziggurat.nn.spec import BoundaryHead, Model, Network, VocabHead
 from ziggurat.objectives import OBJECTIVES
-from ziggurat.objectives.base import context_of
+from ziggurat.objectives.base import Objective, context_of
+from ziggurat.pipeline.suite_files import built_in, load_suite
 from ziggurat.systems import SYSTEMS, find, split_name
 from ziggurat.train.recipe import Recipe, resolve
 from ziggurat.train.stage import STAGE_DEFAULTS, Stage
 from ziggurat.tree import Node, PathTo, nearest
 from ziggurat.types import DEAD, NEVER, Batch, Stream
 
-LISTS = ("systems", "objectives", "matrix", "recipes", "stages")
+LAST = 12
+"""Remembered tokens that are drawn."""
+LISTS = ("systems", "objectives", "matrix", "recipes", "stages", "suites")
 
 
 def show(what: str, overrides: Sequence[str] = ()) -> str:
@@ -32,6 +36,8 @@ def show(what: str, overrides: Sequence[str] = ()) -> str:
     """
     path = Path(what)
     if path.is_dir():
+        from ziggurat.pipeline.family import show_checkpoint
+
         return show_checkpoint(path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return show_recipe(path, overrides)
@@ -117,21 +123,6 @@ def _counts(body: Model, objective: Any) -> str:
     )
 
 
-def show_checkpoint(folder: Path) -> str:
-    """A checkpoint's step, lineage (oldest stage first) and network."""
-    from ziggurat.checkpoint.format import card, find
-
-    found = find(folder)
-    about = card(found)
-    state = json.loads((found / "state.json").read_text("utf-8"))
-    lines = [f"# {found}", f"system: {about.system or 'unknown'}", f"tokenizer: {about.fingerprint or 'none'}"]
-    lines += [f"{key}: {_flow(state[key])}" for key in ("step", "tokens", "seconds") if key in state]
-    lines.append("lineage:" if about.lineage else "lineage: []")
-    for stage in about.lineage:
-        lines.append("  - " + ", ".join(f"{key}: {_flow(value)}" for key, value in stage.items()))
-    return "\n".join([*lines, *(line for line, _ in _lines({"network": spelled(about.network)}, (), 0))])
-
-
 # --- one batch -----------------------------------------------------------------------------------------------
 
 
@@ -142,59 +133,78 @@ class Pieces(Protocol):
 
 
 def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
-    """The first batch of a stage (default: the first one), drawn. Tokenizer and shards are made if they are not there."""
+    """The first batch of a stage (default: the first one), drawn; where there is a memory the first of the second step, for there texts go on.
+    Tokenizer and shards are made if they are not there."""
     from ziggurat.data.loader import Loader
-    from ziggurat.data.order import shares as shares_of
-    from ziggurat.data.shards import Shards
-    from ziggurat.pipeline.run import load_recipe, prepare
-    from ziggurat.pipeline.vocabulary import place_of
-    from ziggurat.text.tokenizer import Tokenizer
+    from ziggurat.pipeline.run import RUNS, begin, load_recipe
+    from ziggurat.pipeline.session import session
+    from ziggurat.train.budget import mixture
 
     recipe = load_recipe(path, overrides)
     stages = {s.title: s for s in recipe.stages}
     check(not stage or stage in stages, f"the recipe has no stage '{stage}'; {nearest(stage, stages)}")
     chosen = stages[stage] if stage else recipe.stages[0]
     assert chosen.objective is not None  # resolved
-    folder = prepare(path, overrides)
-    place = place_of(recipe, folder, chosen)
-    tokenizer = Tokenizer.load(place / "tokenizer")
+    folder = RUNS / recipe.name
+    with session(folder) as signals:
+        run = begin(recipe, folder, signals)
+    prepared = run.read[chosen.title]
+    tokenizer, shards = prepared.tokenizer, prepared.read(chosen)
     page = find(recipe.system.partition("/")[0])
     assert page is not None  # the recipe was checked
     model = page.model
-    ctx = context_of(model, tokenizer, chosen.length, recipe.seed, chosen.objective.tables(tokenizer))
-    shards = {name: Shards.open(place / "shards" / name / "train") for name in chosen.data}
+    ctx = context_of(model, tokenizer, chosen.length, recipe.seed, chosen.objective.tables(tokenizer, folder))
     loader = Loader(
         shards,
-        shares_of(shards, {name: share.weight for name, share in chosen.data.items()}, chosen.temperature),
+        mixture(chosen, shards),
         chosen.objective,
         ctx,
         row=chosen.objective.rows(ctx),
         tokens=None if chosen.batch.documents else chosen.batch.tokens,
         documents=chosen.batch.documents,
         seed=recipe.seed,
+        contiguous=chosen.accumulate if chosen.memory else 0,
         ahead=False,
     )
     heads = chosen.objective.heads(model)
-    batch = next(iter(loader))
+    stream = iter(loader)
+    earlier = [next(stream) for _ in range(chosen.accumulate if chosen.memory else 0)]
+    left = {key: text for b in earlier for key, text in _left(b, chosen.objective, tokenizer).items()}
+    batch = next(stream)
     asked = {name: heads.get(chosen.objective.head_of(name)) for name in batch.targets}
     said = [name for name, head in asked.items() if isinstance(head, (VocabHead, BoundaryHead))]
-    return draw_batch(batch, tokenizer, said=said)
+    return draw_batch(batch, tokenizer, said=said, left=left)
+
+
+def _left(batch: Batch, objective: Objective, tokenizer: Pieces) -> dict[int, str]:
+    """For each example by its key, the last tokens that a memory holds of it."""
+    stream, held = batch.streams["text"], objective.remembered(batch)
+    rows = (np.arange(a, b)[held[a:b]][-LAST:] for a, b in pairwise(stream.bounds.tolist()))
+    return {key: " ".join(tokenizer.pieces(stream.content[r])) for key, r in zip(batch.keys.tolist(), rows, strict=True)}
 
 
 def draw_batch(
-    batch: Batch, tokenizer: Pieces, *, documents: int = 3, widest: int = 48, said: Collection[str] = ("mlm", "clm", "lm")
+    batch: Batch,
+    tokenizer: Pieces,
+    *,
+    documents: int = 3,
+    widest: int = 48,
+    said: Collection[str] = ("mlm", "clm", "lm"),
+    left: Mapping[int, str] = MappingProxyType({}),
 ) -> str:
     """A batch as text (numpy side): of the first documents every row with its token, position, segment, and what is to
     be predicted there; then who may look at whom, `#` yes and `.` no, a row a query, for documents up to `widest` rows. Below an
     encoder: which of its rows the decoder may look at.
 
-    `said` names the targets whose values are vocabulary ids.
+    `said` names the targets whose values are vocabulary ids; `left` is the end of what earlier examples leave to those that go on from them.
     """
     alive = np.flatnonzero(batch.keys != DEAD)
     sizes = ", ".join(f"{name} {len(s.content)} rows" for name, s in batch.streams.items())
     asked = ", ".join(f"{name} {len(t.index)}" for name, t in batch.targets.items()) or "nothing"
     parts = [f"{len(alive)} documents ({len(batch) - len(alive)} of padding); {sizes}; predictions: {asked}"]
     for d in alive[:documents]:
+        if batch.before is not None and int(batch.before[d]) in left:
+            parts += ["", f"document {d} remembers ... {left[int(batch.before[d])]}"]
         for name, stream in batch.streams.items():
             parts += _document(batch, name, stream, int(d), tokenizer, widest, said)
     return "\n".join(parts)
@@ -257,7 +267,7 @@ def draw_visibility(stream: Stream, d: int) -> list[str]:
 
 
 def listing(what: str) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, notes below) of the systems, objectives, recipes or stages there are, or of what trains with what."""
+    """(header, rows, notes below) of the systems, objectives, recipes, stages or suites there are, or of what trains with what."""
     if what == "matrix":
         from ziggurat.pipeline.matrix import matrix
 
@@ -287,6 +297,9 @@ def _rows(what: str) -> tuple[list[str], list[list[str]]]:
         return ["objective", "stages", "structures", "what it does"], rows
     if what == "recipes":
         return ["recipe", "what it does"], [[str(p), _comment(p)] for p in sorted(Path("recipes").glob("**/*.yaml"))]
+    if what == "suites":
+        every = {name: load_suite(name) for name in built_in()}
+        return ["suite", "tasks", "what it measures"], [[name, ", ".join(s.tasks), s.about] for name, s in every.items()]
     if what == "stages":
         meanings = dict(part.split(": ", 1) for part in (Stage.model_fields["stage"].description or "").rstrip(".").split("; "))
         return ["stage", "what it is", "its defaults"], [[s, meanings[s], _flow(d)] for s, d in STAGE_DEFAULTS.items()]

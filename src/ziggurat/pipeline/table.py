@@ -30,7 +30,7 @@ def account(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]], int]:
     for name, score in baselines(facts).items() if ledger else ():
         rows.append([name, ledger.show(score) if ledger else "", "", "", *blank])
     leading = len(rows)
-    gains = {g.after: g for g in ledger.gains} if ledger else {}
+    gains = {g.after: g for g in (*ledger.controls, *ledger.gains)} if ledger else {}
     prefixes: Sequence[Prefix | None] = ledger.prefixes if ledger else [None] * len(steps)
     for prefix, name in zip(prefixes, [p.name for p in ledger.prefixes] if ledger else steps):
         row = [name]
@@ -90,6 +90,21 @@ def between(gain: Gain, ledger: Ledger) -> str:
     return f"[{ledger.show(low)}, {ledger.show(high)}]"
 
 
+def shifts(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table that sets what each stage gained on its own text beside what it lost on general text."""
+    rows = []
+    for stage in facts.get("stages", ()):
+        moved = stage.get("shift")
+        if not moved:
+            continue
+        gain = ", ".join(f"{name} {fall:+.3f}" for name, fall in moved["gain"].items())
+        lost = ", ".join(f"{name} {rise:+.3f}" for name, rise in moved["forgetting"].items())
+        passed = any(rise > moved["limit"] for rise in moved["forgetting"].values())
+        verdict = "" if not lost else "stopped" if stage.get("stopped") else "beyond" if passed else "within"
+        rows.append([str(stage["name"]), gain, lost, f"{verdict} {moved['limit']:g}" if verdict else ""])
+    return ["stage", "gain on its own text", "forgotten of general text", "limit"], rows
+
+
 def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> RenderableType:
     """The same table and sentences for the end of a run, as something `rich.print` shows.
 
@@ -128,8 +143,19 @@ def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> Render
     else:
         tables = [table(every[:4], rows, leading, title)]
         tables += [table([0, *every[4:]], rows[leading:], 0)] if len(header) > 4 else []
+    head, moved = shifts(facts)
+    if moved:
+        beside = Table(
+            *head, title="gain and forgetting (nats a predicted token)", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+        )
+        for line in moved:
+            beside.add_row(*map(plain, line), style="yellow" if line[-1].startswith(("beyond", "stopped")) else None)
+        tables.append(beside)
     lines = (
-        [g.sentence for g in (*ledger.gains, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else []))]
+        [
+            g.sentence
+            for g in (*ledger.gains, *ledger.controls, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else []))
+        ]
         if ledger
         else []
     )

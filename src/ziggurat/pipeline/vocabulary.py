@@ -18,17 +18,19 @@ import torch
 from ziggurat.atomic import write_json
 from ziggurat.data import sources
 from ziggurat.data.reading import Reading
+from ziggurat.errors import check
 from ziggurat.evaluate.heldout import PER_BYTE
 from ziggurat.log import counted
 from ziggurat.nn.network import NetworkModel
 from ziggurat.nn.spec import Network
-from ziggurat.pipeline.prepare import Prepared, Tests, cut
+from ziggurat.pipeline.prepare import Prepared, TestTexts, cut
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.vocabulary import Added, Extended, extend
+from ziggurat.train.job import Outcome
 from ziggurat.train.loop import precision_of
 from ziggurat.train.recipe import Recipe
-from ziggurat.train.stage import Stage
+from ziggurat.train.stage import Stage, candidates
 from ziggurat.train.start import Start
 
 log = logging.getLogger(__name__)
@@ -43,24 +45,20 @@ def prepare_stages(recipe: Recipe, folder: Path, base: Prepared) -> dict[str, Pr
     """What each stage reads, by its title: the run's own shards, or those of the tokenizer that it or a stage before it extended."""
     found: dict[str, Prepared] = {}
     for stage in recipe.stages:
-        before = found.get(stage.init, base)
-        found[stage.title] = before if stage.vocabulary is None else _extended(recipe, folder, stage, before)
+        starts = {name: found.get(name, base) for name in candidates(stage.init)}
+        first = next(iter(starts.values()))
+        check(
+            all(one.tokenizer.fingerprint == first.tokenizer.fingerprint for one in starts.values()),
+            f"{stage.title} chooses between {', '.join(starts)}, and they read different tokens: a vocabulary was extended on the way to some",
+            "extend the vocabulary in a stage before all of them, or name one start",
+        )
+        found[stage.title] = first if stage.vocabulary is None else _extended(recipe, folder, stage, first)
     return found
-
-
-def place_of(recipe: Recipe, folder: Path, stage: Stage) -> Path:
-    """Where the tokenizer and the shards of a stage lie: the run's folder, or that of the last vocabulary extended on its way."""
-    by_title = {each.title: each for each in recipe.stages}
-    while stage.vocabulary is None:
-        if stage.init not in by_title:
-            return folder
-        stage = by_title[stage.init]
-    return folder / FOLDER / stage.title
 
 
 def _extended(recipe: Recipe, folder: Path, stage: Stage, before: Prepared) -> Prepared:
     """Tokens mined from the stage's source, and shards cut with them; what is there and still true is kept."""
-    spec, place, tests = stage.vocabulary, folder / FOLDER / stage.title, Tests(recipe)
+    spec, place, tests = stage.vocabulary, folder / FOLDER / stage.title, TestTexts(recipe)
     assert spec is not None
     name = spec.source or next(iter(stage.data))
     source = recipe.sources[name]
@@ -80,7 +78,7 @@ def _extended(recipe: Recipe, folder: Path, stage: Stage, before: Prepared) -> P
 
         def texts() -> Iterator[str]:
             for document in tests.clean(source, "train", Reading(), []):
-                yield from document.texts.values()
+                yield from (*document.texts.values(), *(text for some in document.lists.values() for text in some))
 
         log.info("%s: mining %s tokens from %s", stage.title, f"{spec.extend:,}", name)
         what = f"source '{name}' (stage {stage.title})"
@@ -101,14 +99,15 @@ def _read(place: Path) -> Extended:
 
 
 def _read_after(recipe: Recipe, stage: Stage) -> Collection[str]:
-    """Sources whose training text is read with the stage's tokenizer: its own, those of stages behind it, and the task's, which is
-    fine-tuned from every stage."""
+    """Sources whose training text is read with the stage's tokenizer: its own, those of stages behind it, the task's, which is
+    fine-tuned from every stage, and the control's."""
     behind = {stage.title}
     for each in recipe.stages:
-        behind |= {each.title} if each.init in behind else set()
-    chosen = {name for each in recipe.stages if each.title in behind for name in each.data}
+        behind |= {each.title} if behind & set(candidates(each.init)) else set()
+    chosen = {name for each in recipe.stages if each.title in behind for name in (*each.reads, *each.weighed)}
     tuned = [each for each in recipe.stages if each.stage == "finetune"]
-    return chosen | set(tuned[-1].data if tuned else ())
+    control = recipe.worth.control if recipe.worth is not None else None
+    return chosen | set(tuned[-1].data if tuned else ()) | ({control} if control is not None else set())
 
 
 def _say(title: str, found: Extended) -> None:
@@ -131,34 +130,29 @@ def telling(tokenizer: Tokenizer, added: Sequence[Added]) -> list[tuple[str, Add
 
 
 @torch.no_grad()
-def before(
-    folder: Path, stage: Stage, starts: tuple[Start, Start], scorers: tuple[Scorer, Scorer], identity: str
-) -> dict[str, dict[str, float]]:
-    """{`start`: {source: bits per byte}, `new rows`: ...}: held-out text as the start reads it, and as it does with the new tokens
-    before a step of training. Empty for a start that has no head for it. Kept in the stage's folder."""
+def before(folder: Path, stage: Stage, start: Start, scorer: Scorer, identity: str) -> None:
+    """Write into the stage's folder the bits per byte of held-out text as the start reads it, with its own tokens: {source: bits}. Nothing
+    for a start that has no head for it."""
     path = folder / MEASURED
-    if path.exists() and (kept := json.loads(path.read_text("utf-8"))).pop("identity", "") == identity:
-        return dict(kept)
-    found: dict[str, dict[str, float]] = {}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if path.exists() and json.loads(path.read_text("utf-8"))["identity"] == identity:
+        return
     assert stage.objective is not None
-    for when, start, scorer in zip(("start", "new rows"), starts, scorers, strict=True):
-        objective = scorer.objective or stage.objective
-        if objective.misfits(start.model) or any(name not in start.heads for name in objective.heads(start.model)):
-            continue
+    objective = scorer.measure[0] or stage.objective
+    found: dict[str, float] = {}
+    if not objective.misfits(start.model) and all(name in start.heads for name in objective.heads(start.model)):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = NetworkModel(Network(model=start.model, heads=dict(start.heads)))
         network.load_state_dict(dict(start.load()))
         losses = scorer.losses(network.eval().to(device), stage.objective, stage, precision_of(stage.precision, device))
-        found[when] = {source: numbers[PER_BYTE] for source, numbers in losses.items() if PER_BYTE in numbers}
+        found = {source: numbers[PER_BYTE] for source, numbers in losses.items() if PER_BYTE in numbers}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"identity": identity, **found})
-    return found
+    write_json(path, {"identity": identity, "start": found})
 
 
-def facts(title: str, folder: Path, held_out: Mapping[str, Mapping[str, float]], old: Prepared, new: Prepared) -> dict[str, Any]:
+def facts(title: str, folder: Path, outcome: Outcome, old: Prepared, new: Prepared) -> dict[str, Any]:
     """What a stage's new tokens bought, for the report: tokens a word, unknown tokens and bits a byte of every source, before and after."""
     path = folder / MEASURED
-    measured = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    start = json.loads(path.read_text("utf-8"))["start"] if path.exists() else {}
     rows = {}
     for (name, split), shards in new.shards.items():
         if split != "train" or (name, "valid") not in new.shards:
@@ -166,8 +160,11 @@ def facts(title: str, folder: Path, held_out: Mapping[str, Mapping[str, float]],
             rows[name] = {
                 "tokens_per_word": {when: fit.get("tokens_per_word") for when, fit in fits.items()},
                 "unknown_share": {when: fit.get("unknown_share") for when, fit in fits.items()},
-                "bits_per_byte": {when: measured.get(when, {}).get(name) for when in ("start", "new rows")}
-                | {"after": held_out.get(name, {}).get(PER_BYTE)},
+                "bits_per_byte": {
+                    "start": start.get(name),
+                    "new rows": outcome.before.get(name, {}).get(PER_BYTE),
+                    "after": outcome.held_out.get(name, {}).get(PER_BYTE),
+                },
             }
     best = [[text, len(a.pieces), a.count] for text, a in telling(new.tokenizer, new.added)[:SHOWN]]
     return {"stage": title, "tokens": len(new.added), "sample": dict(new.bought), "examples": best, "sources": rows}

@@ -50,6 +50,18 @@ class After:
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """An arm beside the pipeline: a stage on the text of another domain."""
+
+    name: str
+    """What its trials are called."""
+    before: str
+    """The prefix that the stage begins from."""
+    after: str
+    """The prefix that ends in the stage itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prefix:
     """Fine-tuning from one prefix of the pipeline, all seeds."""
 
@@ -99,6 +111,8 @@ class Ledger:
     gains: tuple[Gain, ...]
     total: Gain | None
     """The last prefix against the first; None for a single prefix."""
+    controls: tuple[Gain, ...] = ()
+    """What a stage on the wrong domain adds, and what the right domain adds to that."""
     baselines: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, After] = field(default_factory=dict)
     """By prefix name; a prefix without a stage (scratch) may be missing."""
@@ -124,13 +138,14 @@ def measure(
     gold: Sequence[Any] | None = None,
     baselines: Mapping[str, float] | None = None,
     after: Mapping[str, After] | None = None,
+    control: Control | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
 ) -> Ledger:
     """The ledger of `trials[prefix][seed]`, prefixes in pipeline order, e.g. scratch, +general, +dapt, +tapt.
 
     `gold` are the test labels that the trials' predictions are about. `baselines` are the scores by name of
-    `evaluate.baselines`; a trial whose score is that of `majority` or `mean` counts as collapsed. Raises `UserError` if
+    `evaluate.baselines`; `control`: an arm among them that is no prefix of the pipeline; a trial whose score is that of `majority` or `mean` counts as collapsed. Raises `UserError` if
     the prefixes have different seeds or a trial another number of predictions than `gold`.
     """
     table = {
@@ -155,7 +170,12 @@ def measure(
     guesses = {name: [p for seed in seeds if (p := row[seed].predictions) is not None] for name, row in table.items()}
     kept = gold is not None and len(gold) > 1 and all(len(row) == len(seeds) for row in guesses.values())
     draws = resampled(guesses, gold, metric, resamples) if gold is not None and kept else {}
-    pairs = [(names[i], names[i + 1], stage_name(names[i + 1])) for i in range(len(names) - 1)]
+    line = [name for name in names if control is None or name != control.name]
+    pairs = [(line[i], line[i + 1], stage_name(line[i + 1])) for i in range(len(line) - 1)]
+    beside = []
+    if control is not None:
+        wrong, right = stage_name(control.name), stage_name(control.after)
+        beside = [(control.before, control.name, wrong), (control.name, control.after, f"{right}, beyond {wrong}")]
     by_name = {p.name: p for p in prefixes}
 
     def gain(before: str, last: str, stage: str) -> Gain:
@@ -170,7 +190,8 @@ def measure(
         test_examples=None if gold is None else len(gold),
         prefixes=prefixes,
         gains=tuple(gain(*pair) for pair in pairs),
-        total=gain(names[0], names[-1], "All stages together") if len(names) > 1 else None,
+        total=gain(line[0], line[-1], "All stages together") if len(line) > 1 else None,
+        controls=tuple(gain(*pair) for pair in beside),
         baselines=dict(baselines or {}),
         after=dict(after or {}),
         notes=tuple(_notes(prefixes, baselines or {}, metric)),

@@ -2,7 +2,7 @@
 
 Positions are learned, a table for each stack, and the third row is the first token's. The bias of the vocabulary head is the
 Hub's `final_logits_bias`, a constant 0 in the released models. Documents are told by the decoder's state at the last token, when
-both stacks read the same text. Not read: `BartForCausalLM`, a decoder whose layers skip the attention to an encoder.
+both stacks read the same text.
 
 `tiny` and `mini` are BERT's miniature shapes; base and large are published.
 """
@@ -88,6 +88,9 @@ BART = System(
         "BartForSequenceClassification": ("classify",),
         "BartForQuestionAnswering": ("span",),
         "BartModel": (),
+    },
+    refused={
+        "BartForCausalLM": "it is the decoder with its attention to an encoder left out, and the decoder of ours always reads one"
     },
     head_fixed={"lm": {"tie_word_embeddings": True}},
     dropouts=("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"),

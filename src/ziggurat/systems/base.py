@@ -73,6 +73,8 @@ class System:
     """Parameter names of each head, by our head's name."""
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The Hub's classes -> our heads they hold. Of two classes with the same heads the first is written."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """The Hub's classes that ours cannot stand for -> why."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Entries of `config.json` that must have this value (or be absent), because our model has no such variant."""
     head_fixed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

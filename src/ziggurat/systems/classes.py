@@ -26,8 +26,7 @@ def heads_found(
     """The Hub class of a folder and our heads that it holds: its class's, and pre-training heads that lie in the file."""
     named = [str(a) for a in config.get("architectures") or ()]
     architecture = named[0] if named else headless(system)
-    if architecture not in system.classes:
-        raise closest(architecture, system.classes, f"{system.name} class")
+    known_class(system, architecture)
     heads = [] if architecture == headless(system) else list(system.classes[architecture])
     if "classify" in heads and _regression(config):
         heads[heads.index("classify")] = "regress"
@@ -37,6 +36,17 @@ def heads_found(
         if head not in heads and not taken.intersection(names) and _any_stored(names, system.names.prefix, stored):
             heads.append(head)
     return architecture, tuple(heads)
+
+
+def known_class(system: System, architecture: str) -> None:
+    """Raise `UserError` for a class that is not of this system, and for one of its classes that ours cannot stand for, with the reason."""
+    check(
+        architecture not in system.refused,
+        f"{architecture} is neither read nor written: {system.refused.get(architecture)}",
+        f"classes: {', '.join(system.classes)}",
+    )
+    if architecture not in system.classes:
+        raise closest(architecture, system.classes, f"{system.name} class")
 
 
 def heads_wanted(
@@ -49,8 +59,8 @@ def heads_wanted(
         several = f"the model has several task heads: {', '.join(tasks)}"
         check(len(tasks) < 2, several, "one Hub class holds one of them: say which class with `architecture`")
         architecture = _class_of(system, set(tasks) or set(present) - {"pooler"}, network.model.visibility == "causal")
-    elif architecture not in system.classes:
-        raise closest(architecture, system.classes, f"{system.name} class")
+    else:
+        known_class(system, architecture)
     heads = []
     for head in system.classes[architecture]:
         head = "regress" if head == "classify" and "classify" not in present and "regress" in present else head

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ziggurat.errors import UserError, check
+from ziggurat.systems.modelcard import MARK
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -65,9 +66,10 @@ def read_tensors(folder: Path, notes: list[str]) -> dict[str, Tensor]:
 
 
 def publish(
-    folder: Path, config: Mapping[str, Any], stored: dict[str, Tensor], tokenizer: Callable[[Path], object] | None
+    folder: Path, config: Mapping[str, Any], stored: dict[str, Tensor], tokenizer: Callable[[Path], object] | None, readme: str
 ) -> None:
-    """Write beside and rename, so that a folder is whole or as it was; `tokenizer` writes its files into a folder."""
+    """Write beside and rename, so that a folder is whole or as it was; `tokenizer` writes its files into a folder. A README.md that
+    is not ours (it lacks `modelcard.MARK`) takes the place of `readme`."""
     full = folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file()))
     check(not full, f"{folder} holds something that is not an export", "give a new or empty folder")
     new, old = (folder.with_name(f".{folder.name}.{word}-{os.getpid()}") for word in ("new", "old"))
@@ -78,6 +80,9 @@ def publish(
         shutil.copymode(new / "config.json", new / WEIGHTS)  # safetensors makes files only the owner can read
         if tokenizer is not None:
             tokenizer(new)
+        own = folder / "README.md"
+        written = own.read_text("utf-8", "replace") if own.is_file() else MARK
+        (new / "README.md").write_text(readme if MARK in written else written, "utf-8")
         if folder.exists():
             os.replace(folder, old)
         os.replace(new, folder)

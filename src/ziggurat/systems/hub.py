@@ -19,7 +19,7 @@ from ziggurat.checkpoint import format as checkpoints
 from ziggurat.errors import UserError, check
 from ziggurat.nn import halves, spec
 from ziggurat.nn.network import NetworkModel
-from ziggurat.systems import SYSTEMS, find
+from ziggurat.systems import SYSTEMS, find, modelcard
 from ziggurat.systems.base import NoHubClass, System, by_model_type, closest, system_of
 from ziggurat.systems.classes import exportable, head_spec, headless, heads_found, heads_wanted, label_entries, labels_of
 from ziggurat.systems.folder import publish, read_config, read_tensors
@@ -109,6 +109,8 @@ def to_hub(
     architecture: str | None = None,
     labels: Sequence[str] = (),
     ids: Mapping[str, int | None] | None = None,
+    lineage: Sequence[Mapping[str, Any]] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write a folder that `AutoModel*.from_pretrained` loads without remote code.
 
@@ -116,6 +118,7 @@ def to_hub(
     what this model does. `dropout` is what the Hub will train on with. `architecture`: the Hub class, chosen from the
     heads when None. Of a generator and a discriminator the latter is written, unless `architecture` is a class of language
     models. `labels`: names of the task head's classes. `ids`: pad, bos and eos ids where there is no tokenizer.
+    `lineage` and `about` go into the model card, README.md; one that somebody else wrote is kept.
     Raises `UserError` when no Hub class computes this model; an earlier export in `folder` is replaced, other folders
     with something in them are not touched.
     """
@@ -163,7 +166,17 @@ def to_hub(
     config |= {"dtype": dtype, "torch_dtype": dtype}  # the second is what transformers 4 reads
     longest = network.model.embed.positions.length
     how: dict[str, Any] = {"model_max_length": longest} | ({"padding_side": page.pads} if page.pads else {})
-    publish(folder, config, stored, None if tokenizer is None else partial(tokenizer.save, **how))
+    facts = modelcard.Facts(
+        page.name,
+        architecture,
+        sum(tensor.numel() for tensor in stored.values()),
+        page.loads,
+        tokenizer is not None,
+        labels if {"classify", "tag"} & set(heads) else (),
+        lineage,
+        about or {},
+    )
+    publish(folder, config, stored, None if tokenizer is None else partial(tokenizer.save, **how), modelcard.page(facts))
     return Exported(folder, architecture, tuple(notes))
 
 
@@ -177,7 +190,9 @@ def import_folder(source: Path | str, target: Path | str) -> tuple[Path, tuple[s
 
         tokenizer = Tokenizer.load(found.tokenizer)
         fingerprint, write = tokenizer.fingerprint, tokenizer.save
-    lineage = ({"name": "import", "from": Path(source).name, "architectures": found.config.get("architectures")},)
+    lineage = (
+        {"stage": "import", "name": "import", "from": Path(source).name, "architectures": found.config.get("architectures")},
+    )
     card = checkpoints.Card(found.network, found.system, lineage, fingerprint, more)
     folder = checkpoints.save(Path(target), 0, card, found.tensors, state={}, tokenizer=write)
     return folder, found.notes
@@ -204,6 +219,8 @@ def export_checkpoint(
         architecture=architecture,
         labels=card.more.get("labels", ()),
         ids=card.more.get("ids"),
+        lineage=card.lineage,
+        about=card.more.get("card"),
     )
 
 

@@ -1,5 +1,5 @@
 """ModernBERT (Warner et al., 2024): an encoder with rotary positions, gated feed-forward layers, norms first and without biases, in which two of
-three layers see a window only.
+three layers see a window only. Files with another order of such layers, and with a mean over the text for their classifiers, are read too.
 
 Every head has BERT's transform (dense, activation, norm) before its own layer. `config.json` is read in its older form (a period of layers, two entries for the
 bases of the rotation) and in that of transformers 5 (the kind of each layer, a map of rotations), and written so that both are there.
@@ -29,41 +29,56 @@ from ziggurat.systems.base import GELU, System, knob
 
 HUB, OURS = "model.layers.{i}", "model.blocks.{i}"
 KINDS = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
-THETA = {"global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0}
-PERIOD = 3
+THETA = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
+PERIOD, BAND = 3, 128
 NORM = LayerNorm(eps=1e-5, bias=False)
 
 
-def layer_types(layers: int) -> list[str]:
-    return ["sliding_attention" if i % PERIOD else "full_attention" for i in range(layers)]
+def alternating(layers: int, every: int) -> list[str]:
+    """The kinds of so many layers, of which the first and each `every`th behind it see the whole text."""
+    return ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
+
+
+def attention(kind: str, *, base: float | None = None, band: int = BAND, bias: bool = False) -> Attention:
+    window = band // 2 if kind == "sliding_attention" else None
+    return Attention(bias=bias, distances=Rotary(base=base or THETA[kind]), window=window)
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json` of any age with one entry for each base of the rotation and for the window."""
-    found = dict(config)
-    layers, kinds = config.get("num_hidden_layers") or 22, config.get("layer_types")
-    every = config.get("global_attn_every_n_layers") or PERIOD
-    regular = (every == PERIOD or kinds is not None) and kinds in (None, layer_types(layers))
-    check(regular, "config.json: its layers do not alternate as one global and two local ones", "such a model cannot be imported")
+    """`config.json` of any age with an entry `pattern`: the attention of the layers, until it repeats."""
+    layers, every = config.get("num_hidden_layers") or 22, config.get("global_attn_every_n_layers") or PERIOD
+    kinds = config.get("layer_types") or alternating(layers, every)
+    known = len(kinds) == layers and KINDS.keys() >= set(kinds)
+    check(known, f"config.json: layer_types are not {layers} of {' and '.join(KINDS)}", "the file is damaged or of another model")
+    if kinds == alternating(layers, every):
+        order = alternating(every, every)
+    else:
+        order = next(kinds[:n] for n in range(1, layers + 1) if all(k == kinds[i % n] for i, k in enumerate(kinds)))
+    bases: dict[str, float] = {}
     for kind, entry in KINDS.items():
         rotation = (config.get("rope_parameters") or {}).get(kind) or {}
         plain = rotation.get("rope_type", "default") == "default" and not config.get("rope_scaling")
         check(plain, f"config.json: the rotation of {kind} is scaled, which is not supported", "it cannot be imported")
-        found[entry] = float(rotation.get("rope_theta") or config.get(entry) or THETA[entry])
-    found["sliding_window"] = (config.get("local_attention") or 128) // 2
-    return found
+        bases[kind] = float(rotation.get("rope_theta") or config.get(entry) or THETA[kind])
+    band, bias = config.get("local_attention") or BAND, bool(config.get("attention_bias"))
+    return {**config, "pattern": [attention(kind, base=bases[kind], band=band, bias=bias).model_dump() for kind in order]}
 
 
 def nested(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of transformers 5 beside the older ones."""
-    made = {name: value for name, value in config.items() if name != "sliding_window"}
-    made |= {
-        "layer_types": layer_types(config["num_hidden_layers"]),
-        "global_attn_every_n_layers": PERIOD,
-        "local_attention": 2 * config["sliding_window"],
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": config[entry]} for kind, entry in KINDS.items()},
+    """The entry `pattern` as the Hub writes it: the kind of each layer, a map of rotations, the window, and the older period."""
+    made = {name: value for name, value in config.items() if name != "pattern"}
+    pattern = [Attention.model_validate(each) for each in config["pattern"]] or [attention("full_attention")]
+    kinds = ["full_attention" if each.window is None else "sliding_attention" for each in pattern]
+    found = {kind: each.distances for kind, each in zip(kinds, pattern, strict=True) if isinstance(each.distances, Rotary)}
+    bases = {kind: found[kind].base if kind in found else THETA[kind] for kind in KINDS}
+    band = next((2 * each.window for each in pattern if each.window is not None), BAND)
+    made |= {"global_attn_every_n_layers": len(kinds)} if kinds == alternating(len(kinds), len(kinds)) else {}
+    return made | {
+        "layer_types": [kinds[i % len(kinds)] for i in range(config["num_hidden_layers"])],
+        "local_attention": band,
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()},
+        **{entry: bases[kind] for kind, entry in KINDS.items()},
     }
-    return made
 
 
 def transform(head: str) -> tuple[Entry, ...]:
@@ -91,11 +106,7 @@ MODERNBERT = System(
         block=Block(
             attention=Attention(bias=False), mlp=Mlp(activation="gelu", bias=False, gated=True), norm=NORM, norm_at="pre"
         ),
-        pattern=(
-            Attention(bias=False, distances=Rotary(base=160_000.0)),
-            Attention(bias=False, distances=Rotary(base=10_000.0), window=64),
-            Attention(bias=False, distances=Rotary(base=10_000.0), window=64),
-        ),
+        pattern=tuple(attention(kind) for kind in alternating(PERIOD, PERIOD)),
         opening="plain",
         final_norm=NORM,
         project=VocabProjection(transform=True, bias=True, dense_bias=False),
@@ -121,14 +132,13 @@ MODERNBERT = System(
         knob("classifier_activation", "gelu", "project.activation", values=GELU),
         knob("norm_eps", 1e-5, "embed.norm.eps", "block.norm.eps", "final_norm.eps"),
         knob("norm_bias", False, "embed.norm.bias", "block.norm.bias", "final_norm.bias"),
-        knob("attention_bias", False, "block.attention.bias", *(f"pattern.{i}.bias" for i in range(PERIOD))),
+        knob("attention_bias", False, "block.attention.bias"),
         knob("mlp_bias", False, "block.mlp.bias"),
         knob("decoder_bias", True, "project.bias"),
         knob("classifier_bias", False, "project.dense_bias"),
         knob("max_position_embeddings", 8192, "embed.positions.length"),
-        knob("sliding_window", 64, "pattern.1.window", "pattern.2.window"),
-        knob("global_rope_theta", 160_000.0, "pattern.0.distances.base"),
-        knob("local_rope_theta", 10_000.0, "pattern.1.distances.base", "pattern.2.distances.base"),
+        knob("pattern", None, "pattern"),
+        knob("classifier_pooling", "cls", "pool.at", values={"cls": "first", "mean": "mean"}),
         knob("initializer_range", 0.02, "init.std"),
     ),
     reading=flat,
@@ -168,10 +178,7 @@ MODERNBERT = System(
         "ModernBertForQuestionAnswering": ("span",),
         "ModernBertModel": (),
     },
-    head_fixed={
-        "lm": {"tie_word_embeddings": True},
-        **{head: {"classifier_pooling": "cls"} for head in ("classify", "regress", "choice")},  # a mean over the text is not ours
-    },
+    head_fixed={"lm": {"tie_word_embeddings": True}},
     dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout"),
     pad=50283,
 )

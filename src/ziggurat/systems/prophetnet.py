@@ -34,6 +34,7 @@ from ziggurat.systems.base import GELU, Knob, System, knob, sizes
 
 WORDS = "prophetnet.word_embeddings.weight"
 PROJECTIONS = {"query_proj": "q", "key_proj": "k", "value_proj": "v", "out_proj": "out"}
+LONE = "it is one stack without its projection; {} holds it with what it was trained for"
 FORWARD = {"intermediate": "up", "output": "down"}
 ORDER = {"release": "release", "hub": "hub"}
 NORM = LayerNorm(eps=1e-5)
@@ -118,6 +119,10 @@ PROPHETNET = System(
     ),
     heads={"lm": (tied("lm_head.weight", WORDS),)},
     classes={"ProphetNetForConditionalGeneration": ("lm",), "ProphetNetModel": ()},
+    refused={
+        "ProphetNetEncoder": LONE.format("ProphetNetModel"),
+        "ProphetNetDecoder": LONE.format("ProphetNetModel, or without an encoder ProphetNetForCausalLM,"),
+    },
     fixed={"add_cross_attention": True},
     head_fixed={"lm": {"tie_word_embeddings": True}},
     dropouts=("dropout", "attention_dropout", "activation_dropout"),

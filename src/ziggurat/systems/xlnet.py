@@ -4,8 +4,6 @@ Positions and segments enter through attention alone, so a text may be of any le
 token stands last, and what is read from a whole text is read there; the Hub's classes read the last column, so pads go on the left.
 The Hub stores the matrices of attention as [width, heads, dim], the output's the same way round as the others and used transposed.
 The authors' code has the tanh GELU, the Hub's class the exact one, and so do we. Sizes below base are BERT's miniature shapes.
-
-Not read or written: `XLNetForQuestionAnswering`, whose end scores are conditioned on a beam of starts.
 """
 
 from __future__ import annotations
@@ -89,6 +87,10 @@ XLNET = System(
         "XLNetForTokenClassification": ("tag",),
         "XLNetForQuestionAnsweringSimple": ("span",),
         "XLNetModel": (),
+    },
+    refused={
+        "XLNetForQuestionAnswering": "its scores of an end are made for each start of a beam, so it says no score for each token; "
+        "XLNetForQuestionAnsweringSimple does, and XLNetModel takes the body out of such a file"
     },
     fixed={"clamp_len": -1, "same_length": False, "bi_data": False},
     head_fixed={**TIED, "classify": SUMMARY, "regress": SUMMARY, "choice": SUMMARY},

@@ -1,4 +1,4 @@
-"""Similar words: a table the user gives, or neighbours of vectors trained on the corpus; and the same as token ids.
+"""Tables of similar words: as files, and as token ids.
 
 A table is a `.json` file of one object, `{"word": ["similar", ...], ...}`, or a text file with a line for each word, the word and its
 similar words separated by tabs. A word can only stand in for one of the same number of tokens: each place has its own answer.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -148,85 +146,3 @@ def compiled(words: Mapping[str, Sequence[str]], tokenizer: Encoder) -> SimilarW
         "give words that the tokenizer of this run writes with equally many tokens; in Chinese, words of as many characters",
     )
     return SimilarWords.of({word: list(others) for word, others in rows.items()})
-
-
-def similar_words(
-    texts: Iterable[str],
-    tokenizer: Encoder,
-    *,
-    vocabulary: int = 30_000,
-    least: int = 5,
-    window: int = 5,
-    width: int = 100,
-    most: int = 10,
-) -> dict[str, list[str]]:
-    """A table made from the texts themselves: for each word its nearest words of as many tokens, nearest first.
-
-    Vectors are the truncated singular value decomposition of positive pointwise mutual information (Levy et al., 2015, 3 and 7: context
-    counts to the power 0.75, singular values to the power 0.5), by `scipy`. Words are those of the tokenizer, so those that masking
-    hides; `vocabulary` of them at most, which occur `least` times or more; contexts are the `window` words on either side; vectors
-    have `width` numbers; a word gets `most` similar ones at most. MacBERT's authors took word2vec vectors made elsewhere.
-
-    Raises:
-        UserError: `scipy` is not installed, or the texts have too few words.
-    """
-    try:
-        from scipy.sparse import coo_array
-        from scipy.sparse.linalg import svds
-    except ImportError:
-        raise UserError("similar words from the corpus need scipy, which is not installed", "pip install scipy") from None
-    numbers: dict[str, int] = {}
-    sizes: list[int] = []
-    runs = []
-    for word_list in _words(texts, tokenizer):
-        for word, size in word_list:
-            if numbers.setdefault(word, len(numbers)) == len(sizes):
-                sizes.append(size)
-        runs.append(np.array([numbers[word] for word, _ in word_list], np.int64))
-    sequence = np.concatenate([*runs, np.zeros(0, np.int64)])
-    text = np.repeat(np.arange(len(runs)), [len(r) for r in runs])
-    frequent = [n for n, count in Counter(sequence.tolist()).most_common(vocabulary) if count >= least]
-    check(len(frequent) > 3, f"only {len(frequent)} words occur {least} times", "give more text, or a table of your own")
-    new = np.full(len(numbers), -1)
-    new[frequent] = np.arange(len(frequent))
-    kept = new[sequence] >= 0  # rare words go before windows are laid, as in word2vec
-    sequence, text = new[sequence[kept]], text[kept]
-    near = [np.stack([sequence[:-d], sequence[d:]])[:, text[:-d] == text[d:]] for d in range(1, window + 1)]
-    one, other = np.concatenate(near, axis=1)
-    shape = (len(frequent), len(frequent))
-    pairs = coo_array((np.ones(2 * len(one)), (np.append(one, other), np.append(other, one))), shape).tocsr().tocoo()
-    rows, columns = pairs.coords
-    total = np.bincount(rows, pairs.data, shape[0])
-    smooth = total**0.75
-    information = np.log(pairs.data * smooth.sum() / (total[rows] * smooth[columns]))
-    matrix = coo_array((np.maximum(information, 0), (rows, columns)), shape).tocsr()
-    left, values, _ = svds(matrix, k=min(width, shape[0] - 1), v0=np.ones(shape[0]))
-    vectors = left * np.sqrt(values)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    words, length = list(numbers), np.array(sizes)[frequent]
-    found: dict[str, list[str]] = {}
-    for size in np.unique(length):
-        group = np.flatnonzero(length == size)
-        for start in range(0, len(group), 1024):
-            block = group[start : start + 1024]
-            likeness = vectors[block] @ vectors[group].T
-            nearest = np.argsort(-likeness, axis=1, kind="stable")[:, : most + 1]
-            for i, row in zip(block.tolist(), nearest, strict=True):
-                others = [words[frequent[j]] for j in group[row].tolist() if j != i][:most]
-                if others:
-                    found[words[frequent[i]]] = others
-    return found
-
-
-def _words(texts: Iterable[str], tokenizer: Encoder) -> Iterator[list[tuple[str, int]]]:
-    """For each text its words that hold a letter or digit, with their numbers of tokens."""
-    texts = iter(texts)
-    while some := list(islice(texts, 1024)):
-        for text, encoded in zip(some, tokenizer.encode(some), strict=True):
-            first = np.flatnonzero(encoded.words)
-            last = np.append(first[1:], len(encoded.ids)) - 1
-            spans = zip(
-                encoded.offsets[first, 0].tolist(), encoded.offsets[last, 1].tolist(), (last - first + 1).tolist(), strict=True
-            )
-            words = ((text[a:b].strip(), size) for a, b, size in spans)
-            yield [(word, size) for word, size in words if any(c.isalnum() for c in word)]

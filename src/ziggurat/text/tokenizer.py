@@ -232,7 +232,7 @@ class Tokenizer:
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The vocabulary entry of each id, as the model spells it (`##ing`, `Ġthe`); `?` for an id it does not have."""
-        return [self._tokenizer.id_to_token(int(i)) or "?" for i in ids]
+        return [(self._tokenizer.id_to_token(int(i)) or "?") if i >= 0 else f"<vector {-int(i)}>" for i in ids]
 
     def add_tokens(self, names: Sequence[str]) -> Tokenizer:
         """A tokenizer that has `names` as special tokens too; those it lacks get the next ids, in this order."""

@@ -1,6 +1,6 @@
 """One stage as a folder: from a start to a checkpoint, resumed where it stopped.
 
-<stage>/  stage.json  budget.json  metrics.jsonl  step-00000400/  hf/  outcome.json  DONE
+<stage>/  stage.json  budget.json  before.json  fisher.safetensors  metrics.jsonl  step-00000400/  within/  result/  hf/  adapter/  outcome.json  DONE
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,32 @@ from ziggurat.atomic import write_json, write_text
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import spelled
 from ziggurat.context import Context
-from ziggurat.data.loader import Loader
-from ziggurat.data.order import shares
 from ziggurat.data.shards import Shards
-from ziggurat.errors import check
+from ziggurat.errors import UserError
 from ziggurat.log import Metrics, ProgressBar, Sink, read_metrics
-from ziggurat.nn import spec as parts
 from ziggurat.nn.attention import pick
 from ziggurat.nn.network import NetworkModel
-from ziggurat.objectives.base import Objective, context_of
+from ziggurat.objectives.base import Objective
 from ziggurat.text.tokenizer import Tokenizer
-from ziggurat.train import loop, schedule, settings
-from ziggurat.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from ziggurat.train import budget, lineage, loop, schedule, settings
+from ziggurat.train.adaptation import Shift, shift
+from ziggurat.train.optim import load_optimizer_tensors, optimizer_tensors
+from ziggurat.train.retention import Retention
 from ziggurat.train.stage import Stage
-from ziggurat.train.start import Start
+from ziggurat.train.start import Start, build, context, number
 
 log = logging.getLogger(__name__)
 
-PROBE = 20
-"""Steps that are timed to turn a time budget into steps."""
-PROBE_SHARE = 0.05
-"""The most of a time budget that this may take."""
+
+RESULT, WITHIN = checkpoints.RESULTS
+"""Subfolders of a stage: weights between the start's and the trained ones, and the last ones that had not forgotten too much."""
+
+
+class TooFar(Exception):
+    """An evaluation passed the limit of forgetting."""
+
+    def __init__(self, found: dict[str, dict[str, float]]):
+        self.found = found
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ class Outcome:
     precision: str
     skipped: int = 0
     evaluation_seconds: float = 0.0
+    before: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The same numbers of the weights it started from; empty where there was no language model yet."""
+    stopped: bool = False
+    """It ended early because it had forgotten too much; `steps` are those of the weights that were kept."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -79,50 +88,16 @@ class Job:
     facts: Mapping[str, Any]
     """What else decides the result (hashes of the data, the parent stage): a change of any is an error on resume."""
     held_out: Callable[[NetworkModel, Objective, torch.dtype], dict[str, dict[str, float]]]
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """What the objective reads from files of its own (`Objective.tables`)."""
     held: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False)
     """Around the training loop: gives the question whether a signal asks to stop."""
+    general: Mapping[str, Shards] = field(default_factory=dict)
+    """General text that says which weights matter (EWC)."""
     title: str = ""
     """What the console calls it when it is not one of the recipe's stages."""
     sinks: Callable[[int], Sequence[Sink]] = lambda after: ()
     """Further takers of the metrics, given the step that training continues from."""
-
-
-def context(job: Job) -> Context:
-    """What the stage's objective may know; raises `UserError` when the model is not made for the objective."""
-    tokenizer, model, objective = job.tokenizer, job.start.model, job.stage.objective
-    assert objective is not None
-    misfits = objective.misfits(model)
-    check(not misfits, "; ".join(misfits), "`ziggurat list objectives` says what suits which structure")
-    check(
-        tokenizer.vocab.size <= model.vocab,
-        f"the tokenizer has {tokenizer.vocab.size:,} tokens, the model's table {model.vocab:,} rows",
-        "use the tokenizer the checkpoint was trained with",
-    )
-    longest = model.embed.positions.length
-    check(
-        job.stage.length <= longest, f"length {job.stage.length} is longer than the model's {longest} positions", "lower `length`"
-    )
-    return context_of(model, tokenizer, job.stage.length, job.seed, objective.tables(tokenizer))
-
-
-def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list[str]]:
-    """The network with the start's weights; also the names of parameters that are new and of those that were dropped."""
-    wanted = dict(objective.heads(job.start.model))
-    network = NetworkModel(parts.Network(model=job.start.model, heads=wanted))
-    generator = torch.Generator().manual_seed(_number("weights", job.seed))
-    own = network.state_dict()
-    kept = {name for name, head in wanted.items() if job.start.heads.get(name) == head}
-    tensors = job.start.load()
-    carried = {n: t for n, t in tensors.items() if n.startswith("model.") or n.split(".")[1] in kept}
-    new = [name for name in own if name not in carried]
-    dropped = [name for name in tensors if name not in carried]
-    if carried:
-        body = {n: tuple(t.shape) for n, t in own.items() if n not in new or n.startswith("model.")}
-        checkpoints.match(body, {n: tuple(t.shape) for n, t in carried.items()}, "the checkpoint to start from")
-    network.initialise(generator, only=new)
-    network.load_state_dict({**network.state_dict(), **carried})
-    network.set_dropout(job.stage.dropout)
-    return network, new, dropped
 
 
 def run_stage(folder: Path, job: Job) -> Outcome:
@@ -132,12 +107,13 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     """
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
-    tables = {name: table.digest for name, table in objective.tables(job.tokenizer).items()}
+    tables = {name: table.digest for name, table in job.tables.items()}
+    unfelt = () if stage.forgetting is not None and stage.forgetting.stop else ("forgetting",)
     settings.keep(
         folder,
         {
             **({"tables": tables} if tables else {}),
-            "stage": {k: v for k, v in spelled(stage).items() if k not in ("save", "log_every")},
+            "stage": {k: v for k, v in spelled(stage).items() if k not in ("save", "log_every", *unfelt)},
             "model": spelled(job.start.model),
             "system": job.system,
             "tokenizer": job.tokenizer.fingerprint,
@@ -147,7 +123,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     )
     if done(folder):
         outcome = Outcome(**json.loads((folder / "outcome.json").read_text("utf-8")))
-        problems = checkpoints.verify(checkpoints.at(folder, outcome.steps))
+        problems = checkpoints.verify(result(folder, outcome.steps))
         if not problems:
             return outcome
         log.warning("%s: its last steps are trained again, for the last checkpoint is damaged: %s", stage.title, problems[0])
@@ -165,19 +141,25 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     if carried and (new or dropped):
         say("%s: fresh weights for %s; dropped %s", title, _heads(new), _heads(dropped))
     network.to(device)
-    steps = _steps(folder, job, objective, network, ctx, dtype)
+    before = _before(folder, job, network, dtype, new) if carried and not objective.labelled else {}
+    parameters = network.parameter_count()
+    retention = Retention(folder, job, network, objective, ctx, new)
+    steps = budget.steps(folder, job, objective, retention, ctx, dtype)
     found = checkpoints.latest(folder)
     saved = checkpoints.load(found) if found else None
     here = {"threads": torch.get_num_threads(), "precision": _name(dtype), "device": device.type}
-    with _loader(job, objective, ctx, steps, saved.state["loader"] if saved else None) as loader:
-        optimizer = build_optimizer(network, stage.optim)
-        torch.manual_seed(_number("dropout", job.seed))
+    with budget.loader(job, objective, ctx, steps, saved.state["loader"] if saved else None) as loader:
+        optimizer = retention.optimizer()
+        recall = budget.recall(stage)
+        torch.manual_seed(number("dropout", job.seed))
         progress = loop.Progress()
         if saved is not None:
-            network.load_state_dict(saved.tensors)
-            if saved.optimizer:
-                load_optimizer_tensors(optimizer, network, saved.optimizer)
+            moments = retention.restore(saved.tensors, saved.optimizer)
+            if moments:
+                load_optimizer_tensors(optimizer, network, moments)
             _set_random_state(saved.rng)
+            if recall is not None:
+                recall.load(saved.memory, device)
             progress = loop.Progress(**saved.state["progress"])
             _warn_of_changes(title, saved.state.get("machine", here), here)
             log.info("%s: going on from step %d of %d", title, progress.step, steps)
@@ -191,23 +173,37 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             more={"length": stage.length, "dropout": stage.dropout, "labels": list(getattr(objective, "label_names", tuple)())},
         )
 
-        def save(progress: loop.Progress) -> None:
-            last = progress.step == steps
+        def entry(progress: loop.Progress) -> dict[str, Any]:
+            contents = job.facts.get("data", {})
+            return lineage.entry(stage, job.shards, contents, job.seed, progress.step, progress.tokens, progress.seconds)
+
+        def save(progress: loop.Progress, within: bool = False) -> None:
+            last = within or progress.step == steps
             checkpoints.save(
-                folder,
+                folder / WITHIN if within else folder,
                 progress.step,
-                replace(card, lineage=(*job.start.lineage, _entry(job, progress))),
-                network.state_dict(),
+                replace(card, lineage=(*job.start.lineage, entry(progress))),
+                retention.weights(),
                 state={"progress": asdict(progress), "loader": loader.state(), "machine": here},
-                optimizer=None if last else optimizer_tensors(optimizer, network),
+                optimizer=retention.state() | ({} if last else optimizer_tensors(optimizer, network)),
                 rng=_random_state(),
+                memory=None if last or recall is None else recall.tensors(),
                 tokenizer=job.tokenizer.save,
-                keep=stage.save.keep,
+                keep=1 if within else stage.save.keep,
             )
 
+        def held(network: NetworkModel) -> dict[str, dict[str, float]]:
+            with retention.asked():
+                return job.held_out(network, objective, dtype)
+
         def evaluate(network: NetworkModel) -> dict[str, float]:
-            numbers = job.held_out(network, objective, dtype)
-            return {f"heldout/{source}/{name}": value for source, some in numbers.items() for name, value in some.items()}
+            found = held(network)
+            moved = shift(stage, before, found)
+            if stage.forgetting is not None and stage.forgetting.stop and moved is not None:
+                if moved.passed:
+                    raise TooFar(found)
+                save(progress, within=True)
+            return flat(found)
 
         plan = loop.Plan(
             steps=steps,
@@ -222,41 +218,110 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             Metrics(folder / "metrics.jsonl", after=progress.step, sinks=job.sinks(progress.step)) as metrics,
             ProgressBar(title, steps, start=progress.step) as bar,
         ):
-            with job.held() as stop:
-                loop.train(
-                    network,
-                    objective,
-                    iter(loader),
-                    optimizer,
-                    plan,
-                    progress,
-                    dtype=dtype,
-                    write=metrics.write,
-                    evaluate=evaluate,
-                    save=save,
-                    show=lambda p, numbers: bar.show(p.step, numbers),
-                    stop=stop,
-                )
-            began = time.perf_counter()
-            held_out = job.held_out(network, objective, dtype)
-            progress.evaluating += time.perf_counter() - began
-            numbers = {f"heldout/{s}/{n}": v for s, some in held_out.items() for n, v in some.items()}
+            if before and not progress.step:
+                metrics.write(0, flat(before))
+            try:
+                with job.held() as stop:
+                    loop.train(
+                        network,
+                        retention.objective,
+                        iter(loader),
+                        optimizer,
+                        plan,
+                        progress,
+                        dtype=dtype,
+                        write=metrics.write,
+                        evaluate=evaluate,
+                        save=save,
+                        show=lambda p, numbers: bar.show(p.step, numbers),
+                        stop=stop,
+                        recall=recall,
+                    )
+                began = time.perf_counter()
+                held_out = held(network)
+                progress.evaluating += time.perf_counter() - began
+                moved = shift(stage, before, held_out)
+                if stage.forgetting is not None and stage.forgetting.stop and moved is not None and moved.passed:
+                    raise TooFar(held_out)
+            except TooFar as far:
+                metrics.write(progress.step, flat(far.found))
+                progress = _back(folder, title, retention, progress.step, shift(stage, before, far.found))
+                held_out = held(network)
             lines = read_metrics(folder / "metrics.jsonl")
-            if numbers and not (lines and numbers.keys() <= lines[-1].keys()):  # a run that was killed just now has it
-                metrics.write(steps, numbers)
+            if held_out and not (lines and flat(held_out).keys() <= lines[-1].keys()):  # a run that was killed just now has it
+                metrics.write(progress.step, flat(held_out))
+    if progress.step == steps:
+        shutil.rmtree(folder / WITHIN, ignore_errors=True)  # the last step is within the limit
+    moved = shift(stage, before, held_out)
+    if moved is not None:
+        (log.warning if moved.passed and not job.title else say)("%s: %s", title, moved.sentence)
     outcome = Outcome(
         progress.step,
         progress.tokens,
         progress.seconds,
         progress.curve,
         held_out,
-        sum(p.numel() for p in network.parameters()),
+        parameters,
         _name(dtype),
         progress.skipped,
         progress.evaluating,
+        before,
+        progress.step < steps,
     )
     write_json(folder / "outcome.json", asdict(outcome))
     return outcome
+
+
+def result(folder: Path, steps: int) -> Path:
+    """The checkpoint that a finished stage hands on."""
+    kept = [checkpoints.at(folder / name, steps) for name in checkpoints.RESULTS]
+    return next((place for place in kept if place.exists()), checkpoints.at(folder, steps))
+
+
+def trained(folder: Path, steps: int) -> Path:
+    """The checkpoint of what a finished stage trained, before its weights were interpolated."""
+    kept = checkpoints.at(folder / WITHIN, steps)
+    return kept if kept.exists() else checkpoints.at(folder, steps)
+
+
+def flat(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Held-out numbers as metrics name them: heldout/<source>/<loss>."""
+    return {f"heldout/{source}/{name}": value for source, some in found.items() for name, value in some.items()}
+
+
+def _before(folder: Path, job: Job, network: NetworkModel, dtype: torch.dtype, new: list[str]) -> dict[str, dict[str, float]]:
+    """Held-out numbers of the weights the stage starts from, measured once; none when its language-model head is new."""
+    assert job.stage.objective is not None
+    if any(name.startswith("heads.lm.") for name in new):
+        log.info("%s: its language-model head is new, so there is no loss to compare with later", job.title or job.stage.title)
+        return {}
+    written = folder / "before.json"
+    if not written.exists():
+        write_json(written, job.held_out(network, job.stage.objective, dtype))
+    found: dict[str, dict[str, float]] = json.loads(written.read_text("utf-8"))
+    return found
+
+
+def _back(folder: Path, title: str, retention: Retention, step: int, moved: Shift | None) -> loop.Progress:
+    """Give the network the last weights that were within the limit of forgetting; raise `UserError` if there are none."""
+    found = checkpoints.latest(folder / WITHIN)
+    said = moved.sentence if moved is not None else ""
+    if found is None:
+        raise UserError(
+            f"{title}: the first evaluation, at step {step}, is beyond the limit of forgetting: {said}",
+            "evaluate more often (evaluate.every), lower optim.lr, add `replay`, or raise forgetting.limit",
+        )
+    saved = checkpoints.load(found)
+    retention.restore(saved.tensors, saved.optimizer)
+    progress = loop.Progress(**saved.state["progress"])
+    log.warning(
+        "%s: stopped at step %d, which passed the limit: %s; its result are the weights of step %d",
+        title,
+        step,
+        said,
+        progress.step,
+    )
+    return progress
 
 
 def finish(folder: Path) -> None:
@@ -275,73 +340,12 @@ def _opening(job: Job, network: NetworkModel, ctx: Context, steps: int, dtype: t
     device = next(network.parameters()).device.type
     batch = f"{stage.batch.documents} documents" if stage.batch.documents else f"{stage.batch.tokens:,} tokens"
     kernel = pick(ctx.visibility, device=device, dtype=dtype, length=ctx.length, dropout=stage.dropout, masked=True)
+    whole, trained = network.parameter_count(), sum(p.numel() for p in network.parameters() if p.requires_grad)
     return (
         f"{steps:,} steps of {f'{stage.accumulate} x ' if stage.accumulate > 1 else ''}{batch}, "
-        f"{network.parameter_count():,} parameters, {_name(dtype)}, {kernel} attention, "
+        f"{whole:,} parameters{f', {trained:,} of them trained' if trained < whole else ''}, {_name(dtype)}, {kernel} attention, "
         f"{device} ({torch.get_num_threads()} threads)"
     )
-
-
-def _loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Mapping[str, int] | None) -> Loader:
-    stage = job.stage
-    tokens, documents = stage.batch.tokens, stage.batch.documents
-    return Loader(
-        job.shards,
-        shares(job.shards, {name: share.weight for name, share in stage.data.items()}, stage.temperature),
-        objective,
-        ctx,
-        row=objective.rows(ctx),
-        tokens=None if documents else tokens,
-        documents=documents,
-        seed=job.seed,
-        total_tokens=steps * stage.accumulate * tokens if tokens and not documents else None,
-        state=state,
-    )
-
-
-def _steps(folder: Path, job: Job, objective: Objective, network: NetworkModel, ctx: Context, dtype: torch.dtype) -> int:
-    """The stage's budget in steps; of a time budget measured once, written down and final."""
-    stage = job.stage
-    unit, amount = stage.budget
-    if unit == "steps":
-        return int(amount)
-    if unit == "tokens":
-        assert stage.batch.tokens is not None  # resolved
-        return max(1, math.ceil(amount / (stage.batch.tokens * stage.accumulate)))
-    written = folder / "budget.json"
-    if written.exists():
-        return int(json.loads(written.read_text("utf-8"))["steps"])
-    if unit == "epochs":
-        with _loader(job, objective, ctx, 1, None) as loader:
-            steps = math.ceil(loader.count(int(amount)) / stage.accumulate)
-        facts: dict[str, Any] = {"steps": steps, "epochs": amount}
-    else:
-        with _loader(job, objective, ctx, 1, None) as loader:
-            spare, limit = build_optimizer(network, stage.optim), amount * PROBE_SHARE
-            each = loop.measure(network, objective, iter(loader), stage.accumulate, spare, dtype, steps=PROBE, limit=limit)
-        steps = max(1, int(amount / each))
-        facts = {"steps": steps, "seconds": amount, "seconds_per_step": each}
-        log.info("%s: %.0f s are %d steps at %.3f s a step", stage.title, amount, steps, each)
-    write_json(written, facts)
-    return steps
-
-
-def _entry(job: Job, progress: loop.Progress) -> dict[str, Any]:
-    stage = job.stage
-    assert stage.objective is not None
-    return {
-        "stage": stage.stage,
-        "name": stage.title,
-        "objective": spelled(stage.objective),
-        "data": {name: {"documents": len(s), "source": s.meta.get("source", "")} for name, s in job.shards.items()},
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "seed": job.seed,
-    }
-
-
-def _number(purpose: str, seed: int) -> int:
-    return zlib.crc32(f"{purpose}/{seed}".encode())
 
 
 def _heads(names: list[str]) -> str:

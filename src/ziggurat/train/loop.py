@@ -8,22 +8,32 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from ziggurat.errors import Stopped, UserError
-from ziggurat.evaluate.heldout import autocast, to_device
+from ziggurat.evaluate.heldout import autocast, reading
+from ziggurat.nn.memory import Recall
 from ziggurat.nn.network import NetworkModel
-from ziggurat.objectives.base import Objective
 from ziggurat.train.memory import keep_freed_memory
 from ziggurat.train.optim import clip
-from ziggurat.types import Batch
+from ziggurat.types import Batch, Losses
 
 log = logging.getLogger(__name__)
 
 SKIPS = 10
 """Steps in a row with a loss or gradient that is no number before a stage gives up."""
+
+
+class Trained(Protocol):
+    """What is minimised: an objective, or one with more behind it."""
+
+    def counts(self, batch: Batch) -> dict[str, float]: ...
+    def weight_of(self, target: str) -> float: ...
+    def remembered(self, batch: Batch) -> np.ndarray: ...
+    def losses(self, network: NetworkModel, batch: Batch) -> Losses: ...
 
 
 @dataclass(frozen=True)
@@ -72,18 +82,24 @@ def precision_of(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def backward(
-    network: NetworkModel, objective: Objective, micro: list[Batch], device: torch.device, dtype: torch.dtype
+    network: NetworkModel,
+    objective: Trained,
+    micro: list[Batch],
+    device: torch.device,
+    dtype: torch.dtype,
+    recall: Recall | None = None,
 ) -> dict[str, float]:
     """Gradients of one step's loss, exactly those of one big batch: each loss is divided once, by the count of all of the
-    step's micro-batches. Returns the mean of each loss, and their weighted sum as `loss`."""
+    step's micro-batches. What examples remember comes from `recall` and goes there; no gradient flows into it. Returns the mean of
+    each loss, and their weighted sum as `loss`."""
     counts: dict[str, float] = {}
     for batch in micro:
         for name, count in objective.counts(batch).items():
             counts[name] = counts.get(name, 0.0) + count
     sums = dict.fromkeys(counts, 0.0)
     for batch in micro:
-        with autocast(device, dtype):
-            losses = objective.losses(network, to_device(batch, device))
+        with autocast(device, dtype), reading(network, objective, batch, recall) as given:
+            losses = objective.losses(network, given)
         terms = [loss.total * (objective.weight_of(n) / counts[n]) for n, loss in losses.items() if counts[n] > 0]
         if terms:
             torch.stack(terms).sum().backward()
@@ -96,7 +112,7 @@ def backward(
 
 def train(
     network: NetworkModel,
-    objective: Objective,
+    objective: Trained,
     batches: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
     plan: Plan,
@@ -108,11 +124,12 @@ def train(
     save: Callable[[Progress], None],
     show: Callable[[Progress, Mapping[str, float]], None],
     stop: Callable[[], bool],
+    recall: Recall | None = None,
 ) -> Progress:
     """Train from `progress.step` to `plan.steps`. Each line below is one thing that happens in a step.
 
     `batches` is endless. `write` takes a step's numbers, `evaluate` scores on held-out text, `save` writes a checkpoint, `show` moves the
-    progress bar, `stop` says whether a signal came in. Raises `Stopped` after saving when it did, and `UserError` after
+    progress bar, `stop` says whether a signal came in, `recall` is the memory of a stage that has one. Raises `Stopped` after saving when it did, and `UserError` after
     SKIPS steps in a row without a finite loss: such steps are skipped and change nothing.
     """
     device = next(network.parameters()).device
@@ -126,8 +143,8 @@ def train(
         micro = [next(batches) for _ in range(plan.accumulate)]
         rate = plan.rate(progress.step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        means = backward(network, objective, micro, device, dtype)
+            group["lr"] = rate * group.get("scale", 1.0)
+        means = backward(network, objective, micro, device, dtype, recall)
         norm = float(clip(parameters, plan.clip))
         if math.isfinite(means["loss"]) and math.isfinite(norm):
             optimizer.step()
@@ -136,6 +153,8 @@ def train(
         else:
             bad += 1
             progress.skipped += 1
+            if recall is not None:
+                recall.forget()  # it may hold what is no number
             log.warning("step %d skipped: loss %s, gradient norm %s", progress.step + 1, means["loss"], norm)
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
@@ -174,7 +193,7 @@ def train(
 
 def measure(
     network: NetworkModel,
-    objective: Objective,
+    objective: Trained,
     batches: Iterator[Batch],
     accumulate: int,
     optimizer: torch.optim.Optimizer,
@@ -182,22 +201,42 @@ def measure(
     *,
     steps: int,
     limit: float,
+    recall: Recall | None = None,
 ) -> float:
-    """Seconds a step on this machine: the median of up to `steps` steps or `limit` seconds, the first left out if there are
-    more. The weights stay as they are: `optimizer`, which is used up, steps with a rate of 0."""
+    """Seconds a step on this machine: the median of `timed`, the first step left out if there are more."""
+    made = timed(network, objective, batches, accumulate, optimizer, dtype, steps=steps, limit=limit, recall=recall)
+    times = [seconds for seconds, _ in made]
+    return statistics.median(times[1:] or times)
+
+
+def timed(
+    network: NetworkModel,
+    objective: Trained,
+    batches: Iterator[Batch],
+    accumulate: int,
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype,
+    *,
+    steps: int,
+    limit: float,
+    recall: Recall | None = None,
+) -> list[tuple[float, int]]:
+    """(seconds, live tokens) of up to `steps` steps or `limit` seconds, at least one. The weights stay as they are: `optimizer`,
+    which is used up, steps with a rate of 0."""
     device = next(network.parameters()).device
     network.train()
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    times: list[float] = []
-    while len(times) < steps and sum(times) < limit:
+    found: list[tuple[float, int]] = []
+    while not found or (len(found) < steps and sum(seconds for seconds, _ in found) < limit):
         began = time.perf_counter()
-        backward(network, objective, [next(batches) for _ in range(accumulate)], device, dtype)
+        micro = [next(batches) for _ in range(accumulate)]
+        backward(network, objective, micro, device, dtype, recall)
         if math.isfinite(float(clip(network.parameters(), 1.0))):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:] or times)
+        found.append((time.perf_counter() - began, sum(batch.live_tokens() for batch in micro)))
+    return found
 
 
 def _mean(values: list[float]) -> float:

@@ -14,13 +14,41 @@ from ziggurat.nn.spec import Model
 from ziggurat.systems import SYSTEMS, find
 from ziggurat.systems.base import System
 from ziggurat.text.train import TokenizerSpec
-from ziggurat.train.stage import BUDGETS, NAME, STAGE_DEFAULTS, BatchLimits, Evaluate, Optim, Save, Schedule, Stage, StageFields
+from ziggurat.train import arms, vocabulary
+from ziggurat.train.adaptation import SAMPLE
+from ziggurat.train.stage import (
+    BUDGETS,
+    NAME,
+    STAGE_DEFAULTS,
+    BatchLimits,
+    Evaluate,
+    Optim,
+    Save,
+    Schedule,
+    Stage,
+    StageFields,
+    candidates,
+)
+from ziggurat.train.suite import Options
 from ziggurat.tree import Node, PathTo, Shape, merge, nearest, tree
 
-__all__ = ["BatchLimits", "Dials", "Evaluate", "Optim", "Recipe", "Save", "Schedule", "Stage", "StageFields", "Worth", "resolve"]
+__all__ = [
+    "BatchLimits",
+    "Dials",
+    "Evaluate",
+    "ModelCard",
+    "Optim",
+    "Recipe",
+    "Save",
+    "Schedule",
+    "Stage",
+    "StageFields",
+    "Worth",
+    "resolve",
+]
 
 TEXT_STAGES = ("pretrain", "dapt", "tapt")
-RESERVED = ("tokenizer", "shards", "vocabulary", "worth", "evaluate", "scratch", "previous")
+RESERVED = ("tokenizer", "shards", "vocabulary", "worth", "evaluate", "suites", "scratch", "previous")
 
 
 class Worth(Spec):
@@ -28,6 +56,9 @@ class Worth(Spec):
 
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """One fine-tuning a seed and prefix; the seed draws the labelled rows, the head and the order."""
+    control: str | None = None
+    """A source of another domain: the last dapt stage before the fine-tuning is also run on that, with as many steps, and the task fine-tuned
+    from it, which says how much of the stage's worth is its domain's (Gururangan et al., 2020)."""
 
     @model_validator(mode="after")
     def _different(self) -> Worth:
@@ -64,6 +95,29 @@ class Dials(Spec):
     """Width of the generator's feed-forward layer."""
 
 
+def _named(value: Any) -> Any:
+    if isinstance(value, str):
+        return {value: {}}
+    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        return {v: {} for v in value}
+    return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+
+
+class ModelCard(Spec):
+    """What only you know about a model and its text; what is left out is left out of the model card, never guessed."""
+
+    language: str | tuple[str, ...] | None = None
+    """ISO 639 code of the language, as in en or zh; several as a list."""
+    license: str | None = None
+    """The Hub's name of the licence you give the model, as in apache-2.0."""
+    base_model: str | None = None
+    """Hub name of the model that `init` brought, as in google-bert/bert-base-uncased."""
+    datasets: tuple[str, ...] = ()
+    """Hub names of data sets behind your files; sources of kind hub are named anyway."""
+    tags: tuple[str, ...] = ()
+    """Further tags."""
+
+
 class Recipe(Spec):
     """Raw text in, a fine-tuned model out."""
 
@@ -87,6 +141,12 @@ class Recipe(Spec):
         Worth()
     )
     """Fine-tune from every prefix of the pipeline, to say what each stage was worth; false = off."""
+    suites: Annotated[
+        dict[str, Options] | None, BeforeValidator(_named, json_schema_input_type=str | list[str] | dict[str, Options] | None)
+    ] = None
+    """Suites that the last text stage's checkpoint is fine-tuned on at the end of the run: names or files, or {name: options}."""
+    card: ModelCard = ModelCard()
+    """For the model card (README.md) of every export."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard event files (extra `tensorboard`)."""
 
@@ -128,6 +188,13 @@ class Recipe(Spec):
             for field, message, *needs in _stage_problems(full, stage, list(seen)):
                 yield Problem(self._place(n, field), message, (("stages", n), *needs) if not field else tuple(needs))
             seen.setdefault(stage.title, n)
+        if self.suites and all(s.stage not in TEXT_STAGES for s in self.stages):
+            yield Problem(
+                ("suites",), "needs a text stage, whose checkpoint is scored; `ziggurat evaluate` scores a checkpoint of any kind"
+            )
+        if self.worth is not None and self.worth.control is not None:
+            for message in _control_problems(full, self.worth.control):
+                yield Problem(("worth", "control"), message)
         if "worth" in self.model_fields_set and self.worth is not None and all(s.stage != "finetune" for s in self.stages):
             yield Problem(("worth",), "needs a finetune stage: a stage's worth is what it adds to the fine-tuned score")
 
@@ -158,6 +225,9 @@ def resolve(recipe: Recipe, root: Node | None = None) -> Node:
         before = stage.title
         stages.append(node)
     merged = {key: child for key, child in root.value.items() if key != "defaults"}
+    if arms.measured(stages):
+        sample = tree({"kind": "docstrings", "packages": ["python"], "valid": 0.1}, "a default general sample")
+        merged["sources"] = Node({SAMPLE: sample, **merged["sources"].value}, merged["sources"].where)
     if system is not None and size in system.sizes:
         fill = tree(dict(system.sizes[size]), f"size {recipe.system}")
         try:
@@ -177,6 +247,17 @@ def split(name: str) -> tuple[System | None, str]:
     """`bert/base` -> its system, if there is one, and the size."""
     system, _, size = name.partition("/")
     return find(system), size
+
+
+def _control_problems(recipe: Recipe, source: str) -> Iterator[str]:
+    dapt = [s for s in recipe.stages if s.stage == "dapt"]
+    if source not in recipe.sources:
+        yield f"unknown source '{source}'; {nearest(source, recipe.sources)}"
+    if not dapt:
+        yield "is the control of a dapt stage, and the recipe has none"
+    for stage in dapt:
+        if source in stage.reads:
+            yield f"'{source}' is text that {stage.title} reads: name a source of another domain"
 
 
 def _model_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -216,8 +297,9 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
         if name not in recipe.sources:
             yield "data", f"unknown source '{name}'; {nearest(name, recipe.sources)}", ("sources", name)
     later = [s.title for s in recipe.stages if s.title not in before]
-    if stage.init in later:
-        yield "init", f"'{stage.init}' is not an earlier stage"
+    for name in candidates(stage.init):
+        if name in later:
+            yield "init", f"'{name}' is not an earlier stage"
     if stage.epochs is not None and len(stage.data) > 1:
         yield "epochs", f"{len(stage.data)} sources have epochs of their own; give the budget in steps, tokens or time"
     if stage.tokens is not None and stage.batch.tokens is None:
@@ -225,7 +307,8 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
             "tokens",
             "a budget in tokens needs batches limited by tokens; give it in steps or epochs, or set batch: {tokens: ...}",
         )
-    yield from _vocabulary_problems(stage)
+    yield from arms.problems(stage, recipe.sources)
+    yield from vocabulary.problems(stage)
     supervised = stage.objective is not None and stage.objective.labelled
     if stage.stage == "finetune":
         yield from _task_problems(recipe, stage, supervised)
@@ -243,10 +326,14 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
                 yield "objective", message, ("sources", name)
     system = split(recipe.system)[0]
     ours = {"scratch", "previous", *(s.title for s in recipe.stages)}
-    if system is not None and stage.objective is not None and all(s.init in ours for s in recipe.stages):
+    if system is not None and stage.objective is not None and all({*candidates(s.init)} <= ours for s in recipe.stages):
         model = stage.objective.part_of(stage.objective.equipped(_model_before(recipe, stage, system.model)))
         for why in stage.objective.misfits(model):
             yield "objective", why
+        for why in stage.objective.forgets(model, stage.memory):
+            yield ("memory" if stage.memory else "objective"), why
+    if stage.memory and stage.batch.tokens is None:
+        yield "memory", "needs batches limited by tokens: text goes on in the row where it stopped; set batch: {tokens: ...}"
     positions = system.model.embed.positions.length if system is not None else stage.length
     if stage.length > positions:
         yield "length", f"{stage.length} is longer than the {positions} positions of {recipe.system}"
@@ -254,35 +341,23 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
         yield "batch", f"a micro-batch of {stage.batch.tokens} tokens cannot hold one example of length {stage.length}"
 
 
-def _vocabulary_problems(stage: Stage) -> Iterator[tuple[Any, ...]]:
-    wanted = stage.vocabulary
-    if wanted is None:
-        return
-    if stage.stage == "finetune":
-        yield "vocabulary", "new tokens are learned from text: it belongs in a pretrain, dapt or tapt stage before this one"
-    if stage.init == "scratch":
-        yield (
-            "vocabulary",
-            "extends the tokenizer of a checkpoint, and this stage starts from scratch: give `tokenizer` a larger `vocab`",
-        )
-    if wanted.source is None and len(stage.data) > 1:
-        yield (
-            "vocabulary",
-            f"say which source the tokens are mined from, as in vocabulary: {{source: {next(iter(stage.data))}, ...}}",
-        )
-    if wanted.source is not None and wanted.source not in stage.data:
-        yield "vocabulary", f"'{wanted.source}' is no source of this stage; {nearest(wanted.source, stage.data)}"
-
-
 def _model_before(recipe: Recipe, stage: Stage, model: Model) -> Model:
     """What a stage starts from: the system's model, or the part of it that earlier stages have kept."""
     kept: dict[str, Model] = {}
     for each in recipe.stages:
-        start = kept.get(each.init, model)
+        start = kept.get(candidates(each.init)[-1], model)
         if each is stage:
             return start
         kept[each.title] = each.objective.part_of(start) if each.objective is not None else start
     return model
+
+
+def _columns(stage: Stage) -> tuple[str, ...]:
+    """What the source of a task must declare beside `text`."""
+    objective = stage.objective
+    if objective is None:
+        return ()
+    return (*objective.columns, *(("group",) if getattr(objective, "metric", "") in ("f1_a", "group_em") else ()))
 
 
 def _task_problems(recipe: Recipe, stage: Stage, supervised: bool) -> Iterator[tuple[Any, ...]]:
@@ -300,6 +375,10 @@ def _task_problems(recipe: Recipe, stage: Stage, supervised: bool) -> Iterator[t
             if not writes(source):
                 where = "name the column of what is to be written, as in columns: {text: ..., pair: ...}"
                 yield "data", f"source '{name}' has no second text; {where}", ("sources", name)
+        elif source.kind in ("files", "hub") and (lacks := [c for c in _columns(stage) if getattr(source.columns, c) is None]):
+            columns = ", ".join(f"{c}: ..." for c in ("text", *_columns(stage)))
+            message = f"source '{name}' declares no {', '.join(f'`{c}`' for c in lacks)}; name their columns, as in columns: {{{columns}}}"
+            yield "data", message, ("sources", name)
         elif not labelled(source):
             yield (
                 "data",

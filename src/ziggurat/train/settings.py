@@ -25,7 +25,8 @@ def keep(folder: Path, now: Mapping[str, Any]) -> None:
         return
     if not any(folder.glob("step-*")):  # nothing is lost; what was measured for other settings goes
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "budget.json").unlink(missing_ok=True)
+        for measured in ("budget.json", "before.json", "fisher.safetensors"):
+            (folder / measured).unlink(missing_ok=True)
         write_json(path, now)
         return
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from ziggurat.config import Duration, Spec
 from ziggurat.objectives import AnyObjective
 from ziggurat.text.vocabulary import VocabularySpec
+from ziggurat.train.adaptation import Anchor, Distill, Forgetting, Freeze, Interpolate, Lora, measured, shared
 
 BUDGETS = ("steps", "tokens", "epochs", "time")
 NAME = r"^[\w-]+$"
@@ -52,6 +53,8 @@ class Optim(Spec):
     """Decoupled; norms and biases are spared."""
     clip: float | None = Field(1.0, gt=0)
     """Largest norm of the whole gradient; null = no clipping."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Learning rate of each layer as a share of the one above it; heads have the whole rate, embeddings the least (Howard and Ruder, 2018)."""
 
 
 class Schedule(Spec):
@@ -85,6 +88,25 @@ class Save(Spec):
     """Checkpoints kept; older ones are removed."""
 
 
+class BestOf(Spec):
+    """The start that fits the stage's text and labels best, chosen once when the stage is reached (or before anything is prepared, when
+    all candidates are folders): by their held-out loss per byte on the text, and a probe on frozen features. Test rows are not looked at."""
+
+    best_of: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=2)
+    """Names of earlier stages, and folders of checkpoints."""
+
+    @model_validator(mode="after")
+    def _different(self) -> BestOf:
+        if len(set(self.best_of)) < len(self.best_of):
+            raise ValueError("best_of: each candidate may stand once")
+        if bad := {"scratch", "previous"} & set(self.best_of):
+            raise ValueError(f"best_of: '{bad.pop()}' has no weights of its own to be judged by; name stages or folders")
+        return self
+
+    def __str__(self) -> str:
+        return f"best of {', '.join(self.best_of)}"
+
+
 class Share(Spec):
     """One source of a stage's mixture."""
 
@@ -106,11 +128,16 @@ Mixture = Annotated[dict[str, Share], BeforeValidator(_mixture, json_schema_inpu
 """Source name -> share; one name alone is that source alone."""
 
 
+def candidates(init: str | BestOf) -> tuple[str, ...]:
+    """What a stage may start from."""
+    return init.best_of if isinstance(init, BestOf) else (init,)
+
+
 class StageFields(Spec):
     """What `defaults` may hold, and every stage."""
 
     rivals: ClassVar[tuple[tuple[str, ...], ...]] = (BUDGETS,)
-    whole: ClassVar[tuple[str, ...]] = ("data",)
+    whole: ClassVar[tuple[str, ...]] = ("data", "replay", "nearest")
 
     data: Mixture = Field(default_factory=dict)
     """Sources of the stage's text: one name, or {name: share}."""
@@ -125,15 +152,18 @@ class StageFields(Spec):
     """Budget in passes over the data. Default: 3 in finetune."""
     time: Duration | None = None
     """Budget in wall-clock time (20m, 1h30m), turned into steps after the first steps were timed."""
-    init: str = Field("previous", min_length=1)
+    init: Annotated[str, Field(min_length=1)] | BestOf = "previous"
     """Weights to start from: `previous` (the stage before; the first starts from scratch), `scratch`, the name of an
-    earlier stage, or the folder of a checkpoint (ours, or in Hugging Face format)."""
+    earlier stage, the folder of a checkpoint (ours, or in Hugging Face format), or the fittest of several of these: `{best_of: [...]}`."""
     objective: AnyObjective | None = None
     """What is hidden and predicted. Default: the system's; a finetune stage needs a labelled one."""
     length: int = Field(128, ge=8)
     """Longest example, in tokens with the special ones."""
     examples: int | None = Field(None, gt=0)
     """finetune: labelled rows to train on, drawn by the seed; null = all."""
+    memory: int = Field(0, ge=0)
+    """Tokens of earlier text, at most, whose hidden states an example reads besides its own (Transformer-XL; XLNet: 384): examples then
+    come in the order of their text. Of short texts there is nothing to remember. 0 = none."""
     batch: BatchLimits = BatchLimits(tokens=2048)
     """Limits of one micro-batch. Default: 2,048 tokens; 16 documents in finetune."""
     accumulate: int = Field(1, ge=1)
@@ -152,6 +182,23 @@ class StageFields(Spec):
     """Checkpoints while the stage trains."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of metrics."""
+    forgetting: Annotated[Forgetting | None, BeforeValidator(measured, json_schema_input_type=bool | Forgetting)] = None
+    """What the stage loses on general text, measured in dapt and tapt by default; false = not."""
+    replay: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
+    """Sources of general text that are read again, and their shares of all tokens; `data` has the rest."""
+    nearest: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Of these sources the documents nearest to the texts of `data` are read too, so many for each text (kNN-TAPT: Gururangan et al.,
+    2020); shares by size."""
+    anchor: Anchor | None = None
+    """Weights are pulled toward where the stage began (L2-to-start, EWC)."""
+    distill: Distill | None = None
+    """Part of the loss is to keep saying what the model said when the stage began."""
+    freeze: Freeze | None = None
+    """Weights that are not trained."""
+    lora: Lora | None = None
+    """Only low-rank additions are trained."""
+    interpolate: Annotated[Interpolate | None, BeforeValidator(shared, json_schema_input_type=bool | float | Interpolate)] = None
+    """The weights handed on are between the start's and the trained ones; a number = that share, true = chosen on held-out text."""
 
 
 class Stage(StageFields):
@@ -167,6 +214,25 @@ class Stage(StageFields):
     @property
     def title(self) -> str:
         return self.name or self.stage
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The sources it trains on."""
+        return tuple(dict.fromkeys([*self.data, *self.nearest, *self.replay]))
+
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        """The sources whose text says which weights matter (EWC)."""
+        if self.anchor is None or not self.anchor.ewc:
+            return ()
+        general = self.forgetting.general if self.forgetting is not None else ()
+        return self.anchor.general if self.anchor.general is not None else general or ()
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Further sources whose held-out loss says what it has lost."""
+        general = (self.forgetting.general or ()) if self.forgetting is not None else ()
+        return tuple(name for name in general if name not in self.reads)
 
     @property
     def budget(self) -> tuple[str, float]:

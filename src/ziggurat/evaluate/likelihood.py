@@ -1,0 +1,305 @@
+"""Choices by their likelihood: which text would the model most probably write after a prompt? Without training, with or without examples.
+
+Papers: GPT-2 and GPT-3 (Radford et al., 2019; Brown et al., 2020, 2.4), normalisation by length and by the choice's own probability (Brown et
+al., 2020, 2.4; Holtzman et al., 2021). What is scored is always the text of a choice, never the letter of an option.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ziggurat.config import Spec
+from ziggurat.context import Context
+from ziggurat.data.cut import Piece, assemble
+from ziggurat.data.rows import joined
+from ziggurat.data.runs import bounds_of, ranges
+from ziggurat.errors import UserError, check
+from ziggurat.evaluate.heldout import CHUNK, autocast, to_device
+from ziggurat.evaluate.written import asked
+from ziggurat.nn.network import NetworkModel
+from ziggurat.objectives.seq2seq import Seq2Seq
+from ziggurat.text.tokenizer import Tokenizer
+from ziggurat.types import CAUSAL, FOREVER, Batch, Part, Target, Tokens, Visibility
+
+log = logging.getLogger(__name__)
+
+TOKENS = 4096
+"""Tokens that go through the model at once, or one example if that is longer."""
+
+
+class Likelihood(Spec):
+    """How the choices of one prompt are compared."""
+
+    by: Literal["sum", "token", "byte", "pmi"] = "sum"
+    """The log-probability of a choice after the prompt; divided by its tokens; by its bytes in UTF-8; or minus its log-probability after
+    `premise` alone (pointwise mutual information)."""
+    premise: str = ""
+    """`pmi`: what stands before a choice instead of the prompt, such as `Answer:`; empty = the token that begins a text."""
+    joiner: str | None = None
+    """What stands between prompt and choice in a model of one stack; null = a space, but none between Han characters or where the prompt
+    ends with white space."""
+    end: bool = False
+    """Whether the choice must also be the end of the text."""
+
+
+class Prompt(Spec):
+    """How a question is put, and how many solved ones stand before it."""
+
+    template: str = "{text}"
+    """The question, with the names of a row's texts in braces: `Premise: {text}\\nHypothesis: {pair}\\nLabel:`."""
+    shots: int = Field(0, ge=0)
+    """Solved examples before each question; others for each question."""
+    between: str = "\n\n"
+    """What stands between two examples."""
+    seed: int = Field(0, ge=0)
+    """Draws the examples."""
+
+    def texts(
+        self, rows: Sequence[Mapping[str, str]], solved: Sequence[tuple[Mapping[str, str], str]] = (), joiner: str | None = None
+    ) -> list[str]:
+        """One prompt a row. `solved` are the rows to draw examples from, each with its right answer."""
+        check(
+            len(solved) >= self.shots,
+            f"{self.shots} examples are asked for, and {len(solved)} solved rows are there",
+            "lower `shots`, or give more training rows",
+        )
+        made = []
+        for n, row in enumerate(rows):
+            chosen = np.random.default_rng([self.seed, n]).permutation(len(solved))[: self.shots] if self.shots else ()
+            asked_ = [(self._filled(solved[i][0]), solved[i][1]) for i in chosen]
+            examples = [q + (joined(q, a) if joiner is None else joiner + a) for q, a in asked_]
+            made.append(self.between.join([*examples, self._filled(row)]))
+        return made
+
+    def _filled(self, row: Mapping[str, str]) -> str:
+        try:
+            return self.template.format_map(row)
+        except (KeyError, IndexError, ValueError) as error:
+            has = ", ".join(f"{{{name}}}" for name in row)
+            raise UserError(
+                f"the template {self.template!r} cannot be filled: {error}", f"a row has {has}; write {{{{ for a brace"
+            ) from error
+
+
+class Scored(NamedTuple):
+    """A continuation."""
+
+    total: float
+    """The sum of its tokens' log-probabilities, in nats."""
+    tokens: int
+
+
+def scores(
+    network: NetworkModel,
+    objective: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    ctx: Context,
+    prompts: Sequence[str],
+    choices: Sequence[Sequence[str]],
+    how: Likelihood | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[list[float]]:
+    """For each prompt the scores of its choices; the highest is the model's answer.
+
+    `objective` is what the model was trained with, as a recipe writes it. A prompt that does not fit loses its beginning.
+
+    Raises:
+        UserError: the model cannot say how probable a text is; a choice is empty, too long, or only the letter of an option.
+    """
+    how = how or Likelihood()
+    check(len(prompts) == len(choices), f"{len(prompts)} prompts, but choices for {len(choices)}")
+    for n, options in enumerate(choices):
+        check(len(options) > 0 and all(o.strip() for o in options), f"prompt {n} has no choices or an empty one", "leave it out")
+        letters = [o.strip(" ().:").upper() for o in options]
+        check(
+            len(options) < 2 or letters != [chr(ord("A") + i) for i in range(len(options))],
+            f"the choices of prompt {n} are the letters of options, and how probable a letter is says little: {list(options)}",
+            "give the texts of the options as choices, and leave them out of the prompt",
+        )
+    pairs = [(prompt, option) for prompt, options in zip(prompts, choices, strict=True) for option in options]
+    found = likelihoods(network, objective, tokenizer, ctx, pairs, how, dtype)
+    values = [one.total for one in found]
+    if how.by == "token":
+        values = [one.total / one.tokens for one in found]
+    elif how.by == "byte":
+        values = [one.total / len(option.encode()) for one, (_, option) in zip(found, pairs, strict=True)]
+    elif how.by == "pmi":
+        options_ = list(dict.fromkeys(option for _, option in pairs))
+        alone = likelihoods(network, objective, tokenizer, ctx, [(how.premise, option) for option in options_], how, dtype)
+        before = {option: one.total for option, one in zip(options_, alone, strict=True)}
+        values = [one.total - before[option] for one, (_, option) in zip(found, pairs, strict=True)]
+    cuts = np.cumsum([0, *map(len, choices)]).tolist()
+    return [values[a:b] for a, b in pairwise(cuts)]
+
+
+@torch.no_grad()
+def likelihoods(
+    network: NetworkModel,
+    objective: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    ctx: Context,
+    pairs: Sequence[tuple[str, str]],
+    how: Likelihood | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Scored]:
+    """How probable each text is after its prompt, for pairs (prompt, text) in their order."""
+    how = how or Likelihood()
+    way = asked(network.spec.model, objective) if "lm" in network.heads else None
+    check(
+        way is not None and way.asks not in ("mask", "future"),
+        "the model cannot say how probable a text is after another",
+        "use a causal model, an encoder-decoder, or a model fine-tuned with seq2seq",
+    )
+    assert way is not None
+    apart = ctx.structure == "encoder_decoder" or way.asks != "next" or objective.get("kind") == "seq2seq"
+    if apart:
+        before, after = _separately(tokenizer, pairs)
+    else:
+        before, after = _together(tokenizer, pairs, how)
+    for (_, text), ids in zip(pairs, after, strict=True):
+        check(len(ids), f"{text!r} has no token", "the tokenizer drops these characters; write something visible in their place")
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    totals = np.zeros(len(pairs))
+    order = np.argsort([len(a) + len(b) for a, b in zip(before, after, strict=True)], kind="stable").tolist()
+    while order:
+        chunk, size = [order.pop()], 0
+        size = len(before[chunk[0]]) + len(after[chunk[0]])
+        while order and size * (len(chunk) + 1) <= TOKENS:  # the longest come first
+            chunk.append(order.pop())
+        some = [before[i] for i in chunk], [after[i] for i in chunk]
+        batch = _written(way, *some, ctx, how) if apart else _continued(objective, *some, ctx, how)
+        target = batch.targets["asked"]
+        moved = to_device(batch, device)
+        with autocast(device, dtype):
+            hidden = network(moved.streams, read=network.read(moved.streams, moved.targets.values()))
+            logs = _logs(network, hidden, moved)
+        assert target.group is not None
+        totals[chunk] = np.bincount(target.group, logs, len(chunk))
+    network.train(was_training)
+    return [Scored(float(total), len(ids) + how.end) for total, ids in zip(totals, after, strict=True)]
+
+
+def _logs(network: NetworkModel, hidden: Mapping[str, torch.Tensor], batch: Batch) -> np.ndarray:
+    """float64[K]: the log-probability of each token that is asked for; the vocabulary's scores live for CHUNK rows at a time."""
+    asked_, found = batch.targets["asked"], []
+    for start in range(0, len(asked_.index), CHUNK):
+        part = slice(start, start + CHUNK)
+        few = replace(asked_, index=asked_.index[part], value=asked_.value[part], weight=asked_.weight[part], group=None)
+        logits = network.logits("lm", hidden, batch.streams, few)
+        logs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        found.append(logs.gather(1, few.value[:, None])[:, 0].cpu().numpy())
+    return np.concatenate(found)
+
+
+# ---- ids -----------------------------------------------------------------------------------------------------------
+
+
+def _together(
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], how: Likelihood
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Prompt and text as they are tokenized in one piece; a token that holds characters of both is the text's."""
+    whole = [a + (joined(a, b) if how.joiner is None else how.joiner + b if a else b) for a, b in pairs]
+    before, after = [], []
+    for (prompt, _), encoded in zip(pairs, tokenizer.encode(whole), strict=True):
+        cut = int(np.searchsorted(encoded.offsets[:, 1], len(prompt), "right"))
+        before.append(encoded.ids[:cut])
+        after.append(encoded.ids[cut:])
+    return before, after
+
+
+def _separately(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    sides = [[pair[i] for pair in pairs] for i in (0, 1)]
+    unique = {text: encoded.ids for side in sides for text, encoded in _encoded(tokenizer, side)}
+    return [unique[text] for text in sides[0]], [unique[text] for text in sides[1]]
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, Any]]:
+    each = list(dict.fromkeys(texts))
+    return list(zip(each, tokenizer.encode(each), strict=True))
+
+
+def _trimmed(before: Sequence[np.ndarray], rooms: Sequence[int], longest: int) -> list[np.ndarray]:
+    """The prompts without what does not fit at their beginning."""
+    check(min(rooms) >= 0, f"a choice is longer than the {longest} tokens that the model reads", "shorten it")
+    cut = sum(len(ids) > room for ids, room in zip(before, rooms, strict=True))
+    if cut:
+        log.warning("%d prompt(s) are too long for %d tokens: their beginning is left out", cut, longest)
+    return [ids[max(0, len(ids) - room) :] for ids, room in zip(before, rooms, strict=True)]
+
+
+def _pieces(runs: Sequence[np.ndarray]) -> Piece:
+    sizes = np.array([len(ids) for ids in runs], np.int64)
+    return Piece(np.concatenate([np.zeros(0, np.int32), *runs]).astype(np.int32), np.cumsum(sizes) - sizes, sizes)
+
+
+# ---- examples ------------------------------------------------------------------------------------------------------
+
+
+def _continued(
+    objective: Mapping[str, Any], before: Sequence[np.ndarray], after: Sequence[np.ndarray], ctx: Context, how: Likelihood
+) -> Batch:
+    """Prompt and text as one running text: seen from left to right, or with a prompt that sees itself both ways."""
+    first, end = ctx.layout.first, ctx.vocab.end
+    check(not how.end or end is not None, "the tokenizer has no token that ends a text", "leave out `end`")
+    after = [np.append(ids, np.int32(end or 0)) for ids in after] if how.end else list(after)
+    rooms = [ctx.length - len(first) - len(ids) for ids in after]
+    before = _trimmed(before, rooms, ctx.length)
+    if not first and any(len(ids) == 0 for ids in before):
+        check(
+            end is not None and all(room > 0 for room in rooms),
+            "nothing stands before the first token of a text",
+            "give a prompt",
+        )
+        before = [ids if len(ids) else np.array([end]) for ids in before]
+    keys = np.arange(len(before), dtype=np.uint64)
+    a, b = _pieces(before), _pieces(after)
+    batch = assemble([first, a, b], [ctx.layout.segments[0]] * 3, keys, ctx)
+    stream = batch.streams["text"]
+    known = stream.lengths - b.length
+    if ctx.visibility == "causal" or objective.get("kind") == "clm":
+        stream = replace(stream, visibility=CAUSAL)
+    else:
+        clock = np.maximum(stream.inside() - np.repeat(known, stream.lengths) + 1, 0).astype(np.int32)
+        stream = replace(
+            stream, visibility=Visibility("custom", clock, clock, np.full_like(clock, FOREVER), np.zeros_like(clock))
+        )
+    index = ranges(stream.bounds[:-1] + known - 1, b.length)
+    return _asking(Batch({"text": stream}, {}, keys), "text", index, b.ids, b.length)
+
+
+def _written(way: Seq2Seq, before: Sequence[np.ndarray], after: Sequence[np.ndarray], ctx: Context, how: Likelihood) -> Batch:
+    """The text as a target that is written after the source, as in `seq2seq`."""
+    opening = len(way.opening(ctx))
+    most = max(len(ids) for ids in after) + opening + 1
+    check(most <= ctx.length, f"a choice is longer than the {ctx.length} tokens that the model writes", "shorten it")
+    way = way.model_copy(update={"target": max(most, 2), "noise": 0.0})
+    before = _trimmed(before, [way.source_room(ctx)] * len(before), ctx.length)
+    parts = {name: _part(runs) for name, runs in (("text", before), ("pair", after))}
+    batch = way.corrupt(way.form(Tokens(parts, np.arange(len(after), dtype=np.uint64)), ctx), ctx)
+    target = batch.targets["seq2seq"]
+    said = np.array([len(ids) for ids in after], np.int64) + opening + 1
+    chosen = ranges(np.cumsum(said) - said + opening, said - opening - (not how.end))
+    return _asking(batch, target.stream, target.index[chosen], target.value[chosen], said - opening - (not how.end))
+
+
+def _part(runs: Sequence[np.ndarray]) -> Part:
+    piece = _pieces(runs)
+    none, off = np.zeros((0, 3), np.int64), np.zeros(len(piece.ids), bool)
+    return Part(piece.ids, bounds_of(piece.length), off, off, none, np.zeros(len(runs) + 1, np.int64))
+
+
+def _asking(batch: Batch, stream: str, index: np.ndarray, value: np.ndarray, counts: np.ndarray) -> Batch:
+    """With the target `asked`, whose groups are the documents."""
+    group = np.repeat(np.arange(len(counts)), counts)
+    target = Target(stream, index, np.asarray(value, np.int64), np.ones(len(index), np.float32), group=group)
+    return replace(batch, targets={"asked": target})

@@ -1,0 +1,205 @@
+"""How well a start fits a text and its labels: bits per byte of its language model, and a probe on frozen features. Never of test rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ziggurat.data import sources
+from ziggurat.data.loader import once
+from ziggurat.data.reading import Reading
+from ziggurat.data.shards import Shards
+from ziggurat.data.writing import write_shards
+from ziggurat.errors import check
+from ziggurat.evaluate.frozen import cross_validated, document_features, probeable, splits, word_features
+from ziggurat.evaluate.heldout import held_out, language_loss
+from ziggurat.nn import spec as parts
+from ziggurat.nn.network import NetworkModel
+from ziggurat.objectives import OBJECTIVES
+from ziggurat.objectives.base import Objective, context_of
+from ziggurat.objectives.labelled import Tag
+from ziggurat.pipeline.opened import Opened
+from ziggurat.pipeline.prepare import TestTexts
+from ziggurat.train.recipe import Recipe
+from ziggurat.train.stage import Stage
+from ziggurat.train.start import Start
+from ziggurat.types import Document
+
+CHARACTERS = 300_000
+"""Of text on which losses are measured."""
+READ = 20_000
+"""Documents of a source among which text and rows are drawn."""
+ROWS = 500
+"""Labelled rows of the probe."""
+UNKNOWN = 0.02
+"""Share of unknown tokens from which a loss is not believed: what a tokenizer cannot read is easily predicted."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What was measured of one start."""
+
+    name: str
+    weights: str
+    """Their fingerprint."""
+    family: str = ""
+    """What its loss is of: mlm, clm ...; empty if it has none."""
+    bits_per_byte: float | None = None
+    unknown: float = 0.0
+    """Share of the text's tokens that its tokenizer does not know."""
+    folds: tuple[float, ...] = ()
+    """The probe's scores."""
+    note: str = ""
+
+    @property
+    def probe(self) -> float | None:
+        return float(np.mean(self.folds)) if self.folds else None
+
+
+def material(recipe: Recipe, stage: Stage) -> tuple[list[Document], str, list[Document], Objective | None]:
+    """The text that losses are measured on and its split, labelled rows for the probe, and their objective. No test rows: they and
+    their near duplicates are left out."""
+    tests, names = TestTexts(recipe), list(stage.data)
+    held = {name: _held_out(recipe, tests, name) for name in names}
+    split = "valid" if all(held.values()) else "train"
+    text: list[Document] = []
+    for name in names:
+        documents = (
+            list(islice(tests.clean(recipe.sources[name], split, Reading(), []), READ)) if split == "train" else held[name]
+        )
+        order = np.random.default_rng([recipe.seed, 11]).permutation(len(documents))
+        size = 0
+        for n in order.tolist():
+            text.append(replace(documents[n], marks=(), fields={}))
+            size += sum(map(len, documents[n].texts.values()))
+            if size > CHARACTERS / len(names):
+                break
+    tuned = next((s for s in (stage, *recipe.stages) if s.stage == "finetune" and set(s.data) & set(names)), None)
+    if tuned is None or not probeable(tuned.objective):
+        return text, split, [], None
+    (name,) = tuned.data
+    documents = list(islice(tests.clean(recipe.sources[name], "train", Reading(), []), None if tuned.examples else READ))
+    if tuned.examples:  # no more labels than the task itself may see: the rows of its first seed
+        seed = recipe.worth.seeds[0] if recipe.worth else recipe.seed
+        chosen = np.random.default_rng([seed, 7]).permutation(len(documents))[: tuned.examples]
+        documents = [documents[n] for n in np.sort(chosen).tolist()]
+    order = np.random.default_rng([recipe.seed, 13]).permutation(len(documents))[:ROWS]
+    return text, split, [documents[n] for n in np.sort(order).tolist()], tuned.objective
+
+
+def _held_out(recipe: Recipe, tests: TestTexts, name: str) -> list[Document]:
+    """Held-out documents of a source; none if it has none."""
+    source = recipe.sources[name]
+    try:
+        return list(islice(tests.clean(source, "valid", Reading(), []), READ)) if "valid" in sources.splits(source) else []
+    except sources.EmptySplit:
+        return []
+
+
+def measure(
+    name: str,
+    opened: Opened,
+    stage: Stage,
+    text: Sequence[Document],
+    rows: Sequence[Document],
+    task: Objective | None,
+    place: Path,
+    seed: int,
+    folds: list[tuple[np.ndarray, np.ndarray]] | None,
+) -> tuple[Candidate, list[tuple[np.ndarray, np.ndarray]] | None]:
+    """One candidate's numbers, and the folds (made with the first one)."""
+    check(
+        opened.tokenizer is not None,
+        f"the candidate {name} has no tokenizer: texts cannot be given to it",
+        "put the tokenizer.json it was trained with into the folder",
+    )
+    assert opened.tokenizer is not None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shards = write_shards(place / "text", text, opened.tokenizer)
+    unk = opened.tokenizer.vocab.unk
+    ids = np.concatenate([shards.read(np.arange(len(shards))).parts[p].ids for p in shards.parts])
+    unknown = float(np.mean(ids == unk)) if unk is not None and len(ids) else 0.0
+    family, bits, note = "", None, ""
+    objective = language(opened)
+    if objective is not None:
+        family, bits = objective.kind, _bits(opened, objective, shards, stage.length, seed, device)
+        if unknown > UNKNOWN:
+            note, bits = f"{unknown:.1%} unknown tokens", None
+    scores: tuple[float, ...] = ()
+    if rows and task is not None:
+        x, labels, groups = _features(
+            opened, task, write_shards(place / "rows", rows, opened.tokenizer), rows, stage.length, seed, device
+        )
+        if folds is None:  # over rows, the same ones for every candidate
+            of_rows = [d.fields.get("label") for d in rows]
+            folds = splits(of_rows, stratified=task.kind == "classify", seed=seed)
+        own = [(_members(fit, groups), _members(held, groups)) for fit, held in folds]
+        scores = tuple(cross_validated(x, labels, task, own).tolist())
+    return Candidate(name, opened.fingerprint, family, bits, unknown, scores, note), folds
+
+
+def _members(rows: np.ndarray, owners: np.ndarray | None) -> np.ndarray:
+    """The words of these rows; the rows themselves where they are what is scored."""
+    return rows if owners is None else np.flatnonzero(np.isin(owners, rows))
+
+
+def language(opened: Opened) -> Objective | None:
+    """What a candidate's language-model head is asked with: masked LM of an encoder, causal LM of a decoder, else what it was trained with."""
+    model, tokenizer = opened.network.model, opened.tokenizer
+    if "lm" not in opened.network.heads or isinstance(model, parts.Adversaries) or tokenizer is None:
+        return None
+    if isinstance(model, parts.Single):
+        wanted = (
+            [{"kind": "clm"}] if model.visibility == "causal" else [{"kind": "mlm"}] if tokenizer.vocab.mask is not None else []
+        )
+    else:
+        wanted = [dict(entry["objective"]) for entry in reversed(opened.lineage) if "objective" in entry]
+    for fields in wanted:
+        kind = OBJECTIVES.get(fields["kind"])
+        objective = kind.model_validate(fields) if kind is not None else None
+        fits = objective is not None and not objective.labelled and not objective.misfits(model)
+        if objective is not None and fits and set(objective.heads(model)) <= set(opened.network.heads):
+            return objective
+    return None
+
+
+def _bits(opened: Opened, objective: Objective, shards: Shards, length: int, seed: int, device: torch.device) -> float:
+    """Held-out loss in bits a byte: bits a predicted token times tokens a byte."""
+    assert opened.tokenizer is not None
+    network = opened.build().to(device)
+    model = opened.network.model
+    longest = min(length, model.embed.positions.length)
+    ctx = context_of(model, opened.tokenizer, longest, seed, objective.tables(opened.tokenizer))
+    objective.needs(ctx)
+    row = objective.rows(ctx)
+    batches = once(shards, objective, ctx, row=row, tokens=max(2048, sum(row.values())))
+    numbers = held_out(network, objective, batches)
+    return language_loss(numbers) / math.log(2) * shards.tokens / float(shards.bytes.astype(np.float64).sum())
+
+
+def _features(
+    opened: Opened, task: Objective, shards: Shards, rows: Sequence[Document], length: int, seed: int, device: torch.device
+) -> tuple[np.ndarray, list[Any], np.ndarray | None]:
+    """Features of the rows (or of their words), their labels, and of words the rows they stand in."""
+    assert opened.tokenizer is not None
+    start = Start(opened.network.model, {}, (), lambda: opened.tensors).for_objective(task)
+    network = NetworkModel(parts.Network(model=start.model))
+    network.load_state_dict({name: t for name, t in start.load().items() if name.startswith("model.")})
+    network.to(device)
+    ctx = context_of(start.model, opened.tokenizer, min(length, start.model.embed.positions.length), seed)
+    every = np.arange(len(shards))
+    tokens, places = shards.read(every), {d.id: n for n, d in enumerate(rows)}
+    at = np.array([places[i] for i in shards.ids(every)])
+    if isinstance(task, Tag):
+        x, labels, owner = word_features(network, tokens, ctx)
+        return x, labels, at[owner]
+    found = np.zeros((len(rows), start.model.width))  # a row without a token this tokenizer knows has no features
+    found[at] = document_features(network, tokens, ctx)
+    return found, [d.fields["label"] for d in rows], None

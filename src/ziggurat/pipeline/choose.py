@@ -1,0 +1,182 @@
+"""`init: {best_of: [...]}`: which of several starts fits a stage's text and labels, measured, said and kept.
+
+Two measurements, of train and held-out rows only:
+  bits per byte  the candidate's own language-model loss on the text, over its bytes: tokenizers may differ
+  probe          cross-validated score of a linear model on frozen features of a few hundred labelled rows, if the task has labels
+
+The loss decides where all candidates have a comparable one (all masked, or all causal); the probe overrules it when its own favourite leads
+by more than twice the standard error of the difference over folds (corrected for folds that share rows: Nadeau and Bengio, 2003).
+Otherwise the probe decides alone. A candidate whose tokenizer does not know more than 2% of the text's tokens is passed over if another one
+reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ziggurat.atomic import write_json
+from ziggurat.errors import check
+from ziggurat.evaluate.frozen import FOLDS
+from ziggurat.objectives.labelled import Tag
+from ziggurat.pipeline.candidates import UNKNOWN, Candidate, material, measure
+from ziggurat.pipeline.opened import Opened, called, open_checkpoint
+from ziggurat.train.recipe import Recipe
+from ziggurat.train.stage import BestOf, Stage
+
+log = logging.getLogger(__name__)
+
+FILE = "choice.json"
+ERRORS = 2.0
+"""Standard errors of a lead that overrules."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which start was chosen, and why."""
+
+    chosen: str
+    why: str
+    stage: str
+    candidates: tuple[Candidate, ...]
+    text: dict[str, Any] = field(default_factory=dict)
+    """documents, bytes and split of the text; rows and measure of the probe."""
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        header = ["start", "bits per byte", "unknown", f"probe, {self.text.get('measure', '')}".rstrip(", "), ""]
+        rows = []
+        for c in self.candidates:
+            bits = f"{c.bits_per_byte:.4f} ({c.family})" if c.bits_per_byte is not None else c.note or "no language-model head"
+            probe = f"{c.probe:.4f} ± {np.std(c.folds, ddof=1):.4f}" if c.probe is not None else ""
+            rows.append([called_start(c.name), bits, f"{c.unknown:.1%}", probe, "chosen" if c.name == self.chosen else ""])
+        return header, rows
+
+
+def choose_folders(recipe: Recipe, folder: Path) -> dict[str, Choice]:
+    """The starts that are chosen before anything is prepared, by stage: where all candidates are folders, for then the choice also
+    decides about the tokenizer."""
+    own = {s.title for s in recipe.stages}
+    return {
+        stage.title: choose(recipe, stage, folder, {name: partial(open_checkpoint, name) for name in stage.init.best_of})
+        for stage in recipe.stages
+        if isinstance(stage.init, BestOf) and own.isdisjoint(stage.init.best_of)
+    }
+
+
+def starting(recipe: Recipe, choices: Mapping[str, Choice]) -> Recipe:
+    """The recipe with starts that were chosen."""
+    update = {title: {"init": choice.chosen} for title, choice in choices.items()}
+    stages = tuple(s.model_copy(update=update.get(s.title, {})) for s in recipe.stages)
+    return recipe.model_copy(update={"stages": stages}) if update else recipe
+
+
+def called_start(name: str) -> str:
+    """A stage's name, or the name of a checkpoint's folder."""
+    return called(name) if "/" in name or "$" in name else name
+
+
+def choose(recipe: Recipe, stage: Stage, folder: Path, candidates: Mapping[str, Callable[[], Opened]]) -> Choice:
+    """The fitting start of a stage, said as a table. What was chosen once in this run folder stays chosen.
+
+    Raises `UserError` when nothing tells the candidates apart (no labels, and losses that cannot be compared).
+    """
+    path = folder / stage.title / FILE
+    if path.exists():
+        kept = json.loads(path.read_text("utf-8"))
+        made = tuple(Candidate(**{**c, "folds": tuple(c["folds"])}) for c in kept.pop("candidates"))
+        if [c.name for c in made] == list(candidates):
+            return Choice(candidates=made, **kept)
+    assert isinstance(stage.init, BestOf)
+    log.info("%s: which of %s fits?", stage.title, ", ".join(map(called_start, candidates)))
+    text, split, rows, task = material(recipe, stage)
+    place = folder / stage.title / "choice"
+    seed = recipe.seed
+    folds: list[tuple[np.ndarray, np.ndarray]] | None = None
+    found = []
+    try:
+        for name, open_ in candidates.items():
+            measured, folds = measure(name, open_(), stage, text, rows, task, place, seed, folds)
+            found.append(measured)
+            shutil.rmtree(place, ignore_errors=True)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    chosen, why = decide(found)
+    size = sum(len(t.encode("utf-8", "surrogatepass")) for d in text for t in d.texts.values())
+    about: dict[str, Any] = {"documents": len(text), "bytes": size, "split": split, "rows": len(rows)}
+    score = getattr(task, "metric", "") if rows else ""
+    about |= {"measure": "macro_f1" if isinstance(task, Tag) else score} if score else {}
+    choice = Choice(chosen, why, stage.title, tuple(found), about)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(choice))
+    _say(choice)
+    return choice
+
+
+def decide(found: Sequence[Candidate]) -> tuple[str, str]:
+    """(name, one sentence of why); see the rule at the top. Raises `UserError` when nothing decides."""
+    readers = [c for c in found if c.unknown <= UNKNOWN]
+    if 0 < len(readers) < len(found):
+        others = [f"{called_start(c.name)} ({c.unknown:.1%} unknown tokens)" for c in found if c not in readers]
+        passed = f"passed over, for their tokenizers cannot read the text: {', '.join(others)}"
+        if len(readers) == 1:
+            return readers[0].name, f"{called_start(readers[0].name)}; {passed}"
+        name, why = decide(readers)
+        return name, f"{why}; {passed}"
+    families = {c.family for c in found if c.bits_per_byte is not None}
+    comparable = all(c.bits_per_byte is not None for c in found) and len(families) == 1
+    probed = all(c.folds for c in found)
+    best = max(found, key=lambda c: c.probe or 0.0) if probed else None
+    if not comparable:
+        check(
+            best is not None,
+            f"nothing tells {', '.join(called_start(c.name) for c in found)} apart: there are no labels, and their losses cannot be compared",
+            "name one start in `init`, or candidates that are all masked or all causal language models",
+        )
+        assert best is not None
+        reason = "their losses cannot be compared" if len(families) > 1 else "not all have a loss"
+        return best.name, f"{called_start(best.name)} by the probe ({_probes(found)}); {reason}"
+    ordered = sorted(found, key=lambda c: c.bits_per_byte or math.inf)
+    favourite, second = ordered[0], ordered[1]
+    said = f"{favourite.bits_per_byte:.4f} bits per byte against {second.bits_per_byte:.4f} of {called_start(second.name)}"
+    if best is not None and best.name != favourite.name:
+        lead, error = paired(best.folds, favourite.folds)
+        if lead > ERRORS * error:
+            text = f"{called_start(best.name)} by the probe, which leads {called_start(favourite.name)} by {lead:.4f} (standard error {error:.4f})"
+            return best.name, f"{text}, against the loss ({said})"
+        return favourite.name, (
+            f"{called_start(favourite.name)} by its loss ({said}); the probe prefers {called_start(best.name)} by {lead:.4f}, "
+            f"less than {ERRORS:g} standard errors of {error:.4f}"
+        )
+    agrees = f"; the probe agrees ({_probes(found)})" if best is not None else ""
+    return favourite.name, f"{called_start(favourite.name)} by its loss ({said}){agrees}"
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """(mean lead of a, its standard error) over the same folds of repeated cross-validation."""
+    lead = np.asarray(a) - np.asarray(b)
+    if len(lead) < 2:
+        return float(lead.mean()), math.inf
+    return float(lead.mean()), float(np.sqrt((1 / len(lead) + 1 / (FOLDS - 1)) * lead.var(ddof=1)))
+
+
+def _probes(found: Sequence[Candidate]) -> str:
+    return ", ".join(f"{called_start(c.name)} {c.probe:.4f}" for c in found if c.probe is not None)
+
+
+def _say(choice: Choice) -> None:
+    from ziggurat.pipeline.show import table
+
+    print(
+        f"{choice.stage}: which start fits? ({choice.text['documents']:,} {choice.text['split']} texts, {choice.text['rows']:,} labelled rows)"
+    )
+    table(*choice.table())
+    print(f"{choice.stage} starts from {choice.why}.\n")

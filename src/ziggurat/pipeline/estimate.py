@@ -1,0 +1,268 @@
+"""What a run will take on this machine: time, memory and disk, of all stages, the fine-tunings that say what they were worth, and evaluation."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ziggurat.checkpoint import format as checkpoints
+from ziggurat.data.shards import Shards
+from ziggurat.data.subset import Subset
+from ziggurat.errors import UserError
+from ziggurat.nn import spec as parts
+from ziggurat.nn.network import NetworkModel
+from ziggurat.objectives.seq2seq import Seq2Seq
+from ziggurat.pipeline import machine
+from ziggurat.pipeline.interpolation import shares
+from ziggurat.pipeline.run import Run, _prefixes, job_of, start_of
+from ziggurat.pipeline.scoring import leading
+from ziggurat.train.budget import PROBE, PROBE_SHARE
+from ziggurat.train.probe import FLOAT, Memory, Probe, parameters, probe, static
+from ziggurat.train.recipe import Recipe
+from ziggurat.train.stage import BestOf, Stage, candidates
+from ziggurat.train.start import Start
+
+SECONDS = 10.0
+"""Of the probe, over all stages."""
+WRITTEN = 16
+"""Texts that are written to time the generation of a fine-tuned model."""
+OVERWRITTEN = 3
+"""A checkpoint in a stage has weights and AdamW's two means, its last one only weights."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage, and how often it is run."""
+
+    name: str
+    times: int
+    """1, and for the last fine-tuning one more for every prefix and seed."""
+    parameters: int
+    memory: Memory
+    disk: int
+    """Bytes when it is done, once."""
+    steps: int = 0
+    """0 when nothing was timed."""
+    seconds_per_step: float = 0.0
+    tokens_per_step: float = 0.0
+    training: float = 0.0
+    """Seconds, once."""
+    evaluation: float = 0.0
+    other: float = 0.0
+    """Building, reading and writing checkpoints."""
+    error: str = ""
+    """Why the stage cannot begin."""
+    hint: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return self.training + self.evaluation + self.other
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds": self.seconds, "memory": {**asdict(self.memory), "total": self.memory.total}}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A whole run."""
+
+    stages: tuple[StageEstimate, ...]
+    process: int
+    """Bytes that the process takes without a model."""
+    room: int
+    """Bytes of memory that a model may take."""
+    free: int
+    """Bytes of disk that are free."""
+
+    @property
+    def seconds(self) -> float:
+        """Of everything, from the first step to the last score."""
+        return sum(stage.seconds * stage.times for stage in self.stages)
+
+    @property
+    def memory(self) -> int:
+        """At the peak, the process included (on a GPU: the model alone, in its memory)."""
+        return self.process + max(stage.memory.total for stage in self.stages)
+
+    @property
+    def disk(self) -> int:
+        return sum(stage.disk * stage.times for stage in self.stages)
+
+    def as_dict(self) -> dict[str, Any]:
+        plain = {"process": self.process, "room": self.room, "free": self.free}
+        totals = {"seconds": self.seconds, "memory": self.memory, "disk": self.disk}
+        return {**totals, **plain, "stages": [stage.as_dict() for stage in self.stages]}
+
+
+def repeats(recipe: Recipe) -> dict[str, int]:
+    """How often each stage is run: the last fine-tuning from every prefix with every seed."""
+    found = {stage.title: 1 for stage in recipe.stages}
+    tuned = [s for s in recipe.stages if s.stage == "finetune"]
+    if tuned and recipe.worth is not None:
+        ways = _prefixes(recipe, tuned[-1])
+        found[tuned[-1].title] = len(ways) * len(recipe.worth.seeds)
+        dapt = [s.title for s in recipe.stages if s.stage == "dapt" and f"+{s.title}" in dict(ways)]
+        if recipe.worth.control is not None and dapt:
+            found[dapt[-1]] += 1
+            found[tuned[-1].title] += len(recipe.worth.seeds)
+    return found
+
+
+def bare_start(run: Run, start: str | BestOf) -> Start:
+    """What a stage starts from, as far as it matters before anything is trained: the model without weights; of several candidates the
+    last one's."""
+    init = candidates(start)[-1]
+    by_title = {stage.title: stage for stage in run.recipe.stages}
+    if init not in by_title:
+        return Start(start_of(run, init).model)
+    before = by_title[init]
+    assert before.objective is not None
+    return sized(run, before, bare_start(run, before.init).for_objective(before.objective))
+
+
+def sized(run: Run, stage: Stage, start: Start) -> Start:
+    """A bare start with rows for the tokens that a stage reads."""
+    return Start(start.model).grown({}, run.read.get(stage.title, run.prepared).tokenizer.vocab.size)
+
+
+def size_of(run: Run, stage: Stage) -> int:
+    """Parameters of the network that a stage trains."""
+    assert stage.objective is not None
+    model = sized(run, stage, bare_start(run, stage.init).for_objective(stage.objective)).model
+    return parameters(parts.Network(model=model, heads=dict(stage.objective.heads(model))))
+
+
+def memory_room() -> tuple[int, int]:
+    """(bytes that the process takes now, bytes that a model may take): of the GPU's memory where there is one."""
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return 0, int(free)
+    return machine.taken(), machine.available()
+
+
+def estimate(run: Run, skipped: frozenset[str] = frozenset(), seconds: float = SECONDS) -> Estimate:
+    """Begin every stage for its share of `seconds` and add up; `skipped` stages are only weighed. Trains and keeps nothing."""
+    process, room = memory_room()
+    times = repeats(run.recipe)
+    each = seconds / max(len(run.recipe.stages) - len(skipped), 1)
+    found = tuple(_stage(run, stage, times[stage.title], each, room, stage.title in skipped) for stage in run.recipe.stages)
+    return Estimate(found, process, room, shutil.disk_usage(run.folder).free)
+
+
+def weighed(run: Run) -> Estimate:
+    """The same without a probe: sizes only, in no time."""
+    process, room = memory_room()
+    times = repeats(run.recipe)
+    found = []
+    for stage in run.recipe.stages:
+        count = size_of(run, stage)
+        found.append(StageEstimate(stage.title, times[stage.title], count, static(count), _disk(stage, count)))
+    return Estimate(tuple(found), process, room, shutil.disk_usage(run.folder).free)
+
+
+def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bool) -> StageEstimate:
+    count = size_of(run, stage)
+    plain = StageEstimate(stage.title, times, count, static(count), _disk(stage, count))
+    if skip:
+        return plain
+    seed = run.recipe.seed
+    try:
+        job = job_of(run, stage, run.folder, seed, candidates(stage.init)[-1], start=bare_start(run, stage.init))
+        found = probe(job, limit, room)
+    except UserError as error:
+        return replace(plain, error=error.message, hint=error.hint)
+    if not found.seconds:
+        return replace(plain, memory=found.memory)
+    unit, amount = stage.budget
+    training = found.steps * found.seconds
+    if unit == "time":
+        training = amount + min(PROBE * found.seconds, PROBE_SHARE * amount)
+    saves = (found.steps - 1) // stage.save.every if stage.save.every else 0
+    write, read = _disk_speed(run.folder, job.start, stage, count)
+    other = found.building + write * (2 + OVERWRITTEN * saves) + read * (4 if stage.stage == "finetune" else 3)
+    return replace(
+        plain,
+        memory=found.memory,
+        steps=found.steps,
+        seconds_per_step=found.seconds,
+        tokens_per_step=found.tokens,
+        training=training,
+        evaluation=sum(_evaluation(run, stage, found)),
+        other=other,
+    )
+
+
+def _disk(stage: Stage, count: int) -> int:
+    """Bytes of a finished stage: its last checkpoint and the export, and older checkpoints with their optimiser's state."""
+    older = stage.save.keep - 1 if stage.save.every else 0
+    return FLOAT * count * (2 + OVERWRITTEN * older + (stage.interpolate is not None))
+
+
+def _evaluation(run: Run, stage: Stage, found: Probe) -> Iterator[float]:
+    """Seconds of each part of a stage's evaluation."""
+    assert stage.objective is not None
+    shards = run.read.get(stage.title, run.prepared).shards
+    looks = 1 + ((found.steps - 1) // stage.evaluate.every if stage.evaluate.every else 0)
+    looks += stage.stage != "finetune" and stage.init != "scratch"  # what it began with
+    looks += len(shares(stage.interpolate)) if stage.interpolate is not None else 0
+    names = (
+        list(stage.data)
+        if stage.stage == "finetune"
+        else list(dict.fromkeys(n for s in run.recipe.stages for n in (*s.reads, *s.measures)))
+    )
+    for name in names:
+        split = "valid" if (name, "valid") in shards or stage.stage == "finetune" else "test"
+        if (name, split) in shards:
+            yield looks * _live(run, stage, leading(shards[name, split], stage.evaluate.tokens)) * found.evaluating
+    if stage.stage == "finetune":
+        (name,) = stage.data
+        if isinstance(stage.objective, Seq2Seq):
+            yield _writing(run, stage, name)
+        else:
+            yield _live(run, stage, shards[name, "test"]) * found.evaluating
+
+
+def _live(run: Run, stage: Stage, shards: Shards | Subset) -> int:
+    """Tokens of documents as a stage reads them, special ones too."""
+    layout = run.prepared.tokenizer.layout
+    lengths = np.sum([shards.lengths(part) for part in shards.parts], axis=0)
+    special = len(layout.first) + len(layout.last)
+    if stage.stage == "finetune":
+        return int(np.minimum(lengths + special, stage.length).sum())
+    room = max(stage.length - special, 1)
+    return int((lengths + special * -(-lengths // room)).sum())
+
+
+def _writing(run: Run, stage: Stage, name: str) -> float:
+    """Seconds to write an answer to every test row; an untrained model writes as long as it may, so this is the most."""
+    from ziggurat.evaluate.written import write
+    from ziggurat.objectives.base import context_of
+
+    assert isinstance(stage.objective, Seq2Seq)
+    model = bare_start(run, stage.init).for_objective(stage.objective).model
+    network = NetworkModel(parts.Network(model=model, heads=dict(stage.objective.heads(model))))
+    network.initialise(torch.Generator().manual_seed(0))
+    shards = run.prepared.shards[name, "test"]
+    ctx = context_of(model, run.prepared.tokenizer, stage.length, run.recipe.seed)
+    began, some = time.perf_counter(), min(WRITTEN, len(shards))
+    write(network.eval(), stage.objective, shards.read(np.arange(some)), run.prepared.tokenizer, ctx)
+    return (time.perf_counter() - began) * len(shards) / max(some, 1)
+
+
+def _disk_speed(folder: Path, start: Start, stage: Stage, count: int) -> tuple[float, float]:
+    """(seconds to write a checkpoint of the weights, seconds to read and verify it), tried once with as many bytes."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-doctor-") as place:
+        network = parts.Network(model=start.model)
+        began = time.perf_counter()
+        saved = checkpoints.save(Path(place), 0, checkpoints.Card(network), {"weights": torch.zeros(count)}, state={})
+        written = time.perf_counter()
+        checkpoints.load(saved)
+        return written - began, time.perf_counter() - written

@@ -1,0 +1,186 @@
+"""Weights between a stage's start and what it trained (WiSE-FT: Wortsman et al., 2022): tried along the line, measured, one chosen.
+
+It costs no training: the losses over the share from 0 to 1 are the whole bargain between gain and forgetting in one picture.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ziggurat.atomic import write_json
+from ziggurat.checkpoint import format as checkpoints
+from ziggurat.errors import check
+from ziggurat.evaluate.heldout import language_loss
+from ziggurat.log import ProgressBar
+from ziggurat.nn.network import NetworkModel
+from ziggurat.train import job as jobs
+from ziggurat.train.adaptation import Interpolate, Shift, shift
+from ziggurat.train.job import Job, Outcome
+from ziggurat.train.loop import precision_of
+from ziggurat.train.stage import Stage
+
+if TYPE_CHECKING:
+    from ziggurat.pipeline.scoring import Scorer
+
+log = logging.getLogger(__name__)
+
+FILE = "interpolation.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """The weights at one share of the way."""
+
+    share: float
+    found: dict[str, dict[str, float]]
+    """Held-out numbers by source."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was found between a start (share 0) and trained weights (share 1)."""
+
+    points: tuple[Point, ...]
+    chosen: float
+
+    def at(self, share: float) -> Point:
+        return next(p for p in self.points if p.share == share)
+
+
+def between(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """(1 - share) start + share trained, exactly the one or the other at 0 and 1; what the start lacks is as it was trained."""
+    known = {n: start[n] for n, t in trained.items() if n in start and start[n].shape == t.shape and t.is_floating_point()}
+    return {n: torch.lerp(known[n].to(t), t, share) if n in known else t for n, t in trained.items()}
+
+
+def shares(spec: Interpolate) -> list[float]:
+    """The shares that are tried, 0 and 1 among them."""
+    if spec.share is not None:
+        return sorted({0.0, spec.share, 1.0})
+    return [n / (spec.points - 1) for n in range(spec.points)]
+
+
+def choose(stage: Stage, points: Sequence[Point], limit: float | None) -> float:
+    """The share with the most gain on the stage's own text among those whose forgetting is within the limit (None: any); of equals the
+    smallest. A share of 0 forgets nothing, so there always is one."""
+    best, most = 0.0, 0.0
+    for point in points:
+        moved = shift(stage, points[0].found, point.found) or Shift({}, {})
+        gain = sum(moved.gain.values())
+        if gain > most and (limit is None or max(moved.forgetting.values(), default=0.0) <= limit):
+            best, most = point.share, gain
+    return best
+
+
+def sweep(stage: Stage, job: Job, scorer: Scorer, trained: checkpoints.Saved, spec: Interpolate) -> Line:
+    """Measure the points of the line; raises `UserError` when the start had no language model to go back to."""
+    begun(stage, job)
+    assert stage.objective is not None
+    network = NetworkModel(trained.card.network)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    start, dtype = job.start.load(), precision_of(stage.precision, device)
+    network.to(device)
+    points, tried = list[Point](), shares(spec)
+    with ProgressBar(f"{stage.title}, between start and trained", len(tried)) as bar:
+        for n, share in enumerate(tried, 1):
+            network.load_state_dict(between(start, trained.tensors, share))
+            points.append(Point(share, scorer.losses(network, stage.objective, stage, dtype)))
+            bar.show(n, {})
+    limit = spec.limit if spec.limit is not None else stage.forgetting.limit if stage.forgetting is not None else None
+    return Line(tuple(points), spec.share if spec.share is not None else choose(stage, points, limit))
+
+
+def begun(stage: Stage, job: Job) -> None:
+    """Raise `UserError` unless the stage began with a language model."""
+    check(
+        "lm" in job.start.heads,
+        f"{stage.title}: interpolate goes back toward the start, and that had no language-model head",
+        "train the head first, in a stage of its own on general text with `freeze: {layers: ...}`",
+    )
+
+
+def interpolated(stage: Stage, job: Job, scorer: Scorer, folder: Path, outcome: Outcome) -> Outcome:
+    """Put what the stage hands on between its start and what it trained, as its recipe says; the outcome is then that one's."""
+    assert stage.interpolate is not None
+    trained = checkpoints.load(jobs.trained(folder, outcome.steps))
+    line = sweep(stage, job, scorer, trained, stage.interpolate)
+    write(folder / jobs.RESULT, line, job, trained)
+    write_json(folder / FILE, asdict(line))
+    outcome = replace(outcome, held_out=line.at(line.chosen).found)
+    moved = shift(stage, outcome.before, outcome.held_out)
+    say = log.debug if job.title else log.info
+    say("%s: interpolated, %g of the way: %s", stage.title, line.chosen, moved.sentence if moved is not None else "")
+    write_json(folder / "outcome.json", asdict(outcome))
+    return outcome
+
+
+def write(folder: Path, line: Line, job: Job, trained: checkpoints.Saved, step: int | None = None) -> Path:
+    """The chosen weights as a checkpoint in `folder`."""
+    weights = between(job.start.load(), trained.tensors, line.chosen)
+    *before, last = trained.card.lineage
+    card = replace(trained.card, lineage=(*before, {**last, "interpolated": line.chosen}))
+    step = int(trained.state["progress"]["step"]) if step is None else step
+    return checkpoints.save(folder, step, card, weights, state=trained.state, tokenizer=trained.tokenizer, keep=1)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What `interpolated` found in a stage's folder."""
+    path = folder / FILE
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def interpolate(
+    path: str | Path, overrides: Sequence[str], title: str, spec: Interpolate, target: Path | None = None
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """`ziggurat interpolate`: header, rows and notes of the table of a finished stage's line; the chosen weights become a checkpoint in
+    `target` (by default the folder `interpolated` of the stage). Nothing of the run is changed.
+
+    Raises:
+        UserError: the run has no such stage, it is not finished, or its start had no language model.
+    """
+    from ziggurat.pipeline import run as running
+
+    recipe = running.load_recipe(path, overrides)
+    texts = {s.title: s for s in recipe.stages if s.stage != "finetune" and s.init != "scratch"}
+    title = title or next(reversed(texts), "")
+    check(
+        title in texts,
+        f"the recipe has no stage '{title}' of text that begins from weights",
+        f"there are: {', '.join(texts) or 'none'}",
+    )
+    stage, folder = texts[title], running.RUNS / recipe.name
+    check(jobs.done(folder / title), f"the stage {title} is not finished", f"ziggurat run {path}")
+    with running.session(folder) as signals:
+        run = running.begin(recipe, folder, signals)
+        for other in recipe.stages:
+            if jobs.done(folder / other.title):
+                done = Outcome(**json.loads((folder / other.title / "outcome.json").read_text("utf-8")))
+                run.done[other.title] = running.Done(other, folder / other.title, done)
+        outcome = run.done[title].outcome
+        stage, init = running.started(run, stage)
+        job = running.job_of(run, stage, folder / title, recipe.seed, init)
+        trained = checkpoints.load(jobs.trained(folder / title, outcome.steps))
+        line = sweep(stage, job, run.scorer(run.reads(stage, init)), trained, spec)
+        place = write(target or folder / title / "interpolated", line, job, trained, 0 if target else None)
+    header, rows = table(stage, line)
+    return header, rows, [f"share {line.chosen:g} of the way is in {place}"]
+
+
+def table(stage: Stage, line: Line) -> tuple[list[str], list[list[str]]]:
+    """A row a point: share, loss on every source, gain and forgetting; the chosen one is marked."""
+    sources = list(line.points[0].found)
+    rows = []
+    for point in line.points:
+        moved = shift(stage, line.points[0].found, point.found) or Shift({}, {})
+        losses = [f"{language_loss(point.found[s]):.3f}" for s in sources]
+        both = [f"{sum(moved.gain.values()):+.3f}", f"{max(moved.forgetting.values(), default=0.0):+.3f}"]
+        rows.append([f"{point.share:g}", *losses, *both, "chosen" if point.share == line.chosen else ""])
+    return ["share", *(f"{s} loss" for s in sources), "gain", "forgetting", ""], rows

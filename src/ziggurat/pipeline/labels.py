@@ -1,0 +1,121 @@
+"""What may be wrong with labelled rows: labels unknown, absent, rare, torn or out of balance, texts cut, too few tests."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ziggurat.context import Context
+from ziggurat.data.census import copies
+from ziggurat.data.shards import Shards
+from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
+from ziggurat.pipeline.findings import Finding
+from ziggurat.pipeline.prepare import Prepared
+from ziggurat.train.stage import Stage
+
+MAJORITY = 0.8
+RAREST = 10
+"""Training rows of a label below which its score is luck."""
+TESTS = 100
+"""Test rows below which a score says little."""
+CUT = 0.25
+"""Share of labelled texts that `length` cuts."""
+ROWS = 100_000
+"""Labelled rows looked at."""
+
+
+def of_task(stage: Stage, prepared: Prepared) -> Iterator[Finding]:
+    """Everything that is wrong with the rows of a finetune stage."""
+    (name,) = stage.data
+    objective, where = stage.objective, f"source {name}"
+    splits = {split: prepared.shards[name, split] for split in ("train", "test") if (name, split) in prepared.shards}
+    test = splits.get("test")
+    if test is not None and len(test) < TESTS:
+        wide = 196 * math.sqrt(0.25 / max(len(test), 1))
+        hint = f"score on {TESTS} rows or more"
+        yield Finding("warning", "labels", where, f"{len(test)} test rows: a score of 50% is known to ±{wide:.0f} points", hint)
+    yield from _cut(stage, name, prepared)
+    if isinstance(objective, Regress):
+        values = {str(v) for v in _labels(splits["train"], objective)}
+        if len(values) == 1:
+            yield Finding("error", "labels", where, f"every training row has the number {values.pop()}", "check the label column")
+    if not isinstance(objective, Labels):
+        return
+    called = dict(zip(map(str, objective.labels), objective.label_names()))
+    counts = {split: Counter(map(str, _labels(shards, objective))) for split, shards in splits.items()}
+    unknown = {label: n for split in counts.values() for label, n in split.items() if label not in called}
+    if unknown:
+        text = f"rows have labels that the objective does not list: {', '.join(f'{v!r} ({n:,})' for v, n in unknown.items())}"
+        yield Finding("error", "labels", where, text, "add them to `objective.labels`, or mend the rows")
+    train, total = counts["train"], sum(counts["train"].values())
+    if len([v for v in called if train[v]]) == 1 and total:
+        only = next(v for v in called if train[v])
+        yield Finding("error", "labels", where, f"all training rows have the label {called[only]}", "check the label column")
+        return
+    for split, rows in counts.items():
+        absent = [called[v] for v in called if not rows[v]]
+        if absent:
+            hint = (
+                "take the label out of `objective.labels`"
+                if split == "train"
+                else "its score cannot be known; take other test rows"
+            )
+            yield Finding("warning", "labels", where, f"no {split} row has the label {', '.join(absent)}", hint)
+    top, most = train.most_common(1)[0] if total else ("", 0)
+    plain = getattr(objective, "metric", "") in ("accuracy", "token_accuracy", "micro_f1")
+    if total and most > MAJORITY * total and plain:
+        better = "span_f1 or token_f1" if isinstance(objective, Tag) else "macro_f1"
+        text = f"{most / total:.0%} of the {'words' if isinstance(objective, Tag) else 'rows'} are {called.get(top, top)}: always guessing it scores as much"
+        yield Finding("warning", "labels", where, text, f"report another metric ({better})")
+    share = (stage.examples or len(splits["train"])) / max(len(splits["train"]), 1)
+    rare = {called[v]: train[v] * share for v in called if 0 < train[v] * share < RAREST}
+    if rare:
+        text = f"few training rows: {', '.join(f'{v} {n:.0f}' for v, n in rare.items())}"
+        yield Finding("warning", "labels", where, text, "label more of them, or expect their scores to be luck")
+    if isinstance(objective, Classify):
+        yield from _torn(splits["train"], objective, where)
+
+
+def _labels(shards: Shards, objective: Any) -> list[Any]:
+    """The labels of the first rows, or of their words."""
+    found: list[Any] = []
+    for start in range(0, min(len(shards), ROWS), 4096):
+        tokens = shards.read(np.arange(start, min(start + 4096, len(shards), ROWS)))
+        if isinstance(objective, Tag):
+            part = tokens.parts["text"]
+            found += [part.labels[i] for i in part.marks[:, 2].tolist()]
+        else:
+            found += list(tokens.fields.get("label", ()))
+    return found
+
+
+def _torn(shards: Shards, objective: Any, where: str) -> Iterator[Finding]:
+    """Rows of one text and several labels."""
+    copy, original = copies(np.asarray(shards.keys))
+    some = slice(0, 10_000)
+    first, second = (shards.fields(which[some]).get("label", []) for which in (copy, original))
+    torn = sum(str(a) != str(b) for a, b in zip(first, second))
+    if torn:
+        hint = "decide on one label for each text"
+        yield Finding("warning", "labels", where, f"{torn:,} training rows have the text of another row and another label", hint)
+
+
+def _cut(stage: Stage, name: str, prepared: Prepared) -> Iterator[Finding]:
+    """Labelled texts that are longer than the stage reads."""
+    assert stage.objective is not None
+    if stage.objective.writes:
+        return
+    shards, tokenizer = prepared.shards[name, "train"], prepared.tokenizer
+    room = Context(tokenizer.vocab, tokenizer.layout, stage.length).layout.room(stage.length, pair="pair" in shards.parts)
+    lengths = np.sum([shards.lengths(part) for part in shards.parts], axis=0)
+    share = float(np.mean(lengths > room)) if len(lengths) else 0.0
+    if share > CUT:
+        text = f"{share:.0%} of the training rows are longer than length {stage.length} and are cut (95% of them have up to "
+        text += f"{int(np.percentile(lengths, 95)):,} tokens)"
+        yield Finding(
+            "warning", "length", f"{stage.title} on {name}", text, "raise `length` if the end of a text matters for its label"
+        )

@@ -1,0 +1,61 @@
+"""What a stage's checkpoint is told when the stage is done: its scores, and where its text is from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ziggurat.checkpoint import format as checkpoints
+from ziggurat.checkpoint.amend import amend
+from ziggurat.data.sources import Docstrings, Files, Hub, Source
+from ziggurat.evaluate.heldout import Predictions, metric_of
+from ziggurat.pipeline.choose import Choice
+from ziggurat.train.job import Outcome
+from ziggurat.train.recipe import Recipe
+from ziggurat.train.stage import Stage
+
+
+def complete(
+    recipe: Recipe, stage: Stage, checkpoint: Path, outcome: Outcome, predictions: Predictions | None, choice: Choice | None
+) -> None:
+    """Write scores, origins and the recipe's `card` into the card of a stage's last checkpoint."""
+    card = checkpoints.card(checkpoint)
+    *before, last = card.lineage
+    held_out = {source: kept for source, numbers in outcome.held_out.items() if (kept := _finite(numbers))}
+    own = {
+        **last,
+        "recipe": recipe.name,
+        "origins": {name: origin(recipe.sources[name]) for name in stage.data},
+        **({"start": choice.why} if choice is not None else {}),
+        **({"held_out": held_out} if held_out else {}),
+        **({"test": _test(stage, predictions)} if predictions is not None else {}),
+    }
+    about = {k: v for k, v in recipe.card.model_dump(mode="json").items() if v}
+    amend(checkpoint, lineage=(*before, own), more={"card": {**card.more.get("card", {}), **about}})
+
+
+def _test(stage: Stage, predictions: Predictions) -> dict[str, Any]:
+    assert stage.objective is not None
+    metric, value = metric_of(stage.objective), predictions.score(stage.objective)
+    (source,) = stage.data
+    found = {"source": source, "metric": metric.name, "rows": len(predictions.gold)}
+    return found | ({"value": float(value)} if math.isfinite(value) else {})
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+
+
+def origin(source: Source) -> dict[str, Any]:
+    """Where a source's text is from, without the folders of this machine."""
+    match source:
+        case Files():
+            paths = [source.path] if isinstance(source.path, str) else source.path
+            return {"files": [Path(path).name for path in paths]}
+        case Hub():
+            return {"hub": source.id} | {k: v for k in ("config", "revision") if (v := getattr(source, k))}
+        case Docstrings():
+            return {"docstrings": [p for p in source.packages if p not in source.exclude]}
+    return {"docstrings": [source.package]}

@@ -1,0 +1,59 @@
+"""A task asked of a checkpoint as it is, without training: which label or choice would it most probably write after the prompt?
+
+Zero-shot, or with solved training rows before each question (Brown et al., 2020). What is scored is the text of a label or choice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ziggurat.evaluate.heldout import Predictions
+from ziggurat.evaluate.likelihood import Prompt, scores
+from ziggurat.objectives.base import context_of
+from ziggurat.objectives.labelled import Classify
+from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.pipeline.suite_question import Question
+from ziggurat.train.loop import precision_of
+from ziggurat.types import Document
+
+
+def choose(question: Question, seed: int, shots: int) -> Predictions:
+    """The checkpoint's choice for each test row, of a classification by the label's name. The seed draws the `shots`."""
+    objective, opened, task = question.objective, question.opened, question.task
+    assert opened.tokenizer is not None and isinstance(objective, (Classify, MultipleChoice))
+    rows = question.documents("test")
+    solved = [(dict(d.texts), _right(d, objective)) for d in question.documents("train")] if shots else []
+    template = task.prompt or ("{text}\n{pair}" if "pair" in rows[0].texts else "{text}")
+    joiner = task.likelihood.joiner
+    prompts = Prompt(template=template, shots=shots, seed=seed).texts([dict(d.texts) for d in rows], solved, joiner)
+    choices = [_choices(d, objective) for d in rows]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = opened.build().to(device)
+    ctx = context_of(network.spec.model, opened.tokenizer, question.longest, seed)
+    before = dict(opened.lineage[-1].get("objective", {})) if opened.lineage else {}
+    dtype = precision_of(question.stage.precision, device)
+    found = scores(network, before, opened.tokenizer, ctx, prompts, choices, task.likelihood, dtype)
+    best = [int(np.argmax(row)) for row in found]
+    if isinstance(objective, Classify):
+        return Predictions([_right(d, objective) for d in rows], [objective.label_names()[n] for n in best])
+    right = [objective.numbers(d.fields["label"], len(c)) for d, c in zip(rows, choices, strict=True)]
+    if objective.metric != "accuracy":
+        gold: list[Any] = [[c[n] for n in numbers] for c, numbers in zip(choices, right, strict=True)]
+        return Predictions(gold, [c[n] for c, n in zip(choices, best, strict=True)])
+    one = all(len(numbers) == 1 for numbers in right)
+    return Predictions([n for (n,) in right] if one else list(right), best)
+
+
+def _choices(document: Document, objective: Classify | MultipleChoice) -> list[str]:
+    return list(objective.label_names()) if isinstance(objective, Classify) else [t.strip() for t in document.lists["choices"]]
+
+
+def _right(document: Document, objective: Classify | MultipleChoice) -> str:
+    """The text of the right label or choice; of several the first."""
+    if isinstance(objective, Classify):
+        return dict(zip(map(str, objective.labels), objective.label_names()))[str(document.fields["label"])]
+    options = _choices(document, objective)
+    return options[objective.numbers(document.fields["label"], len(options))[0]]

@@ -1,0 +1,289 @@
+"""One task of a suite as one checkpoint is asked it: its rows, the recipe of its fine-tuning, and the hash of all that decides the answers.
+
+evaluations/data/<tokenizer>/<task>-<hash>/    shards
+evaluations/results/<task>-<hash>/seed-<n>/    see `suite_answers`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ziggurat import __version__
+from ziggurat.config import given, spelled
+from ziggurat.data import sources
+from ziggurat.data.shards import Shards
+from ziggurat.data.sources import Source
+from ziggurat.data.writing import CoversNothing
+from ziggurat.errors import UserError, check
+from ziggurat.objectives.base import Objective
+from ziggurat.objectives.labelled import Classify, Labels
+from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.objectives.seq2seq import Seq2Seq
+from ziggurat.pipeline import run as runs
+from ziggurat.pipeline import verbalised
+from ziggurat.pipeline.opened import Opened
+from ziggurat.pipeline.prepare import Prepared
+from ziggurat.pipeline.prepare import prepare as prepare_data
+from ziggurat.pipeline.suite_files import missing
+from ziggurat.systems import find
+from ziggurat.train.loop import precision_of
+from ziggurat.train.recipe import Recipe
+from ziggurat.train.stage import Stage
+from ziggurat.train.suite import Suite, Task
+from ziggurat.types import Document
+
+log = logging.getLogger(__name__)
+
+ROOT = Path("evaluations")
+SOURCE = "task"
+"""What the one source of a task is called in its recipe, whatever the suite calls the task."""
+
+
+class CannotAsk(Exception):
+    """Why a task is not scored: with these rows, or for this checkpoint."""
+
+
+@dataclass
+class Question:
+    """A task for one checkpoint, ready to be run."""
+
+    name: str
+    task: Task
+    label: str
+    """What tables call the checkpoint."""
+    opened: Opened
+    source: Source
+    """Where the rows come from, before labels were written as text."""
+    asked: Source
+    """What the model reads; the same where a head answers."""
+    trained: Objective
+    """What the model is trained with: the task's own objective, or `seq2seq` where it writes the label."""
+    recipe: Recipe
+    prepared: Prepared
+    leaks: int = 0
+    """Training rows that were left out before labels were written as text."""
+    shots: int | None = None
+    """Asked by likelihood, with so many solved rows; None = in another way."""
+
+    @property
+    def objective(self) -> Objective:
+        """What is scored."""
+        assert self.task.objective is not None
+        return self.task.objective
+
+    @property
+    def stage(self) -> Stage:
+        return self.recipe.stages[0]
+
+    @property
+    def as_text(self) -> bool:
+        return self.asked is not self.source
+
+    def documents(self, split: str) -> list[Document]:
+        """The documents of a split as they were before any tokenizer, in the order of its shards."""
+        shards = self.prepared.shards[SOURCE, split]
+        read = sources.documents(self.asked, split)  # type: ignore[arg-type]
+        first = verbalised.original(self.source, split) if self.as_text else None
+        by_id = {d.id: d if first is None else next(first) for d in read}
+        return [by_id[i] for i in shards.ids(np.arange(len(shards)))]
+
+    @cached_property
+    def key(self) -> str:
+        """Of everything that decides the answers but the seed."""
+        stage = {k: v for k, v in spelled(self.stage).items() if k not in ("init", "save", "log_every")}
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer = self.opened.tokenizer
+        assert tokenizer is not None
+        state = {
+            "network": spelled(self.opened.network),
+            "weights": self.opened.fingerprint,
+            "tokenizer": tokenizer.fingerprint,
+            "system": self.opened.system,
+            "rows": [identity(self.prepared.shards[SOURCE, split]) for split in ("train", "test")],
+            "stage": stage,
+            "scored": self.objective.kind,
+            "zero_shot": self.task.zero_shot,
+            "likelihood": None
+            if self.shots is None
+            else [self.shots, self.task.prompt, spelled(self.task.likelihood), spelled(self.objective)],
+            "precision": str(precision_of(self.stage.precision, device)),
+            "version": __version__,
+        }
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def longest(self) -> int:
+        """The model's positions."""
+        return int(self.trained.part_of(self.opened.network.model).embed.positions.length)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the checkpoint is fine-tuned."""
+        return self.shots is None and not self.task.zero_shot
+
+    @property
+    def folder(self) -> Path:
+        """Where answers of this content are, whoever asked first; otherwise where they will be."""
+        return next((ROOT / "results").glob(f"*-{self.key}"), ROOT / "results" / f"{self.name}-{self.key}")
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """Training rows, test rows, and training rows that were left out because they hold a test row."""
+        leaks = self.leaks + int(self.prepared.facts[SOURCE, "train"].get("leaks", 0))
+        train, test = (len(self.prepared.shards[SOURCE, split]) for split in ("train", "test"))
+        return self.stage.examples or train, test, leaks
+
+
+def identity(shards: Shards) -> str:
+    """Of tokens, labels and order of the rows, wherever their files lie (their ids say where)."""
+    kept = {name: facts for name, facts in shards.meta["files"].items() if name not in ("fields.jsonl", "line_bounds.bin")}
+    digest = hashlib.sha256(json.dumps([kept, shards.meta["mark_labels"]], sort_keys=True).encode())
+    if (path := shards.folder / "fields.jsonl").exists():
+        with open(path, encoding="utf-8") as lines:
+            for line in lines:
+                digest.update(json.dumps(json.loads(line)["fields"], sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
+    """Task `name` of a suite, with its rows tokenized for the checkpoint.
+
+    Raises:
+        CannotAsk: there are no rows, nothing can be learnt from them, or the checkpoint cannot answer.
+        UserError: mistakes in the suite: unknown columns, labels that are not declared.
+    """
+    task = by_names(suite, suite.tasks[name])
+    if task.without and not (suite.rows == "hub" and task.hub is not None):
+        raise CannotAsk(task.without)
+    source, objective = _source(suite, task), task.objective
+    assert objective is not None
+    if gone := missing(source):
+        raise CannotAsk(gone)
+    system, tokenizer = find(opened.system), opened.tokenizer
+    check(system, f"{opened.folder}: its system {opened.system!r} is not known", "`ziggurat list systems` names those there are")
+    check(tokenizer, f"{opened.folder} has no tokenizer: texts cannot be given to it", "put its tokenizer.json into the folder")
+    assert tokenizer is not None
+    place = ROOT / "data" / tokenizer.fingerprint[:12]
+    trained, asked, leaks = _way(suite, name, task, objective, source, opened)
+    recipe = _recipe(suite, task, asked, trained, opened)
+    made = hashlib.sha256(json.dumps(given(asked), sort_keys=True).encode()).hexdigest()[:8]
+    try:
+        prepared = prepare_data(recipe, place / f"{name}-{made}", tokenizer, cleaned=asked is not source)
+        runs._answerable(recipe.stages[0], prepared)
+    except CoversNothing as error:
+        raise CannotAsk(f"not with this tokenizer: {error.message}") from None
+    except UserError as error:
+        if source.kind == "hub" and "cannot be loaded" in error.message:
+            raise CannotAsk(f"no data: {error.message}") from None
+        raise UserError(f"task {name}: {error.message}", error.hint) from error
+    found = Question(
+        name,
+        task,
+        label,
+        opened,
+        source,
+        asked,
+        trained,
+        recipe,
+        prepared,
+        leaks,
+        suite.shots if suite.answers == "likelihood" else None,
+    )
+    if suite.examples and suite.examples >= len(prepared.shards[SOURCE, "train"]):
+        found.recipe = _recipe(suite.model_copy(update={"examples": None}), task, asked, trained, opened)
+    _learnable(found)
+    return found
+
+
+def by_names(suite: Suite, task: Task) -> Task:
+    """The task with its labels called by their names where the rows come from the hub, which gives classes by their names."""
+    objective = task.objective
+    if suite.rows == "local" or not isinstance(objective, Labels) or not objective.names:
+        return task
+    return task.model_copy(update={"objective": objective.model_copy(update={"labels": objective.names, "names": ()})})
+
+
+def _source(suite: Suite, task: Task) -> Source:
+    source: Source | None = getattr(task, suite.rows)
+    if source is None:
+        other = "hub" if suite.rows == "local" else "local"
+        raise CannotAsk(f"no data: the task has no `{suite.rows}` rows (`rows={other}` takes those it has)")
+    if source.kind not in ("files", "hub"):
+        return source
+    limits = {k: v for k, v in (("train_rows", suite.train_rows), ("test_rows", suite.test_rows)) if v}
+    for name, most in limits.items():
+        own = getattr(source, name)
+        limits[name] = min(most, own) if own else most
+    return source.model_copy(update=limits)
+
+
+def _way(
+    suite: Suite, name: str, task: Task, objective: Objective, source: Source, opened: Opened
+) -> tuple[Objective, Source, int]:
+    """What the model is trained with, the rows it reads, and how many training rows were left out of these before."""
+    model = objective.part_of(opened.network.model)
+    before: Mapping[str, Any] = opened.lineage[-1].get("objective", {}) if opened.lineage else {}
+    if suite.answers == "text" and not isinstance(objective, Seq2Seq):
+        if not verbalised.can_be_written(objective):
+            raise CannotAsk(f"answers of {objective.kind} have no written form (`answers=head` asks a head)")
+        writer = verbalised.writer(model, before)
+        if writer is None:
+            raise CannotAsk("the model does not write: it has never been asked for the next word")
+        digest = hashlib.sha256(json.dumps([given(source), given(objective), task.prompt]).encode()).hexdigest()[:8]
+        place = ROOT / "data" / "as-text" / f"{name}-{digest}"
+        return writer, *verbalised.written_source(source, objective, name, task.prompt, place)
+    if suite.answers == "likelihood":
+        if not isinstance(objective, (Classify, MultipleChoice)):
+            raise CannotAsk(f"{objective.kind} has no labels or choices whose likelihood could be asked")
+        way = verbalised.writer(model, before) if "lm" in opened.network.heads else None
+        if way is None or way.asks in ("mask", "future"):
+            raise CannotAsk("the model cannot say how probable a text is after another")
+        return objective, source, 0
+    if isinstance(objective, Seq2Seq):
+        writer = verbalised.writer(model, before, objective)
+        if writer is None:
+            raise CannotAsk("the model does not write: it has never been asked for the next word")
+        return writer, source, 0
+    misfits = objective.misfits(model)
+    if misfits:
+        raise CannotAsk(f"does not suit the model: {misfits[0]}")
+    heads = objective.heads(model)
+    if task.zero_shot and any(opened.network.heads.get(n) != head for n, head in heads.items()):
+        raise CannotAsk(f"zero-shot needs the head {', '.join(heads)}, and the checkpoint has none like it")
+    return objective, source, 0
+
+
+def _recipe(suite: Suite, task: Task, source: Source, objective: Objective, opened: Opened) -> Recipe:
+    """A recipe of the one fine-tuning. It starts from the weights called by their hash, wherever they lie."""
+    own: dict[str, Any] = {"stage": "finetune", "data": SOURCE, "init": opened.fingerprint, "objective": given(objective)}
+    own |= given(task.settings)
+    if suite.examples is not None:
+        own["examples"] = suite.examples
+    fields = {"name": "suite", "system": opened.system, "sources": {SOURCE: given(source)}, "worth": False}
+    most = int(objective.part_of(opened.network.model).embed.positions.length)  # a shorter model reads less of a text
+    asked = own.get("length", suite.defaults.length)
+    if asked > most:
+        own["length"] = most
+    return Recipe.model_validate({**fields, "defaults": given(suite.defaults), "stages": [own]}).resolved()
+
+
+def _learnable(question: Question) -> None:
+    """Raise `CannotAsk` for training rows of one label only."""
+    if not question.trains or not isinstance(question.objective, Classify):
+        return
+    seen = set[str]()
+    for document in sources.documents(question.source, "train"):
+        seen.add(str(document.fields["label"]))
+        if len(seen) > 1:
+            return
+    raise CannotAsk(f"nothing can be learnt: all training rows have the label {seen.pop()}")

@@ -1,0 +1,97 @@
+"""Which means against forgetting a stage of a recipe has: filled in where the recipe says nothing, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from ziggurat.data.sources import Source, splits
+from ziggurat.train.adaptation import SAMPLE
+from ziggurat.train.stage import Stage
+from ziggurat.tree import Node, nearest, tree
+
+
+def measured(stages: Sequence[Node]) -> bool:
+    """Say in every dapt and tapt stage what it may forget: the text of the pretrain stages it comes from. Whether one comes from
+    somebody's checkpoint and has nothing to be measured on but the default sample."""
+    kinds: dict[str, tuple[str, list[str], str]] = {}
+    sampled = False
+    for node in stages:
+        kind, data, init = (node.value[key].plain() if key in node.value else "" for key in ("stage", "data", "init"))
+        if isinstance(init, dict):  # not chosen yet: the last candidate stands for it
+            init = next(reversed(init.get("best_of") or ("",)))
+        own = [data] if isinstance(data, str) else list(data or ())
+        general, earlier, origin = list[str](), dict(kinds), init
+        while origin in earlier:
+            before, names, origin = earlier.pop(origin)
+            general += names if before == "pretrain" else []
+        kinds[node.value["name"].plain()] = kind, own, init
+        held = node.value.get("forgetting")
+        given = held.value if held is not None and isinstance(held.value, dict) else {}
+        if kind not in ("dapt", "tapt") or "general" in given or (held is not None and held.value is False):
+            continue
+        on = [n for n in dict.fromkeys(general) if n not in own] or list(dict.fromkeys(general))
+        if not on and origin != "scratch":
+            on, sampled = [SAMPLE], True
+        why = "the pretrain stages before" if on != [SAMPLE] or not sampled else "a default general sample"
+        node.value["forgetting"] = Node({"general": tree(on, why), **given}, held.where if held is not None else "default")
+    return sampled
+
+
+def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any, ...]]:
+    """(field, message, places it was judged by ...) of a resolved stage."""
+    held, anchor = stage.forgetting, stage.anchor
+    named: dict[str, tuple[str, ...]] = {
+        "forgetting": (held.general if held is not None else None) or (),
+        "replay": tuple(stage.replay),
+        "nearest": tuple(stage.nearest),
+        "anchor": (anchor.general if anchor is not None else None) or (),
+    }
+    for field, names in named.items():
+        for name in names:
+            if name not in sources:
+                yield field, f"unknown source '{name}'; {nearest(name, sources)}", ("sources", name)
+            elif field == "forgetting" and not {"valid", "test"} & set(splits(sources[name])):
+                yield field, f"source '{name}' holds nothing out to measure on; give it `valid: 0.01`", ("sources", name)
+    if held is not None and stage.stage == "finetune" and held.general:
+        yield "forgetting", "a fine-tuned model has no language-model loss; it belongs in a stage of text"
+    if held is not None and held.stop and stage.evaluate.every is None:
+        yield "forgetting", "can stop the stage only where it is evaluated; set evaluate: {every: ...}"
+    if held is not None and held.stop and not held.general:
+        yield "forgetting", "has no general text to judge by; name a source: `general: ...`"
+    more: dict[str, Collection[str]] = {"replay": stage.replay, "nearest": stage.nearest}
+    for field, further in more.items():
+        for name in further:
+            if name in stage.data or (field == "nearest" and name in stage.replay):
+                yield field, f"'{name}' is read by the stage already; name it once"
+        if further and stage.stage == "finetune":
+            yield field, "is text without labels, and a finetune stage reads labelled rows; it belongs in dapt or tapt"
+    if sum(stage.replay.values()) >= 1:
+        yield "replay", f"the shares add up to {sum(stage.replay.values()):g}: nothing is left for `data`"
+    if anchor is not None and anchor.ewc and stage.objective is not None and stage.objective.labelled:
+        yield (
+            "anchor",
+            "ewc weighs the weights by the stage's own objective on general text, which has no labels; l2 alone is for finetune",
+        )
+    elif anchor is not None and anchor.ewc and not stage.weighed:
+        yield "anchor", "ewc has no general text to weigh the weights on; name a source: `general: ...`"
+    started = {
+        "anchor": anchor,
+        "distill": stage.distill,
+        "freeze": stage.freeze,
+        "lora": stage.lora,
+        "interpolate": stage.interpolate,
+    }
+    for field in [name for name, value in started.items() if value is not None and stage.init == "scratch"]:
+        yield field, "needs weights to start from, and this stage starts from scratch"
+    if stage.lora is not None and (stage.freeze is not None or anchor is not None):
+        yield "lora", "leaves the weights as they are already: take `freeze` and `anchor` out"
+    if stage.distill is not None and stage.objective is not None and (stage.objective.labelled or stage.objective.kind == "rtd"):
+        yield (
+            "distill",
+            f"keeps what a language model says at the rows asked for, and '{stage.objective.kind}' asks for something else",
+        )
+    if stage.distill is not None and stage.memory:
+        yield "distill", "asks the start about a text without what went before; take `memory` out"
+    if stage.interpolate is not None and stage.stage == "finetune":
+        yield "interpolate", "a fine-tuned head has no start to go back to; it belongs in a stage of text"

@@ -1,0 +1,104 @@
+"""Columns of choices, answers and groups: declared, read as they stand, and what is wrong with a row said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ziggurat.data.reading import Reading
+from ziggurat.data.rows import Columns
+from ziggurat.data.sources import Files, documents
+from ziggurat.errors import UserError
+from ziggurat.types import Document
+
+
+def read(path: Path, rows: list[dict[str, Any]], **columns: Any) -> tuple[list[Document], Reading]:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    reading = Reading()
+    source = Files(path=str(path), columns=Columns(**columns), valid=0, bad_rows=len(rows))
+    return list(documents(source, "train", reading)), reading
+
+
+def test_choices_from_a_list_or_from_columns(tmp_path: Path) -> None:
+    found, _ = read(tmp_path / "a.jsonl", [{"q": "sky?", "c": ["blue", "red"], "l": 0}], text="q", choices="c", label="l")
+    assert (
+        found[0].texts == {"text": "sky?"} and found[0].lists == {"choices": ("blue", "red")} and found[0].fields == {"label": 0}
+    )
+    found, _ = read(
+        tmp_path / "b.jsonl", [{"q": "sky?", "x": "blue", "y": "red", "l": "1"}], text="q", choices=("x", "y"), label="l"
+    )
+    assert found[0].lists == {"choices": ("blue", "red")} and found[0].fields == {"label": "1"}
+
+
+def test_a_choice_goes_on_after_the_question(tmp_path: Path) -> None:
+    rows = [{"t": "a", "q": q, "c": ["是的", "no"], "l": 0} for q in ("what?", "他是谁？", "so ")]
+    found, _ = read(tmp_path / "a.jsonl", rows, text="t", pair="q", choices="c", label="l")
+    assert [d.lists["choices"] for d in found] == [(" 是的", " no"), ("是的", " no"), ("是的", "no")]
+
+
+def test_choices_have_names_in_some_data(tmp_path: Path) -> None:
+    """ARC: the key is a letter in some rows and a number in others."""
+    rows = [
+        {"q": "one", "choices": {"text": ["x", "y", "z"], "label": ["A", "B", "C"]}, "key": "C"},
+        {"q": "two", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "key": "1"},
+        {"q": "three", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "key": "A"},
+        {"q": "four", "choices": {"text": ["x", "y"], "label": ["1"]}, "key": "1"},
+    ]
+    found, reading = read(tmp_path / "a.jsonl", rows, text="q", choices="choices.text", choice_names="choices.label", label="key")
+    assert [d.fields["label"] for d in found] == [2, 0] and reading.skipped == 2
+    assert "none of 'choices.label'" in reading.examples[0] and "does not name each choice" in reading.examples[1]
+
+
+def test_bad_choices_name_the_row(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"q": "one", "c": c, "l": 0} for c in (["x", "y"], ["x"], "x, y", ["x", ""], ["x", 3])]
+    found, reading = read(tmp_path / "a.jsonl", rows, text="q", choices="c", label="l")
+    assert len(found) == 1 and "leaves no choice" in reading.examples[0] and "is not a list of choices" in reading.examples[1]
+    with pytest.raises(UserError, match=r"there is no column 'd\.text'"):
+        read(tmp_path / "b.jsonl", rows * 5, text="q", choices="d.text", label="l")
+
+
+def test_answers_as_squad_has_them(tmp_path: Path) -> None:
+    context, place = "李白生于碎叶城，字太白。", 4
+    rows: list[dict[str, Any]] = [
+        {"q": "哪里？", "c": context, "a": [{"text": "碎叶城", "answer_start": place}, {"text": "碎叶", "answer_start": place}]},
+        {"q": "哪里？", "c": context, "a": {"text": ["碎叶城", "碎叶"], "answer_start": [place, place]}},
+        {"q": "谁？", "c": context, "a": []},
+        {"q": "谁？", "c": context, "a": {"text": [], "answer_start": []}},
+        {"q": "谁？", "c": context, "a": [{"text": "诗人", "answer_start": -1}, {"text": "李白", "answer_start": 0}]},
+        {"q": "谁？", "c": context, "a": [{"text": "太白", "answer_start": 3}, {"text": "诗人", "answer_start": -1}]},
+        {"q": "谁？", "c": context, "a": ["太白"]},
+        {"q": "谁？", "c": context, "a": [{"text": "太白"}]},
+    ]
+    found, reading = read(tmp_path / "a.jsonl", rows, text="q", pair="c", answers="a")
+    assert [d.fields["answers"] for d in found] == [["碎叶城", "碎叶"]] * 2 + [[], [], ["诗人", "李白"]]
+    assert [[context[m.start : m.end] for m in d.marks] for d in found] == [["碎叶城"], ["碎叶城"], [], [], ["李白"]]
+    assert all(m.part == "pair" for d in found for m in d.marks)
+    assert reading.skipped == 3 and "no answer stands at its place" in reading.examples[0]
+
+
+def test_columns_that_do_not_go_together() -> None:
+    for columns, message in (
+        ({"answers": "a"}, "`answers` needs `pair`"),
+        ({"choice_names": "n", "label": "l"}, "needs `choices`"),
+        ({"choices": ("one",)}, "two columns and more"),
+        ({"tokens": "t", "choices": "c"}, "a tagged row has no"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            Columns(**columns)
+
+
+def test_groups_and_lists_of_labels(tmp_path: Path) -> None:
+    rows = [{"t": "x", "l": [0, 1], "g": 7}, {"t": "y", "l": 1, "g": "8"}]
+    found, reading = read(tmp_path / "a.jsonl", rows, text="t", label="l", group="g")
+    assert [d.fields for d in found] == [{"label": 1, "group": "8"}] and "only `choices` may have several" in reading.examples[0]
+
+
+def test_the_turns_of_a_dialogue_are_lines(tmp_path: Path) -> None:
+    found, reading = read(
+        tmp_path / "a.jsonl", [{"text": ["男：好。", "女：不好。"]}, {"text": "one"}, {"text": []}, {"text": ["a", 3]}]
+    )
+    assert [d.texts["text"] for d in found] == ["男：好。\n女：不好。", "one"] and reading.skipped == 2

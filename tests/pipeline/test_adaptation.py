@@ -1,0 +1,318 @@
+"""Stages that adapt without forgetting, from recipe to report: measured before and after, stopped at a limit, resumed bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import RECIPE, sentence, write_world
+from ziggurat.checkpoint import format as checkpoints
+from ziggurat.cli import app
+from ziggurat.data.shards import Shards
+from ziggurat.errors import UserError
+from ziggurat.log import read_metrics
+from ziggurat.pipeline.opened import open_checkpoint
+from ziggurat.pipeline.prepare import parts
+from ziggurat.pipeline.run import load_recipe, run
+from ziggurat.pipeline.show import batch_of
+from ziggurat.text.tokenizer import Tokenizer
+from ziggurat.train import loop
+
+HEAD = RECIPE[: RECIPE.index("stages:")]
+ARMS = """\
+stages:
+  - {stage: pretrain, data: general, steps: 6}
+  - stage: dapt
+    name: held
+    data: domain
+    steps: 7
+    replay: {general: 0.25}
+    anchor: {l2: 1, ewc: 2, tokens: 400}
+    distill: {weight: 0.5}
+    freeze: {embeddings: true}
+    optim: {lr: 1e-3, layer_decay: 0.8}
+    interpolate: {points: 3, limit: 5}
+  - {stage: dapt, name: low, init: pretrain, data: domain, steps: 7, lora: {rank: 2, targets: [q, up]}}
+worth: false
+"""
+
+
+class Killed(BaseException):
+    pass
+
+
+def runs(folder: Path) -> Path:
+    return folder / "runs/small"
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world where the recipe with all arms was run; it is shared: look, do not touch."""
+    folder = tmp_path_factory.mktemp("arms")
+    write_world(folder)
+    (folder / "arms.yaml").write_text(HEAD + ARMS, "utf-8")
+    with contextlib.chdir(folder):
+        run("arms.yaml")
+    return folder
+
+
+def weights(folder: Path, stage: str, step: int) -> dict[str, torch.Tensor]:
+    return checkpoints.load(checkpoints.at(runs(folder) / stage, step)).tensors
+
+
+def outcome(folder: Path, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((runs(folder) / stage / "outcome.json").read_text("utf-8"))
+    return found
+
+
+def test_gain_and_forgetting_are_measured(arms: Path) -> None:
+    assert outcome(arms, "pretrain")["before"] == {}
+    ended = outcome(arms, "pretrain")["held_out"]
+    for stage in ("held", "low"):
+        before = outcome(arms, stage)["before"]
+        assert before == ended
+        first = read_metrics(runs(arms) / stage / "metrics.jsonl")[0]
+        assert first["step"] == 0 and first["heldout/domain/mlm"] == before["domain"]["mlm"]
+    report = json.loads((runs(arms) / "report.json").read_text("utf-8"))
+    held, low = report["stages"][1:]
+    now = outcome(arms, "low")
+    assert low["shift"]["gain"]["domain"] == pytest.approx(now["before"]["domain"]["mlm"] - now["held_out"]["domain"]["mlm"])
+    assert low["shift"]["forgetting"]["general"] == pytest.approx(
+        now["held_out"]["general"]["mlm"] - now["before"]["general"]["mlm"]
+    )
+    assert low["shift"]["limit"] == 0.1 and held["interpolation"]["chosen"] in (0, 0.5, 1)
+    page = (runs(arms) / "report.html").read_text("utf-8")
+    assert "Gain and forgetting" in page and "held: between its start (0) and what it trained (1)" in page
+
+
+def test_what_the_recipe_fills_in(arms: Path) -> None:
+    with contextlib.chdir(arms):
+        recipe = load_recipe("arms.yaml")
+        off = load_recipe("arms.yaml", ["stages.low.forgetting=false"])
+    assert [s.forgetting.general if s.forgetting else None for s in recipe.stages] == [None, ("general",), ("general",)]
+    assert off.stages[2].forgetting is not None and off.stages[2].forgetting.general == () and off.resolved() == off
+    assert recipe.resolved() == recipe and recipe.stages[1].reads == ("domain", "general")
+
+
+def test_frozen_weights_keep_their_bits(arms: Path) -> None:
+    start, end = weights(arms, "pretrain", 6), weights(arms, "held", 7)
+    for name, tensor in start.items():
+        assert torch.equal(tensor, end[name]) == name.startswith("model.embed"), name
+
+
+def test_lora_changes_its_matrices_alone(arms: Path) -> None:
+    start, end = weights(arms, "pretrain", 6), weights(arms, "low", 7)
+    assert start.keys() == end.keys()
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert changed == {"model.blocks.0.attention.q.weight", "model.blocks.0.mlp.up.weight"}
+    difference = (end["model.blocks.0.mlp.up.weight"] - start["model.blocks.0.mlp.up.weight"]).double()
+    assert int((torch.linalg.svdvals(difference) > 1e-6).sum()) == 2
+
+
+def test_interpolation_is_exact(arms: Path) -> None:
+    line = json.loads((runs(arms) / "held/interpolation.json").read_text("utf-8"))
+    start, end = weights(arms, "pretrain", 6), weights(arms, "held", 7)
+    opened = open_checkpoint(runs(arms) / "held")
+    share = line["chosen"]
+    assert opened.lineage[-1]["interpolated"] == share and [p["share"] for p in line["points"]] == [0, 0.5, 1]
+    for name, tensor in opened.tensors.items():
+        torch.testing.assert_close(tensor, (1 - share) * start[name] + share * end[name])
+        assert share not in (0, 1) or torch.equal(tensor, (start, end)[int(share)][name])
+    now = outcome(arms, "held")
+    assert line["points"][0]["found"] == now["before"]
+    assert now["held_out"] == next(p["found"] for p in line["points"] if p["share"] == share)
+    gains = {p["share"]: now["before"]["domain"]["mlm"] - p["found"]["domain"]["mlm"] for p in line["points"]}
+    assert gains[share] == max(gains.values())
+
+
+def test_interpolate_command(arms: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with contextlib.chdir(arms):
+        app(
+            ["interpolate", "arms.yaml", "--stage", "low", "--points", "3", "--share", "0.25", "--to", str(tmp_path / "soup")],
+            standalone_mode=False,
+        )
+    printed = capsys.readouterr().out
+    assert "domain loss" in printed and "chosen" in printed and "0.25" in printed
+    start, end = weights(arms, "pretrain", 6), weights(arms, "low", 7)
+    name = "model.blocks.0.mlp.up.weight"
+    torch.testing.assert_close(open_checkpoint(tmp_path / "soup").tensors[name], 0.75 * start[name] + 0.25 * end[name])
+
+
+@pytest.mark.parametrize("inside", [{"held": 2, "low": 5}, {"held": 5, "low": 4}])
+def test_killed_with_all_arms(world: Path, arms: Path, monkeypatch: pytest.MonkeyPatch, inside: dict[str, int]) -> None:
+    """Start weights, Fisher information and teacher are made again; LoRA's matrices come from the checkpoint."""
+    (world / "arms.yaml").write_text(HEAD + ARMS, "utf-8")
+    real = loop.backward
+    seen = 0
+
+    def kill_at(n: int) -> Callable[..., dict[str, float]]:
+        def backward(*args: Any) -> dict[str, float]:
+            nonlocal seen
+            means = real(*args)
+            seen += 1
+            if seen == n:
+                raise Killed
+            return means
+
+        return backward
+
+    lost = 0
+    for stage, done in (("held", 6), ("low", 13)):
+        monkeypatch.setattr(loop, "backward", kill_at(done + inside[stage] + lost))
+        with pytest.raises(Killed):
+            run("arms.yaml")
+        lost += 1 + (inside[stage] - 1) % 3
+        if stage == "held" and inside[stage] > 3:
+            (runs(world) / "held/fisher.safetensors").unlink()
+    monkeypatch.setattr(loop, "backward", real)
+    run("arms.yaml")
+    for stage, last in (("held", 7), ("low", 7)):
+        mine, straight = weights(world, stage, last), weights(arms, stage, last)
+        assert all(torch.equal(mine[n], straight[n]) for n in straight), stage
+        now, then = outcome(world, stage), outcome(arms, stage)
+        assert now["held_out"] == then["held_out"] and now["before"] == then["before"] and now["curve"] == then["curve"]
+
+
+STOP = """\
+stages:
+  - {stage: pretrain, data: general, steps: 6}
+  - {stage: dapt, data: domain, steps: 12, optim: {lr: 0.01}, schedule: {warmup: 8}, evaluate: {every: 2, tokens: 400}, forgetting: {limit: LIMIT, stop: true}}
+  - {stage: tapt, data: task, steps: 2}
+worth: false
+"""
+
+
+def test_a_stage_stops_at_the_limit(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hands on the weights of the last evaluation within the limit, also when it is killed after that."""
+    (world / "domain.txt").write_text(
+        "".join(f"{'abcdefgh'[n % 8] * 3} mmm nnn ooo ppp qqq {n}\n" for n in range(60)), "utf-8"
+    )  # another world
+    (world / "stop.yaml").write_text(HEAD + STOP.replace("LIMIT", "0.04"), "utf-8")
+    run("stop.yaml")
+    found, lines = outcome(world, "dapt"), read_metrics(runs(world) / "dapt/metrics.jsonl")
+    rises = {n["step"]: n["heldout/general/mlm"] - found["before"]["general"]["mlm"] for n in lines if "heldout/general/mlm" in n}
+    kept = found["steps"]
+    assert found["stopped"] and 0 < kept < 12 and rises[kept] <= 0.04 < rises[kept + 2]
+    opened = open_checkpoint(runs(world) / "dapt")
+    assert opened.folder.name == f"step-{kept:08d}" and opened.lineage[-1]["steps"] == kept
+    assert outcome(world, "tapt")["before"]["general"] == pytest.approx(found["held_out"]["general"])
+    (world / "stop.yaml").write_text(HEAD.replace("name: small", "name: first") + STOP.replace("LIMIT", "1e-9"), "utf-8")
+    with pytest.raises(UserError, match="the first evaluation, at step 2, is beyond the limit"):
+        run("stop.yaml", ["stages.dapt.schedule.warmup=0"])
+
+
+def test_mistakes(world: Path) -> None:
+    wrong = {
+        "stages.held.replay={nowhere: 0.1}": "unknown source 'nowhere'",
+        "stages.held.replay={domain: 0.1}": "'domain' is read by the stage already",
+        "stages.held.replay={general: 1.5}": "below 1",
+        "stages.held.anchor={l2: 0, ewc: 0}": "needs a strength",
+        "stages.held.init=scratch": "needs weights to start from",
+        "stages.low.freeze={layers: 1}": "leaves the weights as they are already",
+    }
+    (world / "arms.yaml").write_text(HEAD + ARMS, "utf-8")
+    for override, message in wrong.items():
+        with pytest.raises(UserError, match=message):
+            load_recipe("arms.yaml", [override])
+    with pytest.raises(UserError, match="which has no labels"):
+        load_recipe("small.yaml", ["stages.finetune.anchor={ewc: 1, general: general}"])
+    assert load_recipe("small.yaml", ["stages.finetune.anchor={l2: 1}"]).stages[3].anchor is not None
+    with pytest.raises(UserError, match="can stop the stage only where it is evaluated"):
+        load_recipe("arms.yaml", ["stages.low.forgetting={stop: true}", "defaults.evaluate.every=null"])
+
+
+def test_more_layers_than_there_are(world: Path) -> None:
+    text = (
+        HEAD
+        + "stages:\n  - {stage: pretrain, data: general, steps: 1}\n  - {stage: dapt, data: domain, steps: 1, freeze: {layers: 2}}\nworth: false\n"
+    )
+    (world / "deep.yaml").write_text(text, "utf-8")
+    with pytest.raises(UserError, match="freeze: there are 1 layers, not 2"):
+        run("deep.yaml")
+
+
+def test_a_default_general_sample(world: Path) -> None:
+    """Where a stage starts from somebody's checkpoint and the recipe has no general text; written into the resolved recipe."""
+    (world / "own.yaml").write_text(
+        "name: own\nsystem: bert\nsources: {domain: {path: domain.txt}, other: {path: general.txt}}\nstages:\n"
+        "  - {stage: dapt, init: somewhere, data: domain, steps: 1}\n  - {stage: tapt, data: domain, steps: 1, forgetting: {general: other}}\n",
+        "utf-8",
+    )
+    recipe = load_recipe("own.yaml")
+    sample = recipe.sources["general-sample"]
+    assert sample.kind == "docstrings" and sample.packages == ("python",)
+    assert [s.measures for s in recipe.stages] == [("general-sample",), ("other",)] and recipe.resolved() == recipe
+    assert parts(recipe) == [("domain", "train"), ("domain", "valid"), ("general-sample", "valid"), ("other", "valid")]
+    with pytest.raises(UserError, match="did you mean 'other'"):
+        load_recipe("own.yaml", ["stages.tapt.forgetting.general=othr"])
+    assert "general-sample" not in load_recipe("own.yaml", ["stages.dapt.forgetting=false"]).sources
+    with pytest.raises(UserError, match="is not an earlier stage"):
+        load_recipe("own.yaml", ["stages.dapt.init=tapt", "stages.tapt.init=dapt"])
+
+
+def test_the_wrong_domain_as_a_control(world: Path) -> None:
+    """The stage again on other text, with as many steps, and the task fine-tuned from it."""
+    with pytest.raises(UserError, match="'domain' is text that dapt reads"):
+        load_recipe("small.yaml", ["worth={seeds: [0], control: domain}"])
+    with pytest.raises(UserError, match="unknown source 'nowhere'"):
+        load_recipe("small.yaml", ["worth={seeds: [0], control: nowhere}"])
+    run("small.yaml", ["worth={seeds: [0], control: general}", "stages.dapt.steps=3", "stages.finetune.epochs=1"])
+    report = json.loads((runs(world) / "report.json").read_text("utf-8"))
+    names = [p["name"] for p in report["worth"]["prefixes"]]
+    assert names == ["scratch", "+pretrain", "+dapt", "+dapt on general", "+tapt"]
+    assert [(g["before"], g["after"]) for g in report["worth"]["controls"]] == [
+        ("+pretrain", "+dapt on general"),
+        ("+dapt on general", "+dapt"),
+    ]
+    lineage = open_checkpoint(runs(world) / "worth/control/dapt").lineage[-1]
+    assert list(lineage["data"]) == ["general"] and lineage["steps"] == 3
+    assert [s["name"] for s in report["stages"]] == ["pretrain", "dapt", "tapt", "finetune"]
+    assert "dapt on general" in (runs(world) / "report.html").read_text("utf-8")
+
+
+def test_text_near_the_task(world: Path) -> None:
+    """kNN-TAPT: the domain's documents that are like the task's; looked up once, and read beside the task's own by size."""
+    draw = random.Random(3)
+    lines = [
+        f"{['wonderful', 'terrible', 'lovely', 'awful'][n % 4]} {sentence(draw, 7)}" if n % 3 == 0 else f"x{n} y{n} z{n} q"
+        for n in range(60)
+    ]
+    (world / "domain.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    text = HEAD + (
+        "stages:\n  - {stage: pretrain, data: general, steps: 2}\n"
+        "  - {stage: tapt, data: task, nearest: {domain: 1}, replay: {general: 0.2}, epochs: 2}\nworth: false\n"
+    )
+    (world / "near.yaml").write_text(text, "utf-8")
+    run("near.yaml")
+    (path,) = (runs(world) / "shards/domain").glob("nearest-*.json")
+    shards, tokenizer = Shards.open(runs(world) / "shards/domain/train"), Tokenizer.load(runs(world) / "tokenizer")
+    chosen = np.array(json.loads(path.read_text("utf-8")))
+    read = shards.read(chosen).parts["text"]
+    texts = [tokenizer.decode(read.ids[a:b]) for a, b in itertools.pairwise(read.bounds)]
+    assert 3 < len(chosen) <= 20 and not any(re.match(r"x\d", t) for t in texts)
+    budget = json.loads((runs(world) / "tapt/budget.json").read_text("utf-8"))
+    task = Shards.open(runs(world) / "shards/task/train")
+    share = 0.8 * task.tokens / (task.tokens + sum(shards.lengths("text", chosen)))
+    (world / "alone.yaml").write_text(text.replace("nearest: {domain: 1}, replay: {general: 0.2}, ", ""), "utf-8")
+    alone = run("alone.yaml", ["name=alone"])
+    passes = json.loads((alone / "tapt/budget.json").read_text("utf-8"))["steps"]
+    assert budget["steps"] == pytest.approx(passes / share, abs=2)
+    lineage = open_checkpoint(runs(world) / "tapt").lineage[-1]["data"]
+    assert {n: d["documents"] for n, d in lineage.items()} == {
+        "task": 40,
+        "domain": len(chosen),
+        "general": len(Shards.open(runs(world) / "shards/general/train")),
+    }
+    settings = json.loads((runs(world) / "tapt/stage.json").read_text("utf-8"))["data"]
+    assert settings["domain"] != settings["task"]
+    assert "documents" in batch_of("near.yaml", stage="tapt")

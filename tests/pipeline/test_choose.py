@@ -1,0 +1,258 @@
+"""`init: {best_of: [...]}`: the fitting start is chosen on planted domains, said, kept, and by a rule that is written out here."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ziggurat.errors import UserError
+from ziggurat.objectives import OBJECTIVES
+from ziggurat.pipeline import choose as choosing
+from ziggurat.pipeline.choose import Candidate, decide, paired
+from ziggurat.pipeline.opened import open_checkpoint
+from ziggurat.pipeline.run import load_recipe, run
+
+A = [x + y for x in ["ba", "ke", "lo", "mu", "du", "fi"] for y in ["da", "fi", "go", "lu", "ba", "se"]]
+B = [x + y for x in ["ni", "po", "ra", "si", "te", "vo"] for y in ["me", "no", "pe", "ri", "za", "hu"]]
+RECIPE = """\
+name: branches
+system: roberta/tiny
+model: {{layers: 1, width: 32, heads: 2, mlp: 64}}
+tokenizer: {{kind: wordpiece, vocab: 300, lowercase: true}}
+sources:
+  a: {{path: a.txt, txt: line, valid: 0.1}}
+  b: {{path: b.txt, txt: line, valid: 0.1}}
+  task: {{path: train.jsonl, test: test.jsonl, columns: {{label: label}}}}
+defaults: {{length: 32, precision: fp32, batch: {{tokens: 512}}, optim: {{lr: 3e-3}}}}
+stages:
+  - {{stage: pretrain, name: first, data: a, steps: 60}}
+  - {{stage: pretrain, name: second, data: b, steps: 60, init: scratch}}
+  - {{stage: finetune, data: task, objective: {{kind: classify, labels: [neg, pos]}}, epochs: 1, init: {{best_of: [{order}]}}}}
+worth: {{seeds: [0]}}
+"""
+
+
+def text(draw: random.Random, words: list[str], length: int = 14) -> str:
+    """A text in which half of the words name the next one: there is something to learn."""
+    at, made = draw.randrange(len(words)), list[str]()
+    for _ in range(length):
+        made.append(words[at])
+        at = (at + 1) % len(words) if draw.random() < 0.5 else draw.randrange(len(words))
+    return " ".join(made)
+
+
+def plant(words: list[str]) -> None:
+    """Two domains of other words, and a task in one of them: of `words`, each label prefers another half."""
+    draw = random.Random(0)
+    Path("a.txt").write_text("".join(text(draw, A) + "\n" for _ in range(300)), "utf-8")
+    Path("b.txt").write_text("".join(text(draw, B) + "\n" for _ in range(300)), "utf-8")
+    for name in ("train", "test"):
+        some = [
+            {
+                "text": f"{text(draw, words[n % 2 * 18 : n % 2 * 18 + 18], 8)} {text(draw, words, 8)}",
+                "label": ("neg", "pos")[n % 2],
+            }
+            for n in range(80)
+        ]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), "utf-8")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("words, right, order", [(A, "first", "second, first"), (B, "second", "second, first")])
+def test_the_right_domain_is_chosen_and_stays_chosen(
+    here: Path, words: list[str], right: str, order: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(words)
+    Path("r.yaml").write_text(RECIPE.format(order=order), "utf-8")
+    folder = run("r.yaml")
+    choice = json.loads((folder / "finetune/choice.json").read_text("utf-8"))
+    bits = {c["name"]: c["bits_per_byte"] for c in choice["candidates"]}
+    assert choice["chosen"] == right == min(bits, key=bits.__getitem__) and all(
+        len(c["folds"]) == 15 for c in choice["candidates"]
+    )
+    said = capsys.readouterr().out
+    assert f"finetune starts from {right} by its loss" in said and "bits per byte" in said and "chosen" in said
+    last = open_checkpoint(folder / "finetune")
+    assert [entry["name"] for entry in last.lineage] == [right, "finetune"] and last.lineage[-1]["start"] == choice["why"]
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert [p["name"] for p in report["worth"]["prefixes"]] == ["scratch", f"+{right}"]
+    assert report["choices"][0]["why"] == choice["why"] and "Which start fits" in (folder / "report.html").read_text("utf-8")
+    assert not (folder / "finetune/choice").exists()
+
+    def again(*_: object) -> None:
+        raise AssertionError("chosen again")
+
+    monkeypatch.setattr(choosing, "measure", again)
+    (folder / "finetune/DONE").unlink()
+    run("r.yaml")
+    assert load_recipe(folder / "recipe.yaml").resolved() == load_recipe("r.yaml")
+
+
+def test_folders_with_tokenizers_of_their_own(here: Path) -> None:
+    """The choice comes before anything is prepared, and the chosen checkpoint's tokenizer is the run's."""
+    plant(B)
+    base = RECIPE.format(order="first, second")
+    stages = base.index("stages:")
+    for name, source, vocab in (("one", "a", 60), ("two", "b", 90)):
+        single = base[:stages].replace("branches", name).replace("vocab: 300", f"vocab: {vocab}")
+        Path(f"{name}.yaml").write_text(f"{single}stages:\n  - {{stage: pretrain, data: {source}, steps: 60}}\n", "utf-8")
+        run(f"{name}.yaml")
+    last = base[stages:].splitlines()[3].replace("first, second", "runs/one/pretrain, runs/two/pretrain/hf")
+    own = base[:stages].replace("roberta/tiny", "roberta").replace("model: {layers: 1, width: 32, heads: 2, mlp: 64}\n", "")
+    own = "\n".join(line for line in own.splitlines() if not line.startswith("tokenizer")) + "\n"
+    Path("r.yaml").write_text(f"{own}stages:\n{last}\nworth: false\n", "utf-8")
+    folder = run("r.yaml")
+    choice = json.loads((folder / "finetune/choice.json").read_text("utf-8"))
+    one, two = choice["candidates"]
+    assert choice["chosen"] == two["name"] and one["unknown"] > 0.02 and "unknown tokens" in one["note"]
+    theirs, ours = open_checkpoint("runs/two/pretrain").tokenizer, open_checkpoint(folder / "finetune").tokenizer
+    assert theirs is not None and ours is not None and theirs.fingerprint == ours.fingerprint
+
+
+def test_bits_per_byte_by_hand(here: Path) -> None:
+    """Bits a token of the loss that `evaluate` gives on the same text, times tokens over bytes."""
+    from ziggurat.pipeline.evaluate import evaluate_checkpoint
+
+    plant(A)
+    recipe = RECIPE.format(order="first, second").replace("test: test.jsonl", "test: test.jsonl, valid: valid.jsonl")
+    Path("valid.jsonl").write_text(Path("train.jsonl").read_text("utf-8").replace("lo", "mu"), "utf-8")
+    Path("r.yaml").write_text(recipe, "utf-8")
+    folder = run("r.yaml")
+    found = {c["name"]: c for c in json.loads((folder / "finetune/choice.json").read_text("utf-8"))["candidates"]}
+    rows = [json.loads(line)["text"] for line in Path("valid.jsonl").read_text("utf-8").splitlines()]
+    tokenizer = open_checkpoint(folder / "first").tokenizer
+    assert tokenizer is not None
+    tokens = sum(len(e.ids) for e in tokenizer.encode(rows))
+    for name in ("first", "second"):
+        loss = evaluate_checkpoint(folder / name, "r.yaml")["task/mlm"]
+        size = sum(map(len, rows))
+        # which tokens are hidden depends on the order of documents in a block: the two losses are of other masks
+        assert found[name]["bits_per_byte"] == pytest.approx(loss / np.log(2) * tokens / size, rel=0.05)
+
+
+def test_a_changed_list_is_no_silent_change(here: Path) -> None:
+    plant(A)
+    Path("r.yaml").write_text(RECIPE.format(order="second, first"), "utf-8")
+    run("r.yaml")
+    Path("r.yaml").write_text(
+        RECIPE.format(order="second, first").replace("best_of: [second, first]", "best_of: [first]"), "utf-8"
+    )
+    with pytest.raises(UserError, match="at least 2"):
+        run("r.yaml")
+
+
+@pytest.mark.parametrize(
+    "init, said",
+    [
+        ("{best_of: [first, first]}", "each candidate may stand once"),
+        ("{best_of: [scratch, first]}", "has no weights of its own"),
+        ("{best_of: [first, finetune]}", "'finetune' is not an earlier stage"),
+        ("{bestof: [first, second]}", "best_of"),
+    ],
+)
+def test_mistakes(here: Path, init: str, said: str) -> None:
+    Path("r.yaml").write_text(RECIPE.format(order="first, second").replace("{best_of: [first, second]}", init), "utf-8")
+    with pytest.raises(UserError, match=said):
+        load_recipe("r.yaml")
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------
+
+
+def candidate(name: str, bits: float | None, probe: float, family: str = "mlm", noise: float = 0.01) -> Candidate:
+    folds = tuple(probe + noise * (-1) ** n * (1 + hash_of(name)) for n in range(15))
+    return Candidate(name, "", family if bits is not None else "", bits, 0.0, folds)
+
+
+def hash_of(name: str) -> float:
+    return (sum(map(ord, name)) % 7) / 7
+
+
+def test_the_loss_decides() -> None:
+    name, why = decide([candidate("a", 1.9, 0.6), candidate("b", 1.8, 0.7)])
+    assert name == "b" and "by its loss (1.8000 bits per byte against 1.9000 of a); the probe agrees" in why
+
+
+def test_a_small_lead_of_the_probe_does_not_overrule() -> None:
+    name, why = decide([candidate("a", 1.9, 0.605, noise=0.05), candidate("b", 1.8, 0.600, noise=0.01)])
+    assert name == "b" and "the probe prefers a by 0.0" in why
+
+
+def test_a_clear_lead_of_the_probe_does() -> None:
+    name, why = decide([candidate("a", 1.9, 0.8), candidate("b", 1.8, 0.6)])
+    assert name == "a" and "which leads b by 0.2" in why and "against the loss" in why
+
+
+def test_without_comparable_losses_the_probe_decides() -> None:
+    assert decide([candidate("a", None, 0.8), candidate("b", 1.8, 0.79)])[0] == "a"
+    name, why = decide([candidate("a", 1.0, 0.7), candidate("b", 1.8, 0.75, family="clm")])
+    assert name == "b" and "cannot be compared" in why
+
+
+def test_who_cannot_read_the_text_is_passed_over() -> None:
+    blind = Candidate("blind", "", "mlm", None, 0.4, tuple([0.9] * 15))
+    name, why = decide([blind, candidate("a", 1.9, 0.6), candidate("b", 1.8, 0.6)])
+    assert name == "b" and why.endswith("passed over, for their tokenizers cannot read the text: blind (40.0% unknown tokens)")
+    assert decide([blind, candidate("a", None, 0.6)])[0] == "a"
+    assert decide([blind, Candidate("dim", "", "mlm", None, 0.5, tuple([0.8] * 15))])[0] == "blind"
+
+
+def test_nothing_to_decide_with() -> None:
+    bare = [Candidate("a", "", "mlm", 1.0), Candidate("b", "", "clm", 1.1)]
+    with pytest.raises(UserError, match="nothing tells a, b apart"):
+        decide(bare)
+    assert decide([Candidate("a", "", "mlm", 1.0), Candidate("b", "", "mlm", 1.1)])[0] == "a"
+
+
+def test_the_standard_error_of_a_lead() -> None:
+    """Nadeau and Bengio (2003): variance over folds times (1 / folds + test share / train share)."""
+    lead = [0.1, 0.3, 0.2]
+    mean, error = paired([0.5 + x for x in lead], [0.5] * 3)
+    assert mean == pytest.approx(0.2) and error == pytest.approx(np.sqrt((1 / 3 + 1 / 4) * 0.01))
+
+
+@pytest.mark.parametrize("system", ["roberta", "gpt2", "bart", "t5", "electra", "xlnet"])
+def test_features_of_every_structure(here: Path, system: str) -> None:
+    """A probe of words and of texts reads off any model; of two stacks the encoder."""
+    from ziggurat.context import Context
+    from ziggurat.data.writing import write_shards
+    from ziggurat.evaluate.frozen import document_features, word_features
+    from ziggurat.nn import spec
+    from ziggurat.nn.network import NetworkModel
+    from ziggurat.objectives.base import context_of
+    from ziggurat.systems import find, model_of
+    from ziggurat.text.train import TokenizerSpec, train_tokenizer
+    from ziggurat.types import Document, Mark
+
+    page = find(system)
+    assert page is not None
+    draw = random.Random(0)
+    words = [text(draw, A) for _ in range(40)]
+    tokenizer = train_tokenizer(TokenizerSpec(vocab=300), iter(words), template=page.template)
+    model = (
+        OBJECTIVES["classify"]
+        .model_validate({"kind": "classify", "labels": ["a", "b"]})
+        .part_of(model_of(f"{system}/tiny", vocab=tokenizer.vocab.size))
+    )
+    network = NetworkModel(spec.Network(model=model)).eval()
+    ctx: Context = context_of(model, tokenizer, 32)
+    marks = (Mark(0, 4, "x"), Mark(5, 9, "y"))
+    shards = write_shards(
+        here / "s", [Document({"text": w}, f"d{n}", marks, {"label": "a"}) for n, w in enumerate(words)], tokenizer
+    )
+    tokens = shards.read(np.arange(len(shards)))
+    whole = document_features(network, tokens, ctx)
+    assert whole.shape == (40, model.width) and np.isfinite(whole).all() and len(np.unique(whole.round(6), axis=0)) > 30
+    alone = document_features(network, shards.read(np.array([37])), ctx)
+    np.testing.assert_allclose(whole[37], alone[0], atol=1e-5)
+    x, labels, owner = word_features(network, tokens, ctx)
+    assert x.shape == (80, model.width) and labels == ["x", "y"] * 40 and owner.tolist() == np.repeat(np.arange(40), 2).tolist()

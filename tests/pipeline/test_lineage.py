@@ -1,0 +1,162 @@
+"""Lineage: what a finished run writes into its checkpoints, how `show` prints it, and the model card of an export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ziggurat.checkpoint import amend as amending
+from ziggurat.checkpoint import format as checkpoints
+from ziggurat.checkpoint.amend import amend
+from ziggurat.data.shards import Shards
+from ziggurat.errors import UserError
+from ziggurat.pipeline.opened import open_checkpoint
+from ziggurat.pipeline.prepare import content
+from ziggurat.pipeline.run import run
+from ziggurat.pipeline.show import show
+from ziggurat.systems import modelcard
+from ziggurat.systems.hub import export_checkpoint
+
+
+def front(folder: Path) -> tuple[dict[str, Any], str]:
+    """The YAML in front of a README.md, and the page behind it."""
+    _, yaml_text, body = (folder / "README.md").read_text("utf-8").split("---\n", 2)
+    return yaml.safe_load(yaml_text), body
+
+
+def test_every_ancestor_says_what_it_was(finished: Path) -> None:
+    folder = finished / "runs/small"
+    lineage = open_checkpoint(folder / "finetune").lineage
+    assert [entry["name"] for entry in lineage] == ["pretrain", "dapt", "tapt", "finetune"]
+    for entry in lineage:
+        outcome = json.loads((folder / entry["name"] / "outcome.json").read_text("utf-8"))
+        assert (entry["steps"], entry["tokens"]) == (outcome["steps"], outcome["tokens"])
+        assert entry.get("held_out", {}) == {s: n for s, n in outcome["held_out"].items() if n}
+        assert {"ziggurat", "torch"} <= set(entry["versions"]) and entry["recipe"] == "small"
+        for source, data in entry["data"].items():
+            shards = Shards.open(folder / "shards" / source / "train")
+            assert (data["content"], data["tokens"]) == (content(shards), shards.tokens)
+    general = lineage[0]
+    assert general["budget"] == {"steps": 9} and general["data"]["general"]["weight"] == 0.7
+    assert general["origins"] == {"general": {"files": ["general.txt"]}, "domain": {"files": ["domain.txt"]}}
+    predictions = json.loads((folder / "finetune/predictions.json").read_text("utf-8"))
+    right = sum(a == b for a, b in zip(predictions["gold"], predictions["predicted"])) / len(predictions["gold"])
+    assert lineage[-1]["test"] == {"source": "task", "metric": "accuracy", "rows": 20, "value": right}
+    assert not checkpoints.verify(open_checkpoint(folder / "finetune").folder)
+
+
+def test_the_family_is_shown(finished: Path) -> None:
+    text = show(str(finished / "runs/small/finetune"))
+    first, second, third, fourth = (text.index(f"{name} (recipe small)") for name in ("pretrain", "dapt", "tapt", "finetune"))
+    assert first < second < third < fourth
+    for said in ("9 steps", "held out", "files general.txt", "torch ", "budget 3 epochs", "task: accuracy 0.", "seed 0"):
+        assert said in text
+
+
+def test_checkpoints_of_earlier_versions_are_shown(finished: Path, tmp_path: Path) -> None:
+    """Their entries had name, objective, documents, steps, tokens and seed, an import's even less."""
+    source = open_checkpoint(finished / "runs/small/dapt").folder
+    shutil.copytree(source, tmp_path / source.name)
+    old = {"stage": "dapt", "name": "dapt", "data": {"domain": {"documents": 54, "source": "a1/b2"}}, "steps": 9, "seed": 0}
+    amend(tmp_path, lineage=({"name": "import", "from": "hf", "architectures": None}, old), more={})
+    text = show(str(tmp_path))
+    assert "import\n" in text and "└─ dapt" in text and "54 documents" in text and "None" not in text
+    made = export_checkpoint(tmp_path, tmp_path / "hf")
+    assert "| dapt |" in (made.folder / "README.md").read_text("utf-8")
+
+
+def test_amending_is_one_move(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_checkpoint(finished / "runs/small/dapt").folder
+    folder = tmp_path / source.name
+    shutil.copytree(source, folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(amending, "publish", full)
+        with pytest.raises(UserError, match="cannot write the card"):
+            amend(folder, lineage=({"name": "x"},), more={})
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before and len(list(tmp_path.iterdir())) == 1
+    amend(folder, lineage=({"name": "x"},), more={"extra": 1})
+    card = checkpoints.card(folder)
+    assert card.lineage == ({"name": "x"},) and card.more["extra"] == 1 and card.more["length"] == 32
+    assert not checkpoints.verify(folder)
+    changed = {p.name for p in folder.iterdir() if p.is_file() and p.read_bytes() != before[p.name]}
+    assert changed == {"spec.json", "MANIFEST.json"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_damage_stays_visible(finished: Path, tmp_path: Path) -> None:
+    """The checksums of the other files are those of the day they were written."""
+    source = open_checkpoint(finished / "runs/small/dapt").folder
+    folder = tmp_path / source.name
+    shutil.copytree(source, folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    amend(folder, lineage=({"name": "x"},), more={})
+    assert checkpoints.verify(folder)
+
+
+@pytest.mark.parametrize("stage, task", [("pretrain", "fill-mask"), ("finetune", "text-classification")])
+def test_the_model_card_tells_the_same_facts(finished: Path, stage: str, task: str) -> None:
+    folder = finished / "runs/small" / stage
+    found, body = front(folder / "hf")
+    assert found["pipeline_tag"] == task and found["library_name"] == "transformers" and "roberta" in found["tags"]
+    assert not {"language", "license", "base_model", "datasets"} & set(found)  # nobody said so
+    last = open_checkpoint(folder).lineage[-1]
+    assert f"# small {stage}" in body and last["data"][next(iter(last["data"]))]["content"] in body
+    assert str(finished) not in body
+    if stage == "finetune":
+        (result,) = found["model-index"][0]["results"]
+        assert result["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": last["test"]["value"]}]
+        assert result["dataset"] == {"name": "task", "type": "task", "split": "test"} and "`neg`, `pos`" in body
+    else:
+        assert "metrics" not in found and "model-index" not in found
+
+
+def test_the_hub_reads_the_model_card(finished: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    for stage in ("pretrain", "finetune"):
+        card = hub.ModelCard.load(finished / "runs/small" / stage / "hf/README.md", ignore_metadata_errors=False)
+        assert card.data.pipeline_tag and card.data.library_name == "transformers"
+        assert hub.ModelCardData(**card.data.to_dict()).to_dict() == card.data.to_dict()
+    (result,) = card.data.eval_results
+    assert result.metric_type == "accuracy" and result.dataset_name == "task"
+
+
+def test_what_the_user_says_is_in_the_card(world: Path) -> None:
+    folder = run("text.yaml", ["card={language: [en, zh], license: cc-by-4.0, base_model: owner/model, tags: [small]}"])
+    found, _ = front(folder / "pretrain/hf")
+    assert found["language"] == ["en", "zh"] and found["license"] == "cc-by-4.0" and found["base_model"] == "owner/model"
+    assert "small" in found["tags"]
+    export_checkpoint(folder / "pretrain", world / "out")
+    assert (world / "out/README.md").read_text("utf-8") == (folder / "pretrain/hf/README.md").read_text("utf-8")
+    (world / "out/README.md").write_text("# My own page\n", "utf-8")
+    export_checkpoint(folder / "pretrain", world / "out")
+    assert (world / "out/README.md").read_text("utf-8") == "# My own page\n"
+
+
+def test_a_card_of_nothing_but_weights() -> None:
+    text = modelcard.page(modelcard.Facts("bert", "BertForPreTraining", 7))
+    found = yaml.safe_load(text.split("---\n")[1])
+    assert found == {"library_name": "transformers", "tags": ["ziggurat", "bert"]}
+    assert "BertForPreTraining.from_pretrained" in text and "##" not in text
+
+
+def test_a_dataset_of_the_hub_is_named() -> None:
+    entry = {
+        "name": "finetune",
+        "origins": {"task": {"hub": "owner/reviews", "revision": "v1"}},
+        "test": {"source": "task", "metric": "macro_f1", "value": 0.5, "rows": 4},
+    }
+    found = modelcard.metadata(modelcard.Facts("bert", "BertForSequenceClassification", 7, lineage=(entry,)))
+    assert found["datasets"] == ["owner/reviews"] and found["metrics"] == ["f1"]
+    assert found["model-index"][0]["results"][0]["dataset"]["type"] == "owner/reviews"
+    assert found["model-index"][0]["results"][0]["dataset"]["revision"] == "v1"

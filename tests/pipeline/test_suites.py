@@ -1,0 +1,472 @@
+"""Suites in miniature: small checkpoints, tasks of every kind there is, what is kept, and what is said about it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+from seqeval.metrics import f1_score as spans_f1
+from sklearn.metrics import accuracy_score, f1_score
+from typer.testing import CliRunner
+
+from ziggurat.cli import app
+from ziggurat.errors import Stopped, UserError
+from ziggurat.evaluate.likelihood import Likelihood
+from ziggurat.pipeline.model import load
+from ziggurat.pipeline.run import run
+from ziggurat.pipeline.suite_files import is_suite, load_suite
+from ziggurat.pipeline.suite_results import Results
+from ziggurat.pipeline.suites import evaluate_suite, labels
+from ziggurat.train import loop
+from ziggurat.train.suite import Suite
+
+SUITE = """\
+suite: mini
+about: tasks of every kind
+seeds: 2
+defaults: {epochs: 1, length: 32, batch: {documents: 8}, optim: {lr: 1e-3}, precision: fp32, save: {every: 1}}
+tasks:
+  opinions:
+    local: {path: train.jsonl, test: test.jsonl, columns: {text: sentence, label: label}}
+    objective: {kind: classify, labels: [neg, pos], metric: f1}
+    further: [accuracy]
+    settings: {epochs: 2}
+  alike:
+    local: {path: pairs.jsonl, test: pairs-test.jsonl, columns: {text: a, pair: b, label: same}}
+    objective: {kind: classify, labels: [0, 1], names: [other, same]}
+  length:
+    local: {path: pairs.jsonl, test: pairs-test.jsonl, columns: {text: a, label: words}}
+    objective: {kind: regress}
+    further: [spearman]
+  long:
+    local: {path: tags.jsonl, test: tags-test.jsonl, columns: {tokens: words, tags: tags}}
+    objective: {kind: tag, labels: [O, B-X, I-X], metric: span_f1}
+    settings: {length: 12}
+  gone:
+    local: {path: $NOWHERE_DATA/train.jsonl, test: $NOWHERE_DATA/test.jsonl}
+    objective: {kind: classify, labels: [0, 1]}
+  lost:
+    local: {path: lost.jsonl, test: test.jsonl, columns: {label: label}}
+    objective: {kind: classify, labels: [0, 1]}
+  onesided:
+    local: {path: onesided.jsonl, test: pairs-test.jsonl, columns: {text: a, label: same}}
+    objective: {kind: classify, labels: [0, 1]}
+  few:
+    without: 32 training rows only
+"""
+
+
+@pytest.fixture
+def suite(world: Path) -> Path:
+    """The file of a suite, with its rows beside it."""
+    draw = random.Random(1)
+
+    def write(name: str, rows: list[dict[str, Any]]) -> None:
+        (world / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+    def text(n: int) -> str:
+        return " ".join(
+            draw.choice(["river", "stone", "window", "garden", "music", "paper", "winter", "bridge", "captain", "山", "水"])
+            for _ in range(n)
+        )
+
+    for name, count in (("pairs.jsonl", 24), ("pairs-test.jsonl", 12)):
+        rows = []
+        for n in range(count):
+            a = text(4 + n % 9)
+            rows.append({"a": a, "b": a if n % 2 else text(6), "same": n % 2, "words": float(len(a.split()))})
+        write(name, rows)
+        if name == "pairs.jsonl":
+            write("onesided.jsonl", [{**row, "same": 1} for row in rows])
+    for name, count in (("tags.jsonl", 24), ("tags-test.jsonl", 12)):
+        found = [text(14).split() for _ in range(count)]
+        write(name, [{"words": w, "tags": ["B-X" if len(x) > 6 else "O" for x in w]} for w in found])
+    (world / "mini.yaml").write_text(SUITE, "utf-8")
+    return Path("mini.yaml")
+
+
+@pytest.fixture
+def start(finished: Path) -> list[Path]:
+    """Two checkpoints."""
+    return [finished / "runs/small/pretrain", finished / "runs/small/dapt"]
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, every step of training fails."""
+
+    def forbid() -> None:
+        def never(*args: Any, **kwargs: Any) -> None:
+            raise AssertionError("something is trained again")
+
+        monkeypatch.setattr(loop, "train", never)
+
+    return forbid
+
+
+def kept(results: Results, task: str, model: str, seed: int) -> dict[str, Any]:
+    score = next(t for t in results.tasks if t.task == task).of(model)
+    assert score is not None
+    found: dict[str, Any] = json.loads((Path(score.folders[list(score.scores).index(seed)]) / "result.json").read_text("utf-8"))
+    return found
+
+
+def result(results: Results, task: str) -> Any:
+    return next(t for t in results.tasks if t.task == task)
+
+
+def test_every_kind_of_task_on_two_checkpoints(suite: Path, start: list[Path], no_training: Callable[[], None]) -> None:
+    results = evaluate_suite(start, suite)
+    assert list(results.checkpoints) == ["pretrain", "dapt"] and results.seeds == (0, 1)
+    assert [t.task for t in results.scored] == ["opinions", "alike", "length", "long"]
+    said = {t.task: t.without for t in results.left_out}
+    assert "the environment variable in this path is not set" in said["gone"] and "lost.jsonl" in said["lost"]
+    assert said["onesided"] == "nothing can be learnt: all training rows have the label 1"
+    assert said["few"] == "32 training rows only"
+    # scores are those of the known libraries on the answers that were kept
+    oracle: dict[str, Callable[[Any, Any], float]] = {
+        "opinions": lambda g, p: f1_score(g, p, pos_label="pos"),
+        "alike": accuracy_score,
+        "length": lambda g, p: pearsonr(g, p)[0],
+        "long": lambda g, p: spans_f1(g, p),
+    }
+    for task in results.scored:
+        for model in results.checkpoints:
+            score = task.of(model)
+            assert score is not None and list(score.scores) == [0, 1] and score.seconds > 0
+            for seed, value in score.scores.items():
+                answers = kept(results, task.task, model, seed)
+                assert value == pytest.approx(oracle[task.task](answers["gold"], answers["predicted"]), abs=1e-9)
+                assert answers["seed"] == seed and len(answers["ids"]) == task.test_rows
+            assert score.mean == pytest.approx(np.mean(list(score.scores.values())))
+            assert score.deviation == pytest.approx(np.std(list(score.scores.values()), ddof=1))
+            assert score.interval is None or score.interval[0] <= score.interval[1]
+        assert [s.model for s in task.models if s.kind == "baseline"]
+        assert [d.model for d in task.differences] == ["dapt"] and task.differences[0].verdict == "undecided"
+    # words behind the cut count, too: 14 of them, of which 10 fit
+    assert {len(row) for row in kept(results, "long", "dapt", 0)["gold"]} == {14}
+    assert not list(Path("evaluations").rglob("model.safetensors"))  # weights go once the answers are kept
+    before = {p: p.stat().st_mtime_ns for p in Path("evaluations/results").rglob("*") if p.is_file()}
+    no_training()
+    again = evaluate_suite(start, suite)
+    assert again.tasks == results.tasks or str(again.tasks) == str(results.tasks)  # undefined numbers are not equal
+    assert before == {p: p.stat().st_mtime_ns for p in Path("evaluations/results").rglob("*") if p.is_file()}
+
+
+def test_table_page_csv_and_json_agree(suite: Path, start: list[Path]) -> None:
+    options = ["only=[opinions,length,few]", "seeds=1"]
+    done = CliRunner().invoke(app, ["evaluate", *map(str, start), "mini.yaml", *options], catch_exceptions=False)
+    assert done.exit_code == 0
+    said = json.loads(Path("evaluations/mini/results.json").read_text("utf-8"))
+    page = Path("evaluations/mini/results.html").read_text("utf-8")
+    rows = list(csv.DictReader(Path("evaluations/mini/results.csv").read_text("utf-8").splitlines()))
+    by_place = {(row["task"], row["model"]): row for row in rows}
+    assert by_place["few", ""]["without"] == "32 training rows only" and "32 training rows only" in page
+    assert "not scored: few: 32 training rows only" in done.stdout
+    scored = [t for t in said["tasks"] if not t["without"]]
+    assert len(by_place) == 1 + sum(len(t["models"]) for t in scored)
+    for task in scored:
+        for model in task["models"]:
+            row = by_place[task["task"], model["model"]]
+            assert row["mean"] == ("" if model["mean"] is None else repr(model["mean"]))
+            assert row["test_rows"] == str(task["test_rows"]) and row["collapsed"] == " ".join(model["collapsed"])
+            if model["mean"] is not None:
+                shown = f"{100 * model['mean']:.1f}".replace("-", "\u2212").replace("\u22120.0", "0.0")
+                assert shown in done.stdout and shown in page
+        for difference in task["differences"]:
+            assert difference["sentence"] in done.stdout.replace("\n", " ")
+    assert page.count("<svg") == 1 and "http" not in page.replace("http://www.w3.org", "")
+    assert said["facts"]["command"].startswith("ziggurat evaluate") and said["facts"]["options"]["seeds"] == [0]
+
+
+def test_answers_are_found_under_other_names(suite: Path, start: list[Path], no_training: Callable[[], None]) -> None:
+    """What decides an answer is its content: not the suite, the task's name, its further metrics, nor where the files lie."""
+    first = evaluate_suite(start[:1], suite, ["only=[opinions]"])
+    os.rename("train.jsonl", "moved.jsonl")
+    other = SUITE.replace("suite: mini", "suite: other").replace("  opinions:", "  views:").replace("train.jsonl", "moved.jsonl")
+    Path("other.yaml").write_text(other.replace("further: [accuracy]", "further: [macro_f1]"), "utf-8")
+    no_training()
+    second = evaluate_suite(start[:1], "other.yaml", ["only=[views]"])
+    before, after = result(first, "opinions").of("pretrain"), result(second, "views").of("pretrain")
+    assert before.scores == after.scores and before.folders == after.folders
+    answers = kept(second, "views", "pretrain", 0)
+    assert after.further["macro_f1"] != before.further["accuracy"] or before.further["accuracy"] in (0, 1)
+    macro = [f1_score(*(kept(second, "views", "pretrain", s)[k] for k in ("gold", "predicted")), average="macro") for s in (0, 1)]
+    assert after.further["macro_f1"] == pytest.approx(np.mean(macro)) and answers["task"] == "opinions"
+    with pytest.raises(AssertionError, match="trained again"):  # other settings are other answers
+        evaluate_suite(start[:1], "other.yaml", ["only=[views]", "tasks.views.settings.epochs=1"])
+    with pytest.raises(AssertionError, match="trained again"):  # and so are other weights
+        evaluate_suite(start[1:], "other.yaml", ["only=[views]"])
+
+
+@pytest.mark.parametrize("how", ["crash", "signal"])
+def test_killed_it_goes_on(how: str, suite: Path, start: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the fourth step of the second seed; the answers are those of a run that was not stopped, and no step is done again."""
+    options = ["only=[opinions]"]
+    real, steps = loop.backward, 0
+
+    def backward(*args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        found = real(*args)
+        if steps == 14:
+            if how == "crash":
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(loop, "backward", backward)
+    with pytest.raises(MemoryError if how == "crash" else Stopped):
+        evaluate_suite(start[:1], suite, options)
+    assert len(list(Path("evaluations/results").rglob("result.json"))) == 1
+    results = evaluate_suite(start[:1], suite, options)
+    assert steps == 20 + (how == "crash")  # two seeds of ten steps; a crash loses the step that was under way
+    os.rename("evaluations", "stopped")
+    straight = evaluate_suite(start[:1], suite, options)
+    assert result(straight, "opinions").of("pretrain").scores == result(results, "opinions").of("pretrain").scores
+    for path in Path("evaluations/results").rglob("result.json"):
+        other = json.loads((Path("stopped") / path.relative_to("evaluations")).read_text("utf-8"))
+        assert other["predicted"] == json.loads(path.read_text("utf-8"))["predicted"]
+
+
+def test_fewer_rows(suite: Path, start: list[Path]) -> None:
+    """`train_rows` and `test_rows` are the same rows for all; `examples` are drawn by the seed, for the baselines too."""
+    results = evaluate_suite(start, suite, ["only=[opinions]", "train_rows=20", "test_rows=10", "examples=6"])
+    task = result(results, "opinions")
+    assert (task.train_rows, task.test_rows) == (6, 10)
+    ids = {tuple(kept(results, "opinions", m, s)["ids"]) for m in results.checkpoints for s in (0, 1)}
+    assert len(ids) == 1
+    assert all(len(s.scores) == 2 for s in task.models)
+    more = result(evaluate_suite(start[:1], suite, ["only=[opinions]", "examples=4000"]), "opinions")
+    assert more.train_rows == 40
+
+
+def test_a_checkpoint_answers_as_it_is(suite: Path, finished: Path) -> None:
+    """Zero-shot: the fine-tuned model has the score that its own run reported; one without the head is listed."""
+    text = SUITE.replace("    settings: {epochs: 2}\n", "    zero_shot: true\n").replace("metric: f1", "metric: accuracy")
+    Path("asis.yaml").write_text(text, "utf-8")
+    folder = finished / "runs/small/finetune"
+    report = json.loads((finished / "runs/small/report.json").read_text("utf-8"))
+    results = evaluate_suite([folder, finished / "runs/small/dapt"], "asis.yaml", ["only=[opinions]"])
+    task = result(results, "opinions")
+    assert task.of("finetune").scores == {0: report["worth"]["prefixes"][-1]["scores"]["0"]}
+    assert "zero-shot needs the head classify" in task.of("dapt").without and task.train_rows == 0
+    with pytest.raises(UserError, match="no task of the suite mini could be scored:\n  opinions: zero-shot"):
+        evaluate_suite([finished / "runs/small/dapt"], "asis.yaml", ["only=[opinions]"])
+
+
+STARTS = """\
+name: {system}
+system: {system}/tiny
+model: {{layers: 1, width: 32, heads: 2, mlp: 48}}
+tokenizer: {tokenizer}
+sources: {{general: {{path: general.txt, txt: line, valid: 0.1}}}}
+defaults: {{length: 40, batch: {{tokens: 256}}, precision: fp32, optim: {{lr: 1e-2}}}}
+stages: [{{stage: pretrain, data: general, steps: 2}}]
+"""
+
+
+@pytest.mark.parametrize(("system", "tokenizer"), [("t5", "{kind: unigram, vocab: 500}"), ("gpt2", "{kind: bpe, vocab: 400}")])
+def test_structures_that_write(system: str, tokenizer: str, suite: Path, start: list[Path]) -> None:
+    """With a head and text to text; an encoder that cannot write is listed with the reason, beside one that can."""
+    Path(f"{system}.yaml").write_text(STARTS.format(system=system, tokenizer=tokenizer), "utf-8")
+    folder = run(f"{system}.yaml") / "pretrain"
+    os.rename(folder.parent, f"runs/{system}-start")
+    folder = Path(f"runs/{system}-start/pretrain")
+    head = evaluate_suite([folder], suite, ["seeds=1", "only=[opinions,length,long]"])
+    assert len(head.scored) == 3
+    options = ["seeds=1", "answers=text", "only=[opinions,length,long]", "defaults.length=40"]
+    written = evaluate_suite([folder, start[0]], suite, options)
+    assert [t.task for t in written.scored] == ["opinions", "length"]
+    assert "have no written form" in result(written, "long").without
+    own, other = list(written.checkpoints)
+    assert "does not write" in result(written, "opinions").of(other).without
+    answers = kept(written, "opinions", own, 0)
+    assert set(answers["predicted"]) <= {"neg", "pos", ""} and answers["stage"]["objective"]["kind"] == "seq2seq"
+    assert set(answers["gold"]) == {"neg", "pos"}
+    assert result(written, "opinions").metric == "f1"
+    assert all(isinstance(v, float) for v in kept(written, "length", own, 0)["predicted"])
+    same = {s.model: s.mean for s in result(head, "opinions").models if s.kind == "baseline"}
+    assert same == {s.model: s.mean for s in result(written, "opinions").models if s.kind == "baseline"}
+    made = Path("evaluations/data/as-text").glob("opinions-*/train.jsonl")
+    row = json.loads(next(made).read_text("utf-8").splitlines()[0])
+    assert row["text"].startswith("opinions text: ") and row["answer"] in ("neg", "pos")
+
+
+def test_labels_and_choices_by_likelihood(suite: Path, start: list[Path]) -> None:
+    """Nothing is trained: the answers are what the opened checkpoint chooses, of labels and of choices, zero-shot and with solved rows."""
+    Path("gpt2.yaml").write_text(STARTS.format(system="gpt2", tokenizer="{kind: bpe, vocab: 400}"), "utf-8")
+    folder = run("gpt2.yaml") / "pretrain"
+    rows = [json.loads(line) for line in Path("pairs-test.jsonl").read_text("utf-8").splitlines()]
+    for name in ("pairs.jsonl", "pairs-test.jsonl"):
+        lines = [json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
+        made = [{"q": r["a"], "one": "river stone", "two": "winter", "right": "B"} for r in lines]
+        Path(f"choice-{name}").write_text("".join(json.dumps(r) + "\n" for r in made), "utf-8")
+    more = """\
+  choice:
+    local: {path: choice-pairs.jsonl, test: choice-pairs-test.jsonl, columns: {text: q, choices: [one, two], label: right}}
+    objective: {kind: multiple_choice, labels: [A, B]}
+    prompt: "Q {text}"
+    likelihood: {by: byte}
+"""
+    suite.write_text(SUITE + more, "utf-8")
+    tuned = result(evaluate_suite([folder, start[0]], suite, ["only=[choice]", "seeds=1"]), "choice")
+    assert all(s.scores for s in tuned.models) and tuned.train_rows == 24
+    options = ["answers=likelihood", "only=[opinions,choice,length]"]
+    results = evaluate_suite([folder, start[0]], suite, options)
+    other = list(results.checkpoints)[1]
+    assert "cannot say how probable" in result(results, "choice").of(other).without
+    assert "no labels or choices" in result(results, "length").without
+    model, how = load(folder), Likelihood(by="byte")
+    answers = kept(results, "choice", next(iter(results.checkpoints)), 0)
+    said = model.choose([f"Q {row['a']}" for row in rows], [["river stone", "winter"]] * len(rows), how)
+    assert [["river stone", "winter"][n] for n in answers["predicted"]] == said and set(answers["gold"]) == {1}
+    tests = [json.loads(line)["sentence"] for line in Path("test.jsonl").read_text("utf-8").splitlines()]
+    opinions = kept(results, "opinions", next(iter(results.checkpoints)), 0)
+    assert opinions["predicted"] == model.choose(tests, [["neg", "pos"]] * len(tests))
+    shot = evaluate_suite([folder], suite, [*options, "shots=2"])
+    assert list(result(shot, "opinions").of("pretrain").scores) == [0, 1] and result(shot, "opinions").train_rows == 2
+
+
+def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> None:
+    """A recipe's suites take the last text stage's checkpoint, with the options given there."""
+    recipe = Path("text.yaml")
+    recipe.write_text(recipe.read_text("utf-8") + "suites: {mini.yaml: {seeds: 1, only: [alike]}}\n", "utf-8")
+    folder = run(recipe)
+    said = json.loads((folder / "suites/mini/results.json").read_text("utf-8"))
+    assert list(said["checkpoints"]) == ["pretrain"] and said["seeds"] == [0]
+    assert [t["task"] for t in said["tasks"]] == ["alike"] and (folder / "suites/mini/results.html").exists()
+    no_training()
+    run(recipe)
+    evaluate_suite([folder / "pretrain"], "mini.yaml", ["seeds=1", "only=[alike]"])
+    with pytest.raises(UserError, match="there is no task 'alice'"):  # before anything is trained
+        run(recipe, ["suites={mini.yaml: {only: [alice]}}", "name=other"])
+    assert not Path("runs/other").exists()
+    text = Path("small.yaml").read_text("utf-8")
+    tuned = text[: text.index("  - {stage: pretrain")] + text[text.index("  - {stage: finetune") :] + "suites: glue\n"
+    Path("tuned.yaml").write_text(tuned, "utf-8")
+    with pytest.raises(UserError, match="suites: needs a text stage"):
+        run("tuned.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("tasks.opinions.objective.metric=f2", "must be one of"),
+        ("tasks.opinions.objective={kind: mlm}", "has no labels, so there is nothing to score"),
+        ("tasks.opinions.local.test=null", "has no `test` rows"),
+        ("tasks.opinions.settings.init=here", "is not for a suite to set"),
+        ("tasks.opinions.local=null", "has no rows"),
+        ("tasks.few.without=''", "has no objective"),
+        ("tasks.opinions.prompt='{txt}'", "the texts are called {text} and {pair}"),
+        ("only=[opinion]", "did you mean 'opinions'?"),
+        ("seeds=0", "needs at least one seed"),
+        ("seeds=[1,1]", "each seed may stand once"),
+        ("sedes=1", "did you mean 'seeds'?"),
+        ("rows=far", "must be one of local, hub"),
+    ],
+)
+def test_mistakes_in_a_suite(change: str, said: str, suite: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load_suite(suite, [change])
+    assert said in str(error.value)
+
+
+def test_mistakes_that_rows_show(suite: Path, start: list[Path]) -> None:
+    for change, said in (
+        ("tasks.opinions.local.columns.label=lable", "task opinions: .*there is no column 'lable'"),
+        ("tasks.opinions.objective.labels=[neg, good]", "task opinions: label 'pos' .*is not in the label list"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate_suite(start[:1], suite, [change, "only=[opinions]"])
+    with pytest.raises(UserError, match="named twice"):
+        evaluate_suite([start[0], start[0]], suite)
+
+
+def test_suite_or_recipe(suite: Path, start: list[Path]) -> None:
+    assert is_suite("mini.yaml") and is_suite("glue") and not is_suite("small.yaml") and not is_suite("nowhere.yaml")
+    with pytest.raises(UserError, match="there is no suite 'gleu'") as error:
+        is_suite("gleu")
+    assert "did you mean 'glue'?" in str(error.value)
+    few = CliRunner().invoke(app, ["evaluate", str(start[0])])
+    assert few.exit_code == 2 and "needs a checkpoint and a suite or recipe" in few.stderr
+    many = CliRunner().invoke(app, ["evaluate", *map(str, start), "small.yaml"])
+    assert many.exit_code == 2 and "a recipe scores one checkpoint, not 2" in many.stderr
+
+
+def test_names_of_checkpoints() -> None:
+    assert labels(["runs/a/dapt", "runs/a/tapt"]) == ["dapt", "tapt"]
+    assert labels(["runs/a/dapt", "runs/b/dapt"]) == ["a/dapt", "b/dapt"]
+    assert labels(["runs/a/dapt/hf"]) == ["dapt"]
+
+
+def test_rows_by_the_hub_have_their_labels_by_name(suite: Path, start: list[Path], tmp_path: Path) -> None:
+    """A folder that `datasets` reads, with integer classes: the labels of the suite are matched by their names."""
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "hub"
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}
+    )
+    made = {}
+    for split, file in (("train", "train.jsonl"), ("validation", "test.jsonl")):
+        rows = [json.loads(line) for line in Path(file).read_text("utf-8").splitlines()]
+        columns = {"sentence": [r["sentence"] for r in rows], "label": [int(r["label"] == "pos") for r in rows]}
+        made[split] = datasets.Dataset.from_dict(columns, features=features)
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        made[split].to_parquet(folder / "data" / f"{split}-00000.parquet")
+    text = f"""\
+suite: hub
+seeds: 1
+defaults: {{epochs: 1, length: 32, precision: fp32}}
+tasks:
+  opinions:
+    hub: {{kind: hub, id: {folder}, test: validation, columns: {{text: sentence, label: label}}}}
+    objective: {{kind: classify, labels: [0, 1], names: [negative, positive]}}
+    without: no local rows
+"""
+    Path("hub.yaml").write_text(text, "utf-8")
+    results = evaluate_suite(start[:1], "hub.yaml", ["rows=hub"])
+    assert set(kept(results, "opinions", "pretrain", 0)["gold"]) == {"negative", "positive"}
+    with pytest.raises(UserError, match="no local rows"):
+        evaluate_suite(start[:1], "hub.yaml")
+
+
+BUILT_IN = {"glue": 9, "superglue": 8, "squad": 2, "ner": 4, "choice": 6, "generation": 4, "chinese": 15}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_suites(name: str) -> None:
+    suite: Suite = load_suite(name)
+    assert suite.suite == name and suite.about and len(suite.tasks) == BUILT_IN[name]
+    for task in suite.tasks.values():
+        assert task.about
+        for source in (task.local,):
+            if source is not None and source.kind == "files":
+                assert all(str(p).startswith("$ZIGGURAT_DATA/") for p in (source.path, source.test) if isinstance(p, str))
+    found = CliRunner().invoke(app, ["list", "suites"])
+    assert found.exit_code == 0 and name in found.stdout
+
+
+@pytest.mark.skipif("ZIGGURAT_DATA" not in os.environ, reason="ZIGGURAT_DATA names no folder of real tasks")
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_suites_fit_their_rows(name: str, start: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every declared column is there and every label is known."""
+    from ziggurat.pipeline.opened import open_checkpoint
+    from ziggurat.pipeline.suite_question import CannotAsk, question
+
+    monkeypatch.chdir(tmp_path)
+    suite, opened = load_suite(name, ["train_rows=300", "test_rows=200"]), open_checkpoint(start[0])
+    for task in suite.tasks:
+        try:
+            question(suite, task, "pretrain", opened)
+        except CannotAsk as why:
+            print(name, task, why)
