@@ -83,6 +83,7 @@ class Encoded(NamedTuple):
     words: np.ndarray
     sentences: np.ndarray
     offsets: np.ndarray
+    units: int = 0
 
 
 class Numbers:

@@ -21,6 +21,7 @@ from ziggurat.objectives import OBJECTIVES, AnyObjective
 from ziggurat.objectives.masked import Ramp
 from ziggurat.text.train import TokenizerSpec
 from ziggurat.text.vectors import Vectors
+from ziggurat.text.vocabulary import VocabularySpec
 from ziggurat.train.adaptation import Anchor, Distill, Forgetting, Freeze, Interpolate, Lora
 from ziggurat.train.recipe import Dials, ModelCard, Recipe, Worth
 from ziggurat.train.stage import BatchLimits, BestOf, Evaluate, Optim, Save, Schedule, Share, Stage
@@ -44,7 +45,7 @@ SECTIONS: list[tuple[str, str, list[type[BaseModel]]]] = [
         [sources.Files, Columns, Collocations, sources.Hub, sources.Docstrings, sources.DocstringBackticks],
     ),
     ("Stages", "`stages:` is a list of these; `defaults:` takes the same fields, all but `stage` and `name`", [Stage]),
-    ("Parts of a stage", "", [BestOf, Share, BatchLimits, Optim, Schedule, Evaluate, Save, *ADAPTATION]),
+    ("Parts of a stage", "", [BestOf, Share, BatchLimits, Optim, Schedule, Evaluate, Save, VocabularySpec, *ADAPTATION]),
     ("Objectives", "`objective:`", [*OBJECTIVES.values(), Ramp, Vectors]),
     ("Worth", "`worth:`", [Worth]),
     ("Model card", "`card:`", [ModelCard]),

@@ -17,6 +17,7 @@ class Encoded(NamedTuple):
     words: np.ndarray
     sentences: np.ndarray
     offsets: np.ndarray
+    units: int = 0
 
 
 class Whitespace:
@@ -38,7 +39,7 @@ class Whitespace:
             sentences += [found[0][0].isupper()] + [False] * (b - a > 6)
         ids = [4 + zlib.crc32(text[a:b].encode()) % 996 for a, b in spans]
         offsets = np.array(spans, np.int64).reshape(-1, 2)
-        return Encoded(np.array(ids, np.int32), np.array(words, bool), np.array(sentences, bool), offsets)
+        return Encoded(np.array(ids, np.int32), np.array(words, bool), np.array(sentences, bool), offsets, sum(words))
 
     def context(self, length: int = 16, **other: object) -> Context:
         return Context(self.vocab, self.layout, length, **other)  # type: ignore[arg-type]

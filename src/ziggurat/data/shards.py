@@ -82,6 +82,16 @@ class Shards:
         return sum(self.meta["parts"].values())
 
     @property
+    def fertility(self) -> dict[str, float]:
+        """How the tokenizer fits the text: `words` and `unknown` tokens, `tokens_per_word` and `unknown_share` (of the tokens). Empty for shards
+        that were written before this was counted, and where there is no word."""
+        words, unknown = self.meta.get("words", 0), self.meta.get("unknown", 0)
+        if not words:
+            return {}
+        shares = {"tokens_per_word": self.tokens / words, "unknown_share": unknown / max(self.tokens, 1)}
+        return {"words": words, "unknown": unknown, **shares}
+
+    @property
     def bytes(self) -> np.ndarray:
         """uint32[D]: UTF-8 bytes of each document's texts, for bits per byte."""
         return self._map("bytes")

@@ -37,6 +37,11 @@ class Subset:
     def tokens(self) -> int:
         return int(sum(self.lengths(part).sum() for part in self.parts))
 
+    @property
+    def bytes(self) -> np.ndarray:
+        """uint32[D']: UTF-8 bytes of each document's texts."""
+        return self._shards.bytes[self._chosen]
+
     def lengths(self, part: str = "text", documents: np.ndarray | slice = slice(None)) -> np.ndarray:
         return self._shards.lengths(part, self._chosen[documents])
 

@@ -41,6 +41,8 @@ class Encoded(Protocol):
     def sentences(self) -> np.ndarray: ...
     @property
     def offsets(self) -> np.ndarray: ...
+    @property
+    def units(self) -> int: ...
 
 
 class Encoder(Protocol):
@@ -84,6 +86,7 @@ class ShardWriter:
         self._labelled = False
         self._totals: dict[str, int] = {}
         self._labels: dict[str, int] = {}
+        self._words = self._unknown = 0
         self._ids = np.dtype("<u2" if tokenizer.vocab.size <= 1 << 16 else "<u4")
 
     def __enter__(self) -> Self:
@@ -163,6 +166,9 @@ class ShardWriter:
     def _write_part(self, part: str, documents: list[Document], encoded: list[Encoded], lengths: np.ndarray) -> None:
         ids = np.concatenate([e.ids for e in encoded])
         self._append(f"{part}.ids", ids)
+        self._words += sum(e.units for e in encoded)
+        unknown = self.tokenizer.vocab.unk
+        self._unknown += 0 if unknown is None else int(np.count_nonzero(ids == unknown))
         words, sentences = (np.concatenate([getattr(e, name) for e in encoded]) for name in ("words", "sentences"))
         self._append(f"{part}.flags", words * np.uint8(WORD) | sentences * np.uint8(SENTENCE))
         self._append_bounds(f"{part}.bounds", lengths)
@@ -234,6 +240,8 @@ class ShardWriter:
             "documents": self.count,
             "dropped": self.dropped,
             "parts": {part: self._totals.get(f"{part}.bounds", 0) for part in self._parts} if self.count else {},
+            "words": self._words,
+            "unknown": self._unknown,
             "labelled": self._labelled,
             "fields": list(self._fields),
             "mark_labels": list(self._labels),
@@ -263,6 +271,7 @@ class _Stretched:
             np.concatenate([getattr(p, n) for p in parts]) for n in ("ids", "words", "sentences")
         )
         self.offsets = np.zeros((0, 2), np.int64)
+        self.units = sum(p.units for p in parts)
 
 
 class _Listed(_Stretched):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from ziggurat.evaluate.text_scores import text_metric
 from ziggurat.nn.heads import ReplacedHeadLayer
 from ziggurat.nn.memory import Recall, remember
 from ziggurat.nn.network import NetworkModel
+from ziggurat.nn.spec import VocabHead
 from ziggurat.objectives.base import Asked, Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
 from ziggurat.objectives.multiple_choice import MultipleChoice
@@ -23,6 +25,7 @@ from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.types import Batch, Target
 
+PER_BYTE = "bits_per_byte"
 CHUNK = 512
 """Rows whose scores over the vocabulary exist at once."""
 
@@ -70,10 +73,28 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
             return
 
 
+def main_loss(numbers: Mapping[str, float]) -> str:
+    """The name of the language-model loss among a source's held-out numbers, or else of the first loss; empty if there is none."""
+    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1")) and name != PER_BYTE]
+    return next((name for name in ("mlm", "clm", *losses) if name in numbers), "")
+
+
 def language_loss(numbers: Mapping[str, float]) -> float:
-    """The language-model loss among a source's held-out numbers, or else the first loss; nan if there is none."""
-    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1"))]
-    return next((numbers[name] for name in ("mlm", "clm", *losses) if name in numbers), float("nan"))
+    """The value of `main_loss`; nan if there is none."""
+    return numbers.get(main_loss(numbers), float("nan"))
+
+
+def bits_per_byte(
+    network: NetworkModel, objective: Objective, numbers: Mapping[str, float], tokens: float, size: float
+) -> dict[str, float]:
+    """{`bits_per_byte`: ...} of text with `tokens` tokens in `size` bytes: the loss of a predicted token times the tokens of a byte, in bits.
+    Of a causal model that is the text's code length; of one that hides some tokens, the loss if every token were asked in its turn.
+    Comparable between tokenizers, as a loss per token is not. Empty where no token is predicted."""
+    name = main_loss(numbers)
+    head = network.spec.heads.get(objective.head_of(name)) if name else None
+    if not isinstance(head, VocabHead) or not size:
+        return {}
+    return {PER_BYTE: numbers[name] / math.log(2) * tokens / size}
 
 
 @torch.no_grad()
@@ -169,8 +190,10 @@ def predict(
     batches: Iterable[Batch],
     dtype: torch.dtype = torch.float32,
     groups: Mapping[int, Any] | None = None,
+    order: Sequence[int] | None = None,
 ) -> Predictions:
-    """The model's answers to a labelled objective, in the order of the batches. With `groups`, the group of each row by its key, those of a
+    """The model's answers to a labelled objective, in the order of the batches, or of the keys in `order`: how rows are packed hangs on the
+    tokenizer. With `groups`, the group of each row by its key, those of a
     group together, groups and rows in the order of `groups`."""
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
     device = next(network.parameters()).device
@@ -194,13 +217,16 @@ def predict(
             asked = batch.targets["tag"]
             owner = np.asarray(np.searchsorted(batch.streams[asked.stream].bounds, asked.index, side="right"))
             answers, values = _by_document(owner, answers), _by_document(owner, values)
+            keys += batch.keys[np.unique(owner) - 1].tolist()
+        else:
+            keys += batch.keys[batch.targets[objective.kind].index].tolist()
         gold += values
         predicted += answers
-        if groups is not None:
-            keys += batch.keys[batch.targets[objective.kind].index].tolist()
     network.train(was_training)
     if groups is None:
-        return Predictions(gold, predicted)
+        place = {key: n for n, key in enumerate(order or ())}
+        turns = sorted(range(len(keys)), key=lambda i: place[keys[i]]) if place else range(len(keys))
+        return Predictions([gold[i] for i in turns], [predicted[i] for i in turns])
     right, given = (_together(groups, dict(zip(keys, values, strict=True))) for values in (gold, predicted))
     return Predictions(right, given)
 

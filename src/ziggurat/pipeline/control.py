@@ -34,6 +34,8 @@ def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
     steps = dict.fromkeys(BUDGETS) | {"steps": run.done[stage.title].outcome.steps}
     other = stage.model_copy(update={"data": {worth.control: Share()}, "nearest": {}, "name": name.replace(" ", "-"), **steps})
     folder = run.folder / "worth" / "control"
+    if stage.title in run.read:  # with the right domain's tokens, if it brought some
+        run.read[name] = run.read[other.title] = run.read[stage.title]
     run.done[name] = running._one(run, other, folder / stage.title, run.recipe.seed, str(stage.init), name)
     trials = {
         seed: running._one(run, last, folder / f"seed-{seed}", seed, name, f"{last.title} from {name}, seed {seed}")

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from ziggurat.checkpoint import format as checkpoints
+from ziggurat.data.shards import Shards
+from ziggurat.data.subset import Subset
 from ziggurat.errors import UserError
 from ziggurat.nn import spec as parts
 from ziggurat.nn.network import NetworkModel
@@ -21,6 +23,7 @@ from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import machine
 from ziggurat.pipeline.interpolation import shares
 from ziggurat.pipeline.run import Run, _prefixes, job_of, start_of
+from ziggurat.pipeline.scoring import leading
 from ziggurat.train.budget import PROBE, PROBE_SHARE
 from ziggurat.train.probe import FLOAT, Memory, Probe, parameters, probe, static
 from ziggurat.train.recipe import Recipe
@@ -122,13 +125,18 @@ def bare_start(run: Run, start: str | BestOf) -> Start:
         return Start(start_of(run, init).model)
     before = by_title[init]
     assert before.objective is not None
-    return Start(bare_start(run, before.init).for_objective(before.objective).model)
+    return sized(run, before, bare_start(run, before.init).for_objective(before.objective))
+
+
+def sized(run: Run, stage: Stage, start: Start) -> Start:
+    """A bare start with rows for the tokens that a stage reads."""
+    return Start(start.model).grown({}, run.read.get(stage.title, run.prepared).tokenizer.vocab.size)
 
 
 def size_of(run: Run, stage: Stage) -> int:
     """Parameters of the network that a stage trains."""
     assert stage.objective is not None
-    model = bare_start(run, stage.init).for_objective(stage.objective).model
+    model = sized(run, stage, bare_start(run, stage.init).for_objective(stage.objective)).model
     return parameters(parts.Network(model=model, heads=dict(stage.objective.heads(model))))
 
 
@@ -201,7 +209,7 @@ def _disk(stage: Stage, count: int) -> int:
 def _evaluation(run: Run, stage: Stage, found: Probe) -> Iterator[float]:
     """Seconds of each part of a stage's evaluation."""
     assert stage.objective is not None
-    shards = run.prepared.shards
+    shards = run.read.get(stage.title, run.prepared).shards
     looks = 1 + ((found.steps - 1) // stage.evaluate.every if stage.evaluate.every else 0)
     looks += stage.stage != "finetune" and stage.init != "scratch"  # what it began with
     looks += len(shares(stage.interpolate)) if stage.interpolate is not None else 0
@@ -213,19 +221,18 @@ def _evaluation(run: Run, stage: Stage, found: Probe) -> Iterator[float]:
     for name in names:
         split = "valid" if (name, "valid") in shards or stage.stage == "finetune" else "test"
         if (name, split) in shards:
-            tokens = min(stage.evaluate.tokens, _live(run, stage, name, split))
-            yield looks * tokens * found.evaluating
+            yield looks * _live(run, stage, leading(shards[name, split], stage.evaluate.tokens)) * found.evaluating
     if stage.stage == "finetune":
         (name,) = stage.data
         if isinstance(stage.objective, Seq2Seq):
             yield _writing(run, stage, name)
         else:
-            yield _live(run, stage, name, "test") * found.evaluating
+            yield _live(run, stage, shards[name, "test"]) * found.evaluating
 
 
-def _live(run: Run, stage: Stage, name: str, split: str) -> int:
-    """Tokens of a split as a stage reads them, special ones too."""
-    shards, layout = run.prepared.shards[name, split], run.prepared.tokenizer.layout
+def _live(run: Run, stage: Stage, shards: Shards | Subset) -> int:
+    """Tokens of documents as a stage reads them, special ones too."""
+    layout = run.prepared.tokenizer.layout
     lengths = np.sum([shards.lengths(part) for part in shards.parts], axis=0)
     special = len(layout.first) + len(layout.last)
     if stage.stage == "finetune":

@@ -168,7 +168,7 @@ def interpolate(
         stage, init = running.started(run, stage)
         job = running.job_of(run, stage, folder / title, recipe.seed, init)
         trained = checkpoints.load(jobs.trained(folder / title, outcome.steps))
-        line = sweep(stage, job, run.scorer, trained, spec)
+        line = sweep(stage, job, run.scorer(run.reads(stage, init)), trained, spec)
         place = write(target or folder / title / "interpolated", line, job, trained, 0 if target else None)
     header, rows = table(stage, line)
     return header, rows, [f"share {line.chosen:g} of the way is in {place}"]

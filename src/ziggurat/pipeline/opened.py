@@ -17,8 +17,11 @@ from ziggurat.data.files import expanded
 from ziggurat.errors import check
 from ziggurat.nn import spec as parts
 from ziggurat.nn.network import NetworkModel
+from ziggurat.systems import find
+from ziggurat.systems.base import DIALS
 from ziggurat.systems.hub import from_hub
 from ziggurat.text.tokenizer import Tokenizer
+from ziggurat.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -83,3 +86,35 @@ def called(folder: str) -> str:
     while path.parent != path.parent.parent and (path.name == "hf" or path.name.startswith("step-")):
         path = path.parent
     return path.name
+
+
+def fits(recipe: Recipe, init: str, opened: Opened) -> None:
+    """Raise `UserError` unless a checkpoint is of the recipe's system, and of its size where it gives one."""
+    name = recipe.system.partition("/")[0]
+    theirs, ours = find(opened.system), find(name)
+    kin = theirs is not None and ours is not None and theirs.model_type == ours.model_type
+    check(
+        opened.system in ("", name) or kin,
+        f"init: {init} is a {opened.system} model, and the recipe's system is {recipe.system}",
+        f"write `system: {opened.system}`",
+    )
+    wanted, found = recipe.body(), opened.network.model
+    if wanted is None:
+        return
+    dials = [k for k in DIALS if getattr(wanted, k, None) is not None]
+    pairs = {k: (getattr(found, k, None), getattr(wanted, k)) for k in dials}
+    other = [f"{k} {theirs}, not {ours}" for k, (theirs, ours) in pairs.items() if theirs != ours]
+    check(
+        not other,
+        f"init: the checkpoint {init} is of another shape than the recipe's {recipe.system}: {', '.join(other)}",
+        f"write `system: {name}` without a size (and no `model`): the shape is then the checkpoint's",
+    )
+
+
+def reads_alike(init: str, opened: Opened, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` unless a checkpoint was trained on the ids that this tokenizer gives."""
+    check(
+        opened.tokenizer is None or opened.tokenizer.fingerprint == tokenizer.fingerprint,
+        f"init: the checkpoint {init} was trained with another tokenizer than this run's",
+        "leave `tokenizer` out of the recipe: the checkpoint brings its own",
+    )

@@ -24,10 +24,10 @@ from ziggurat.config import dump
 from ziggurat.data import sources
 from ziggurat.data.subset import Subset
 from ziggurat.evaluate import baselines
-from ziggurat.evaluate.heldout import language_loss, metric_of
+from ziggurat.evaluate.heldout import PER_BYTE, main_loss, metric_of
 from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
-from ziggurat.pipeline import interpolation, worth
+from ziggurat.pipeline import interpolation, vocabulary, worth
 from ziggurat.pipeline.examples import inputs_and_answers, scored
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
@@ -69,22 +69,42 @@ def _ledger(
 ) -> worth.Ledger:
     metric = metric_of(objective)
     trials: dict[str, dict[int, worth.Trial | float]] = {}
-    gold = None
+    gold, alike = None, True
     for name, row in arms.items():
         trials[name] = {}
         for seed, done in row.items():
             assert done.predictions is not None
+            alike = alike and gold in (None, done.predictions.gold)
             gold = done.predictions.gold
             trials[name][seed] = worth.Trial(done.predictions.score(objective), done.predictions.predicted)
     after = {}
     for title, done in (*run.done.items(), *((name.lstrip("+"), one) for name, one in run.controls.items())):
         if done.stage.stage != "finetune":
-            loss = {source: language_loss(numbers) for source, numbers in done.outcome.held_out.items()}
+            loss = _losses(done, per_byte(run))
             o = done.outcome
             after[f"+{title}"] = worth.After(o.tokens, o.seconds, o.tokens_per_second, loss)
     seeds = list(next(iter(arms.values())))
+    if not alike:  # tagged words that one tokenizer still reads stand behind the longest example of another
+        log.warning("the arms were asked for different words: their tokenizers cut the test texts in different places")
+        trials = {name: {seed: t.score for seed, t in row.items()} for name, row in trials.items()}  # type: ignore[union-attr]
+        gold = None
     scores = _baselines(run, stage, objective, seeds)
     return worth.measure(trials, metric, gold=gold, baselines=scores, after=after, control=control)
+
+
+def per_byte(run: Run) -> bool:
+    """Whether the run's stages read other tokens, so that only losses a byte can be compared."""
+    return vocabulary.tokenizers_differ(run.read, run.prepared)
+
+
+def _loss(numbers: Mapping[str, float], per_byte: bool) -> float | None:
+    """What is quoted of a source's held-out numbers: the language-model loss, or else the first one; or bits a byte."""
+    return numbers.get(PER_BYTE if per_byte else main_loss(numbers))
+
+
+def _losses(done: Done, per_byte: bool) -> dict[str, float]:
+    found = {source: _loss(numbers, per_byte) for source, numbers in done.outcome.held_out.items()}
+    return {source: loss for source, loss in found.items() if loss is not None}
 
 
 def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -> dict[str, float]:
@@ -146,7 +166,13 @@ def _facts(
         "metric": ledger.metric if ledger else "",
         "versions": {"ziggurat": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "tokenizers", "numpy")},
-        "stages": [_stage(title, done) for title, done in run.done.items()],
+        "stages": [_stage(title, done, per_byte(run)) for title, done in run.done.items()],
+        "loss": "bits/byte" if per_byte(run) else "loss",
+        "vocabularies": [
+            vocabulary.facts(title, done.folder, done.outcome, run.read.get(str(done.stage.init), prepared), run.read[title])
+            for title, done in run.done.items()
+            if done.stage.vocabulary is not None
+        ],
         "worth": ledger,
         "sources": [_source(run, name) for name, split in prepared.shards if split == "train"],
         "doctor": run.before,
@@ -167,7 +193,7 @@ def _task(run: Run, arms: Mapping[str, Mapping[int, Done]]) -> str:
     return f"{done.stage.objective.kind} {name}: {rows:,} labelled rows, {len(done.predictions.gold):,} test rows"
 
 
-def _stage(title: str, done: Done) -> dict[str, Any]:
+def _stage(title: str, done: Done, per_byte: bool) -> dict[str, Any]:
     o = done.outcome
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in read_metrics(done.folder / "metrics.jsonl"):
@@ -177,7 +203,8 @@ def _stage(title: str, done: Done) -> dict[str, Any]:
                 _, source, name = key.split("/", 2)
                 by_source[source][name] = value
         for source, numbers in by_source.items():
-            curves[source].append((line["step"], language_loss(numbers)))
+            if (loss := _loss(numbers, per_byte)) is not None:
+                curves[source].append((line["step"], loss))
     moved = shift(done.stage, o.before, o.held_out)
     return {
         "name": title,
@@ -193,7 +220,7 @@ def _stage(title: str, done: Done) -> dict[str, Any]:
         "evaluation_seconds": o.evaluation_seconds,
         "tokens_per_second": o.tokens_per_second,
         "curve": o.curve,
-        "heldout": {source: {"loss": language_loss(n), **n} for source, n in o.held_out.items()},
+        "heldout": {source: {"loss": _loss(n, per_byte), **n} for source, n in o.held_out.items()},
         "heldout_curve": dict(curves),
     }
 
@@ -203,7 +230,7 @@ def _line(folder: Path) -> dict[str, Any] | None:
     found = interpolation.read(folder)
     if found is None:
         return None
-    points = [{"share": p["share"], "losses": {s: language_loss(n) for s, n in p["found"].items()}} for p in found["points"]]
+    points = [{"share": p["share"], "losses": {s: n[main_loss(n)] for s, n in p["found"].items()}} for p in found["points"]]
     return {"points": points, "chosen": found["chosen"]}
 
 
@@ -225,4 +252,5 @@ def _source(run: Run, name: str) -> dict[str, Any]:
         "heldout": count("valid"),
         "test": count("test"),
         "leaks": run.prepared.facts[name, "train"].get("leaks", 0),
+        **{k: v for k, v in shards[name, "train"].fertility.items() if k in ("tokens_per_word", "unknown_share")},
     }

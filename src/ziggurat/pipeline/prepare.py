@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from ziggurat.text.phrases import finder_of, identity_of, marked
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import train_tokenizer
 from ziggurat.text.vectors import Vectors, installed, similar_words
+from ziggurat.text.vocabulary import Added
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
 from ziggurat.types import Document, Part
@@ -54,9 +55,13 @@ class Prepared:
     tokenizer: Tokenizer
     shards: Splits
     facts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    """What was read, left out as unreadable, and left out as a near duplicate of a test document."""
+    """What was read, left out as unreadable, and left out as a near duplicate of a test document; and how well the tokenizer fits."""
     near: dict[tuple[str, str], Subset] = field(default_factory=dict)
     """By (stage, source): the documents of the source that are nearest to the stage's texts."""
+    added: tuple[Added, ...] = ()
+    """New tokens of the stage that extended the vocabulary, if one did."""
+    bought: dict[str, int] = field(default_factory=dict)
+    """What they bought on the sample they were mined from."""
 
     def read(self, stage: Stage) -> dict[str, Any]:
         """The texts that a stage trains on, by source."""
@@ -80,30 +85,33 @@ def prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer | None = None, *,
             for document in tests.clean(recipe.sources[name], "train", Reading(), []):
                 yield from (*document.texts.values(), *(text for texts in document.lists.values() for text in texts))
 
-    tokenizer = _tokenizer(recipe, folder, tokenizer, texts, tests.mark)
-    found = Prepared(tokenizer, {}, {})
+    found = cut(recipe, folder, _tokenizer(recipe, folder, tokenizer, texts, tests.mark), used(recipe), tests)
+    for vectors in wanted:
+        _similar(vectors, folder, found)
+    return found
+
+
+def cut(recipe: Recipe, folder: Path, tokenizer: Tokenizer, train: Collection[str], tests: TestTexts | None = None) -> Prepared:
+    """Shards in `folder`, as `tokenizer` cuts the texts: the training text of the sources in `train`, and of all sources what nothing is
+    trained on."""
+    tests, found = tests or TestTexts(recipe), Prepared(tokenizer, {}, {})
     fresh: list[tuple[str, str]] = []
     for name, split in parts(recipe):
-        fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
+        if split != "train" or name in train:
+            fresh += [(name, split)] if _shards(recipe, name, split, folder, tests, found) else []
     for (name, kind), test in found.shards.items():
         if kind == "test":
             for other in [o for o, of in found.shards if of == "train" and {(name, "test"), (o, "train")} & set(fresh)]:
                 assert_apart(test, found.shards[other, "train"], unk=tokenizer.vocab.unk)
-    for vectors in wanted:
-        _similar(vectors, folder, found)
     for stage in recipe.stages:
-        for name in stage.nearest:
+        for name in stage.nearest if {*stage.data, *stage.nearest} <= set(train) else ():
             found.near[stage.title, name] = _near(stage, name, folder, found)
     return found
 
 
 def prepare_held_out(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Prepared:
     """Only the texts that nothing is trained on, for another tokenizer than the recipe's perhaps."""
-    tests, found = TestTexts(recipe), Prepared(tokenizer, {}, {})
-    for name, split in parts(recipe):
-        if split != "train":
-            _shards(recipe, name, split, folder, tests, found)
-    return found
+    return cut(recipe, folder, tokenizer, ())
 
 
 def used(recipe: Recipe) -> list[str]:
@@ -197,6 +205,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: TestText
         if shards.meta.get("source") == identity and shards.meta.get("tokenizer") == tokenizer.fingerprint:
             shards.verify()  # what was written once is read for every stage: a flipped bit must not be trained on
             found.shards[name, split], found.facts[name, split] = shards, json.loads(facts.read_text("utf-8"))
+            _say(name, split, shards, found.facts[name, split].get("leaks", 0))
             return False
     reading, left_out = Reading(), list[Leak]()
     documents = tests.clean(source, split, reading, left_out)
@@ -224,16 +233,22 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: TestText
         **{k: v for k, v in asdict(reading).items() if isinstance(v, int)},
         "kept": len(shards),
         "tokens": shards.tokens,
+        **shards.fertility,
         "leaks": len(left_out),
         "leak_examples": [asdict(leak) for leak in left_out[:5]],
         **census.facts(),
     }
     write_json(facts, found.facts[name, split])
-    log.info(
-        "%s/%s: %s documents, %s tokens%s", name, split, f"{len(shards):,}", f"{shards.tokens:,}",
-        f"; {len(left_out):,} left out because they hold test rows" if left_out else "",
-    )  # fmt: skip
+    _say(name, split, shards, len(left_out))
     return True
+
+
+def _say(name: str, split: str, shards: Shards, leaks: int) -> None:
+    """One line about a split: how much there is, and how well the tokenizer fits it."""
+    fit = shards.fertility
+    said = f"; {fit['tokens_per_word']:.2f} tokens a word, {100 * fit['unknown_share']:.2g}% unknown" if fit else ""
+    said += f"; {leaks:,} left out because they hold test rows" if leaks else ""
+    log.info("%s/%s: %s documents, %s tokens%s", name, split, f"{len(shards):,}", f"{shards.tokens:,}", said)
 
 
 def _near(stage: Stage, name: str, run: Path, found: Prepared) -> Subset:

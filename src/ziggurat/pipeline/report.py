@@ -17,8 +17,10 @@
                         interpolation: {points: [{share, losses: {source: nats}}], chosen}
     worth               a `worth.Ledger`, or None
     baselines           {name: test score}; the ledger's own by default
-    sources             {source, documents, tokens, heldout, test, leaks}: documents in training, their tokens, documents
-                        held out, test documents, and documents removed because they hold a test document
+    loss                what the losses are: "loss" (nats a predicted token), or "bits/byte" where stages read other tokens
+    vocabularies        what stages' new tokens bought, as `vocabulary.facts` writes it
+    sources             {source, documents, tokens, heldout, test, leaks, tokens_per_word, unknown_share}: documents in training, their tokens,
+                        documents held out, test documents, and documents removed because they hold a test document
     choices             {stage, why, header, rows, text}: starts that were chosen among several, as `choose.Choice` has them
     doctor              what `doctor.json` holds: findings, and the estimated time of each stage
     config              the recipe as it was resolved, YAML text
@@ -36,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_text
-from ziggurat.pipeline import before, forgetting
+from ziggurat.pipeline import before, forgetting, new_tokens
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
 from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
 from ziggurat.pipeline.worth import Ledger, jsonable, shown
@@ -69,6 +71,7 @@ def html(facts: Mapping[str, Any]) -> str:
         _account(facts),
         before.choices(facts, _table),
         forgetting.section(facts, colors, _table),
+        new_tokens.section(facts, _table),
         _heldout(facts),
         _curves(facts, colors),
         _sources(facts),
@@ -228,7 +231,10 @@ def _heldout(facts: Mapping[str, Any]) -> str:
             previous[source] = loss
         extra = "; ".join(f"{source} {_more(held[source])}" for source in sources if source in held and _more(held[source]))
         rows.append((row, f' title="{escape(extra)}"' if extra else ""))
-    said = "Mean loss (nats a predicted token) on text no stage trained on; small figures are the change since the stage before."
+    unit = "Mean loss (nats a predicted token)"
+    if facts.get("loss") == "bits/byte":
+        unit = "The stages read other tokens, so what compares them is the loss in bits for each byte of text, measured"
+    said = f"{unit} on text no stage trained on; small figures are the change since the stage before."
     return f'<h2>Held-out loss after each stage</h2><p class="quiet">{said}</p>{_table(["after", *sources], rows, raw=True)}'
 
 
@@ -254,7 +260,8 @@ def _curves(facts: Mapping[str, Any], colors: Mapping[str, str]) -> str:
         return ""
     out = []
     for s, lines in panels:
-        chart = line_chart(lines, x_label="step", y_label="loss")
+        unit = "loss" if facts.get("loss", "loss") == "loss" else "nats; held out: bits/byte"
+        chart = line_chart(lines, x_label="step", y_label=unit)
         about = [f"{s['steps']:,} steps"] if s.get("steps") else []
         about += [f"{count(s['tokens'])} tokens"] if s.get("tokens") else []
         about += [duration(s["seconds"])] if s.get("seconds") else []
@@ -275,13 +282,21 @@ def _sources(facts: Mapping[str, Any]) -> str:
         "heldout": "held out",
         "test": "test documents",
         "leaks": "removed: hold a test document",
+        "tokens_per_word": "tokens a word",
+        "unknown_share": "unknown tokens",
     }
     rows = facts.get("sources", ())
     present = [key for key in columns if any(row.get(key) is not None for row in rows)]
     if not rows:
         return ""
-    body = [([str(row["source"]), *(f"{row[key]:,}" if row.get(key) is not None else "" for key in present)], "") for row in rows]
+    body = [([str(row["source"]), *(_number(key, row.get(key)) for key in present)], "") for row in rows]
     return f"<h2>Data</h2>{_table(['source', *(columns[key] for key in present)], body)}"
+
+
+def _number(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.2g}%" if key == "unknown_share" else f"{value:.2f}" if key == "tokens_per_word" else f"{value:,}"
 
 
 def _setting(facts: Mapping[str, Any]) -> str:

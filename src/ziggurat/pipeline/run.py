@@ -7,7 +7,7 @@ import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from ziggurat import __version__
 from ziggurat.atomic import write_json, write_text
 from ziggurat.checkpoint import format as checkpoints
-from ziggurat.config import dump, load
+from ziggurat.config import dump, load, spelled
 from ziggurat.context import Context
 from ziggurat.data.shards import Shards
 from ziggurat.data.subset import Subset
@@ -29,18 +29,18 @@ from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
 from ziggurat.pipeline import interpolation
 from ziggurat.pipeline.choose import Choice, choose, choose_folders, starting
-from ziggurat.pipeline.opened import Opened, called, open_checkpoint
+from ziggurat.pipeline.opened import Opened, called, fits, open_checkpoint, reads_alike
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.provenance import complete
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
 from ziggurat.pipeline.suite_files import suites_of
+from ziggurat.pipeline.vocabulary import before, prepare_stages
 from ziggurat.systems import find
 from ziggurat.systems.adapter import write_adapter
-from ziggurat.systems.base import DIALS, NoHubClass
+from ziggurat.systems.base import NoHubClass
 from ziggurat.systems.hub import export_checkpoint
-from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import job as jobs
 from ziggurat.train import settings
 from ziggurat.train.job import Job, Outcome
@@ -92,10 +92,15 @@ class Run:
     """Starts that were chosen, by the stage's title."""
     before: Mapping[str, Any] = field(default_factory=dict)
     """What the doctor found."""
+    read: dict[str, Prepared] = field(default_factory=dict)
+    """What each stage reads, by its title; another tokenizer's shards once a stage has extended the vocabulary."""
 
-    @cached_property
-    def scorer(self) -> Scorer:
-        return Scorer(self.recipe, self.prepared.shards, self.prepared.tokenizer, self.folder)
+    def reads(self, stage: Stage, init: str) -> Prepared:
+        """What `stage` reads when it starts from `init`."""
+        return self.read[stage.title] if stage.vocabulary is not None else self.read.get(init, self.prepared)
+
+    def scorer(self, prepared: Prepared) -> Scorer:
+        return Scorer(self.recipe, prepared.shards, prepared.tokenizer, self.folder)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -151,16 +156,17 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     inits = dict.fromkeys(name for s in recipe.stages for name in candidates(s.init) if name not in own)
     imported = {init: open_checkpoint(init) for init in inits}
     for init, opened in imported.items():
-        _fits(recipe, init, opened)
+        fits(recipe, init, opened)
     tokenizer = next((o.tokenizer for o in imported.values() if o.tokenizer), None)
     prepared = prepare_data(recipe, folder, tokenizer)
     for init, opened in imported.items():
-        _reads_alike(init, opened, prepared.tokenizer)
+        reads_alike(init, opened, prepared.tokenizer)
     for stage in recipe.stages:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
             _answerable(stage, prepared)
     write_text(folder / "recipe.yaml", dump(whole))
-    return Run(recipe, folder, prepared, signals, imported, {}, choices=choices)
+    read = prepare_stages(recipe, folder, prepared)
+    return Run(recipe, folder, prepared, signals, imported, {}, choices=choices, read=read)
 
 
 def started(run: Run, stage: Stage) -> tuple[Stage, str]:
@@ -176,38 +182,6 @@ def started(run: Run, stage: Stage) -> tuple[Stage, str]:
     found = next(s for s in run.recipe.stages if s.title == stage.title)
     assert isinstance(found.init, str)
     return found, found.init
-
-
-def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
-    """Raise `UserError` unless a checkpoint is of the recipe's system, and of its size where it gives one."""
-    name = recipe.system.partition("/")[0]
-    theirs, ours = find(opened.system), find(name)
-    kin = theirs is not None and ours is not None and theirs.model_type == ours.model_type
-    check(
-        opened.system in ("", name) or kin,
-        f"init: {init} is a {opened.system} model, and the recipe's system is {recipe.system}",
-        f"write `system: {opened.system}`",
-    )
-    wanted, found = recipe.body(), opened.network.model
-    if wanted is None:
-        return
-    dials = [k for k in DIALS if getattr(wanted, k, None) is not None]
-    pairs = {k: (getattr(found, k, None), getattr(wanted, k)) for k in dials}
-    other = [f"{k} {theirs}, not {ours}" for k, (theirs, ours) in pairs.items() if theirs != ours]
-    check(
-        not other,
-        f"init: the checkpoint {init} is of another shape than the recipe's {recipe.system}: {', '.join(other)}",
-        f"write `system: {name}` without a size (and no `model`): the shape is then the checkpoint's",
-    )
-
-
-def _reads_alike(init: str, opened: Opened, tokenizer: Tokenizer) -> None:
-    """Raise `UserError` unless a checkpoint was trained on the ids that this tokenizer gives."""
-    check(
-        opened.tokenizer is None or opened.tokenizer.fingerprint == tokenizer.fingerprint,
-        f"init: the checkpoint {init} was trained with another tokenizer than this run's",
-        "leave `tokenizer` out of the recipe: the checkpoint brings its own",
-    )
 
 
 def _answerable(stage: Stage, prepared: Prepared) -> None:
@@ -246,8 +220,9 @@ def start_of(run: Run, init: str) -> Start:
 
 def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", start: Start | None = None) -> Job:
     """A stage with everything it needs; `start` is what `init` names, unless it is given."""
-    shards: dict[str, Any] = run.prepared.read(stage)
-    general = {name: run.prepared.shards[name, "train"] for name in stage.weighed}
+    prepared = run.reads(stage, init)
+    shards: dict[str, Any] = prepared.read(stage)
+    general = {name: prepared.shards[name, "train"] for name in stage.weighed}
     data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
@@ -256,16 +231,19 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
         return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
 
     assert stage.objective is not None
+    start = (start or start_of(run, init)).for_objective(stage.objective)
+    if stage.vocabulary is not None:
+        start = start.grown({a.id: a.pieces for a in prepared.added}, prepared.tokenizer.vocab.size)
     return Job(
         stage.model_copy(update={"init": init}),
-        (start or start_of(run, init)).for_objective(stage.objective),
+        start,
         shards,
-        run.prepared.tokenizer,
+        prepared.tokenizer,
         run.recipe.system.partition("/")[0],
         seed,
-        tables=stage.objective.tables(run.prepared.tokenizer, run.folder),
+        tables=stage.objective.tables(prepared.tokenizer, run.folder),
         facts={"parent": _parent(run, init), "data": data},
-        held_out=lambda network, objective, dtype: run.scorer.losses(network, objective, stage, dtype),
+        held_out=lambda network, objective, dtype: run.scorer(prepared).losses(network, objective, stage, dtype),
         held=run.signals.held,
         general=general,
         title=title,
@@ -278,10 +256,16 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     job = job_of(run, stage, folder, seed, init, title)
     if stage.interpolate is not None:
         interpolation.begun(stage, job)  # now, not after hours of training
+    prepared = run.reads(stage, init)
+    if stage.vocabulary is not None:
+        assert stage.objective is not None
+        start = start_of(run, init).for_objective(stage.objective)
+        identity = settings.digest([spelled(stage), _parent(run, init), prepared.tokenizer.fingerprint])
+        before(folder, stage, start, run.scorer(run.read.get(init, run.prepared)), identity)
     outcome = jobs.run_stage(folder, job)
     if stage.interpolate is not None and not jobs.done(folder):
-        outcome = interpolation.interpolated(stage, job, run.scorer, folder, outcome)
-    predictions = _predictions(run, stage, folder, outcome) if stage.stage == "finetune" else None
+        outcome = interpolation.interpolated(stage, job, run.scorer(prepared), folder, outcome)
+    predictions = _predictions(run, prepared, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
         if export:
             choice = run.choices.get(stage.title)
@@ -342,20 +326,20 @@ def draw(shards: Shards, examples: int, seed: int) -> Subset:
     return Subset(shards, np.sort(chosen))
 
 
-def _predictions(run: Run, stage: Stage, folder: Path, outcome: Outcome) -> Predictions:
+def _predictions(run: Run, prepared: Prepared, stage: Stage, folder: Path, outcome: Outcome) -> Predictions:
     """The test predictions of a fine-tuned checkpoint, kept beside it with what identifies the test rows."""
     path, objective = folder / "predictions.json", stage.objective
     assert objective is not None
     (name,) = stage.data
-    rows = content(run.prepared.shards[name, "test"])
+    rows = content(prepared.shards[name, "test"])
     if path.exists():
         kept = json.loads(path.read_text("utf-8"))
-        if kept.pop("rows", rows) == rows:
+        if kept.pop("documents", "") == rows:
             return Predictions(**kept)
     network = open_checkpoint(jobs.result(folder, outcome.steps)).build()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = run.scorer.answers(network.to(device), objective, stage, precision_of(stage.precision, device))
-    write_json(path, {"rows": rows, **asdict(found)})
+    found = run.scorer(prepared).answers(network.to(device), objective, stage, precision_of(stage.precision, device))
+    write_json(path, {"documents": rows, **asdict(found)})
     return found
 
 

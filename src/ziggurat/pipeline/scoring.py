@@ -14,10 +14,11 @@ import torch
 from ziggurat.data.loader import once
 from ziggurat.data.shards import Shards
 from ziggurat.data.sources import documents
+from ziggurat.data.subset import Subset
 from ziggurat.errors import check
 from ziggurat.evaluate.answer_scores import answer_metric, best_threshold
 from ziggurat.evaluate.answers import choices, spans
-from ziggurat.evaluate.heldout import Predictions, first, held_out, predict
+from ziggurat.evaluate.heldout import Predictions, bits_per_byte, first, held_out, predict
 from ziggurat.evaluate.scores import GROUPED
 from ziggurat.evaluate.written import write
 from ziggurat.nn.network import NetworkModel
@@ -35,6 +36,16 @@ log = logging.getLogger(__name__)
 
 TOKENS = 2048
 """Tokens of one batch, or one row if that is longer."""
+BYTES = 4
+"""Of text that count as one held-out token: which documents are read does not hang on the tokenizer."""
+LONG = 4
+"""Times the wished tokens that are read at most, where single documents are so long."""
+
+
+def leading(shards: Shards, tokens: int) -> Subset:
+    """The first documents, as many as hold `tokens` times `BYTES` bytes."""
+    count = int(np.searchsorted(np.cumsum(shards.bytes, dtype=np.int64), tokens * BYTES)) + 1
+    return Subset(shards, np.arange(min(count, len(shards))))
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,10 @@ class Scorer:
         for name in stage.data if supervised else texts:
             split = "valid" if (name, "valid") in self.shards or supervised else "test"
             if (name, split) in self.shards:
-                batches = self._batches(name, split, objective, stage.length, network, memory)
-                found[name] = held_out(network, objective, first(batches, stage.evaluate.tokens), dtype, memory)
+                some = leading(self.shards[name, split], stage.evaluate.tokens)
+                batches = first(self._batches(some, objective, stage.length, network, memory), LONG * stage.evaluate.tokens)
+                numbers = held_out(network, objective, batches, dtype, memory)
+                found[name] = numbers | bits_per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
         return found
 
     def answers(self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype) -> Predictions:
@@ -83,11 +96,11 @@ class Scorer:
             return self._answered(network, objective, name, stage.length, dtype)
         if isinstance(objective, MultipleChoice):
             return self._chosen(network, objective, name, stage.length, dtype)
-        groups = None
+        groups, shards = None, self.shards[name, "test"]
+        order = shards.keys.tolist()
         if getattr(objective, "metric", "") in GROUPED:
-            shards = self.shards[name, "test"]
-            groups = dict(zip(shards.keys.tolist(), column_of(shards.read(np.arange(len(shards))), "group"), strict=True))
-        return predict(network, objective, self._batches(name, "test", objective, stage.length, network), dtype, groups)
+            groups = dict(zip(order, column_of(shards.read(np.arange(len(shards))), "group"), strict=True))
+        return predict(network, objective, self._batches(shards, objective, stage.length, network), dtype, groups, order)
 
     def _answered(
         self, network: NetworkModel, objective: QuestionAnswering, name: str, length: int, dtype: torch.dtype
@@ -164,7 +177,7 @@ class Scorer:
         return Predictions([gold[i] for i in shards.ids(every)], predicted)
 
     def _batches(
-        self, name: str, split: str, objective: Objective, length: int, network: NetworkModel, memory: int = 0
+        self, shards: Shards | Subset, objective: Objective, length: int, network: NetworkModel, memory: int = 0
     ) -> Iterator[Batch]:
         key = objective.model_dump_json()
         if key not in self.tables:
@@ -172,4 +185,4 @@ class Scorer:
         ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed, self.tables[key])
         row = objective.rows(ctx)
         tokens = max(TOKENS, sum(row.values()))
-        return once(self.shards[name, split], objective, ctx, row=row, tokens=tokens, contiguous=int(memory > 0))
+        return once(shards, objective, ctx, row=row, tokens=tokens, contiguous=int(memory > 0))

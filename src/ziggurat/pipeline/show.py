@@ -147,7 +147,8 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     assert chosen.objective is not None  # resolved
     folder = RUNS / recipe.name
     with session(folder) as signals:
-        prepared = begin(recipe, folder, signals).prepared
+        run = begin(recipe, folder, signals)
+    prepared = run.read[chosen.title]
     tokenizer, shards = prepared.tokenizer, prepared.read(chosen)
     page = find(recipe.system.partition("/")[0])
     assert page is not None  # the recipe was checked

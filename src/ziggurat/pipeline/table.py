@@ -24,7 +24,7 @@ def account(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]], int]:
     if ledger:
         header += [f"test {label(ledger.metric)}", f"gain [{100 * ledger.confidence:.0f}%]", "verdict"]
     costs = ["tokens", "time", "tokens/s"] if steps else []
-    header += [f"{s} loss" for s in sources] + costs
+    header += [f"{s} {facts.get('loss', 'loss')}" for s in sources] + costs
     rows: list[list[str]] = []
     blank = [""] * (len(sources) + len(costs))
     for name, score in baselines(facts).items() if ledger else ():
@@ -44,6 +44,22 @@ def account(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]], int]:
             row += [count(a.tokens), duration(a.seconds), count(a.tokens_per_second)] if a and a.seconds else ["", "", ""]
         rows.append(row)
     return header, rows, leading
+
+
+def bought(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table that says what each stage's new tokens bought."""
+    header = ["new tokens", "source", "tokens a word", "unknown", "bits/byte", "with new rows", "after the stage"]
+    rows = []
+    for one in facts.get("vocabularies", ()):
+        for n, (source, row) in enumerate(one["sources"].items()):
+            words, unknown, bits = row["tokens_per_word"], row["unknown_share"], row["bits_per_byte"]
+            fit = [
+                f"{words['before']:.3f} → {words['after']:.3f}" if words["before"] and words["after"] else "",
+                f"{100 * unknown['before']:.2g}% → {100 * unknown['after']:.2g}%" if unknown["before"] is not None else "",
+            ]
+            found = [f"{bits[when]:.3f}" if bits[when] is not None else "" for when in ("start", "new rows", "after")]
+            rows.append([f"{one['stage']}: {one['tokens']:,}" if not n else "", source, *fit, *found])
+    return header, rows
 
 
 def after_by_prefix(facts: Mapping[str, Any]) -> dict[str, After]:
@@ -144,6 +160,14 @@ def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> Render
         else []
     )
     notes = [*facts.get("notes", ()), *(ledger.notes if ledger else ())]
+    names, found = bought(facts)
+    if found:
+        tokens = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+        for i, name in enumerate(names):
+            tokens.add_column(name, justify="right" if i > 1 else "left", overflow="fold")
+        for row in found:
+            tokens.add_row(*map(plain, row))
+        tables.append(tokens)
     return Group(*tables, *(plain(line) for line in lines), *(f"[yellow]{plain(note)}[/]" for note in notes))
 
 

@@ -299,16 +299,26 @@ def boundaries(texts: Sequence[str], offsets: np.ndarray, counts: np.ndarray, se
     many tokens each text has. The first token of a text always begins its first word and sentence, even if it is
     only white space.
     """
+    return boundaries_and_words(texts, offsets, counts, segmenter)[0]
+
+
+def boundaries_and_words(
+    texts: Sequence[str], offsets: np.ndarray, counts: np.ndarray, segmenter: Segmenter = "characters"
+) -> tuple[Boundaries, np.ndarray]:
+    """`boundaries`, and how many words each text has, int64[len(texts)]: by its characters, whatever the tokens are."""
     joined = "\n".join(texts)  # a line end: no word and no sentence crosses it
     lengths = np.fromiter((len(t) for t in texts), np.int64, len(texts)) + 1
     shifted = offsets + np.repeat(np.cumsum(lengths) - lengths, counts)[:, None]
     spaces = code_points(joined) == 0x20
     firsts = (np.cumsum(counts) - counts)[counts > 0]
-    words = token_starts(word_starts(joined, segmenter), shifted, spaces)
+    starts = word_starts(joined, segmenter)
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(starts)])
+    ends = np.cumsum(lengths) - 1  # the line ends between the texts begin no word
+    words = token_starts(starts, shifted, spaces)
     sentences = token_starts(sentence_starts(joined), shifted, spaces)
     for flags in (words, sentences):
         _begin_texts(flags, firsts)
-    return Boundaries(words, sentences)
+    return Boundaries(words, sentences), before[ends] - before[ends - lengths + 1]
 
 
 def text_boundaries(text: str, offsets: np.ndarray, segmenter: Segmenter = "characters") -> Boundaries:

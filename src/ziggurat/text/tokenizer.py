@@ -17,7 +17,7 @@ import tokenizers
 from ziggurat.context import Layout, Vocab
 from ziggurat.errors import UserError, check
 from ziggurat.text import bare
-from ziggurat.text.boundaries import Segmenter, boundaries
+from ziggurat.text.boundaries import Segmenter, boundaries_and_words
 
 ROLES = ("unk_token", "bos_token", "eos_token", "sep_token", "pad_token", "cls_token", "mask_token")
 KEPT = (
@@ -45,6 +45,8 @@ class Encoded:
     """bool[N]: True at the first token of each sentence."""
     offsets: np.ndarray
     """int64[N, 2]: the characters [start, end) of the text each token stands for."""
+    units: int = 0
+    """Words of the text by its characters: one more than `words` says where a token stands for two of them."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -219,10 +221,10 @@ class Tokenizer:
         ids = np.fromiter(chain.from_iterable(rows), np.int32, total)
         spans = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
         offsets = np.fromiter(spans, np.int64, 2 * total).reshape(total, 2)
-        words, sentences = boundaries(texts, offsets, counts, self.segmenter)
+        (words, sentences), units = boundaries_and_words(texts, offsets, counts, self.segmenter)
         ends = np.cumsum(counts).tolist()
-        for start, end in zip([0, *ends], ends):
-            yield Encoded(ids[start:end], words[start:end], sentences[start:end], offsets[start:end])
+        for start, end, count in zip([0, *ends], ends, units.tolist()):
+            yield Encoded(ids[start:end], words[start:end], sentences[start:end], offsets[start:end], count)
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Token ids -> text; special tokens are left out unless `special`."""
@@ -237,6 +239,19 @@ class Tokenizer:
         other = tokenizers.Tokenizer.from_str(json.dumps(self._json() | self._stored))
         other.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in names])
         return Tokenizer(other, self.roles, config=self._config, segmenter=self.segmenter)
+
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The tokenizer itself; to be read only."""
+        return self._tokenizer
+
+    def content(self) -> dict[str, Any]:
+        """What tokenizer.json says, without truncation and padding; a copy."""
+        return self._json()
+
+    def with_content(self, content: Mapping[str, Any]) -> Tokenizer:
+        """A tokenizer of another tokenizer.json, with this one's roles, truncation and padding."""
+        return _restore(json.dumps({**content, **self._stored}), self.roles, self._config, self.segmenter)
 
     def _json(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(self._tokenizer.to_str())

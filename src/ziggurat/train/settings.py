@@ -40,7 +40,11 @@ def keep(folder: Path, now: Mapping[str, Any]) -> None:
 
 def fingerprint(folder: Path) -> str:
     """What identifies a stage to those after it: the hash of its settings, its ancestors' included."""
-    content = json.loads((folder / FILE).read_text("utf-8"))
+    return digest(json.loads((folder / FILE).read_text("utf-8")))
+
+
+def digest(content: Any) -> str:
+    """A hash of plain data."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ziggurat.config import Duration, Spec
 from ziggurat.objectives import AnyObjective
+from ziggurat.text.vocabulary import VocabularySpec
 from ziggurat.train.adaptation import Anchor, Distill, Forgetting, Freeze, Interpolate, Lora, measured, shared
 
 BUDGETS = ("steps", "tokens", "epochs", "time")
@@ -75,7 +76,7 @@ class Evaluate(Spec):
     every: int | None = Field(None, gt=0)
     """Steps between evaluations; null = at the end only."""
     tokens: int = Field(50_000, gt=0)
-    """Held-out tokens read of each source."""
+    """Held-out text read of each source, in tokens of four bytes: the same documents whatever the tokenizer."""
 
 
 class Save(Spec):
@@ -207,6 +208,8 @@ class Stage(StageFields):
     """pretrain: general text; dapt: text of the domain; tapt: text of the task's training rows; finetune: the task."""
     name: str | None = Field(None, pattern=NAME)
     """What folders and reports call it; default: the stage. Different in every stage of a recipe."""
+    vocabulary: VocabularySpec | None = None
+    """New tokens mined from the stage's text, for it and all stages that start from it; needs a checkpoint to start from."""
 
     @property
     def title(self) -> str:

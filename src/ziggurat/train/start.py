@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.context import Context
 from ziggurat.errors import check
-from ziggurat.nn import halves
+from ziggurat.nn import growth, halves
 from ziggurat.nn import spec as parts
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective, context_of
@@ -44,6 +44,12 @@ class Start:
         return replace(
             self, model=model, heads=heads, load=lambda: halves.discriminator(whole, load()).tensors, left="the generator"
         )
+
+    def grown(self, rows: Mapping[int, Sequence[int]], size: int) -> Start:
+        """With `size` tokens, the new ones beginning as the mean of their pieces (`rows`: id -> old ids)."""
+        whole, load = parts.Network(model=self.model, heads=dict(self.heads)), self.load
+        model = growth.with_vocabulary(self.model, max(size, self.model.vocab))
+        return replace(self, model=model, load=lambda: growth.grown(whole, load(), rows, size)[1])
 
 
 def context(job: Job) -> Context:
