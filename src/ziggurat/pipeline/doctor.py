@@ -168,10 +168,15 @@ def summary(found: Mapping[str, Any]) -> list[str]:
 
 
 def say(found: Mapping[str, Any]) -> None:
-    """What `run` says before it begins: errors and warnings."""
-    for finding in found["findings"]:
-        if finding["level"] != "note":
-            log.warning("%s", Finding(**finding))
+    """What `run` says before it begins: warnings. Raises `UserError` with all errors at once: a run that would fail, or whose numbers would
+    mean nothing, does not begin."""
+    findings = [Finding(**finding) for finding in found["findings"]]
+    for finding in findings:
+        if finding.level == "warning":
+            log.warning("%s", finding)
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        raise UserError("; ".join(f"{e.where}: {e.message}" for e in errors), "; ".join(dict.fromkeys(e.hint for e in errors)))
 
 
 def failed(found: Mapping[str, Any]) -> bool:

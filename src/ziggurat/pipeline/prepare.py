@@ -278,7 +278,7 @@ def _near(stage: Stage, name: str, run: Path, found: Prepared) -> Subset:
     return subset
 
 
-def _phrases(name: str, source: Source, run: Path, tests: _Tests) -> str:
+def _phrases(name: str, source: Source, run: Path, tests: TestTexts) -> str:
     """What finds the source's phrases, by name: a function, or a dictionary, which is made here if the recipe wants it; "" = nothing."""
     wanted = getattr(source, "phrases", None)
     if not isinstance(wanted, Collocations):
