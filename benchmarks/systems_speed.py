@@ -143,7 +143,7 @@ def hub_inputs(model: Any, examples: Any) -> dict[str, Any]:
     import torch
 
     kind = model.__class__.__name__
-    streams = {name: stream for name, stream in examples.streams.items()}
+    streams = examples.streams
     last = "decoder" if "decoder" in streams else "text"
     labels = np.full(len(streams[last].content), -100)
     for target in examples.targets.values():

@@ -184,7 +184,7 @@ def test_the_layer_drops_only_in_training() -> None:
 
 
 def test_what_all_layers_add_to_their_scores_is_made_once_and_hides_what_is_not_seen() -> None:
-    stream, seen = scenario("custom", ROW)
+    stream, _ = scenario("custom", ROW)
     layout = plan(stream)
     bias = torch.randn(1, HEADS, ROW, ROW, generator=torch.Generator().manual_seed(0))
     both = dataclasses.replace(layout, bias=bias, memo={})
@@ -192,7 +192,7 @@ def test_what_all_layers_add_to_their_scores_is_made_once_and_hides_what_is_not_
     for found, shown in ((layout.added(F32), torch.zeros(())), (both.added(F32), bias)):
         assert found is not None
         torch.testing.assert_close(found, torch.where(layout.mask, shown, torch.finfo(F32).min).expand_as(found))
-    q, k, v, cotangent = tensors(len(stream.content), F32)
+    q, k, v, _ = tensors(len(stream.content), F32)
     given = attend(q, k, v, dataclasses.replace(layout, memo={}), bias=bias)
     torch.testing.assert_close(attend(q, k, v, both), given)
 

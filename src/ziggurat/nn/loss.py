@@ -66,11 +66,11 @@ class _VocabCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        hidden, weight, bias, table, *last = ctx.saved_tensors
+        hidden, weight, bias, table, slope, last = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(ctx.hidden_dtype) * (weight * grad)[:, None].to(ctx.hidden_dtype)
             # the product of the last chunk is made here, where the factor is known
-            table = _added(table, *last, ctx.table_dtype, grad) if ctx.needs_input_grad[1] else None
+            table = _added(table, slope, last, ctx.table_dtype, grad) if ctx.needs_input_grad[1] else None
         return hidden, table, None if bias is None else bias * grad, None, None
 
 

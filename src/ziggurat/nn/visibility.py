@@ -107,7 +107,7 @@ class Plan:
     def added(self, dtype: torch.dtype) -> Tensor | None:
         """float[rows or 1, heads or 1, query.length, key.length]: what every layer adds to its scores, the bias and, where a query may
         not look, the lowest number; None = nothing. Made once: it is as large as the scores."""
-        return self.once(("added", dtype), lambda: self._added(dtype))  # type: ignore[no-any-return]
+        return self.once(("added", dtype), lambda: self._added(dtype))
 
     def _added(self, dtype: torch.dtype) -> Tensor | None:
         lowest, hidden = torch.finfo(dtype).min, None
