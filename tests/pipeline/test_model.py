@@ -210,5 +210,5 @@ def test_tags_and_numbers(tasks: Path) -> None:
         assert set(zg.score("runs/tasks/score", "tasks.yaml")) == {"score/pearson"}
         assert set(zg.score("runs/tasks/tag", "tasks.yaml")) == {"tags/token_accuracy"}
         assert set(zg.score("runs/tasks/pretrain", "tasks.yaml")) == {
-            f"{s}/clm{a}" for s in ("text", "tags", "score") for a in ("", "_accuracy")
+            f"{s}/{name}" for s in ("text", "tags", "score") for name in ("clm", "clm_accuracy", "bits_per_byte")
         }
