@@ -56,6 +56,7 @@ def rows(draw: random.Random, count: int, labels: tuple[str, ...] = ("neg", "pos
 def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a healthy recipe, which is also the current one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(estimate, "SECONDS", 0.2)
     draw = random.Random(0)
     Path("general.txt").write_text("".join(sentences(draw, 4) + "\n" for _ in range(300)), "utf-8")
     write("train.jsonl", rows(draw, 100))
@@ -307,8 +308,9 @@ def test_memory_is_about_what_a_run_takes(clinic: Path) -> None:
 
 
 @pytest.mark.slow
-def test_time_is_about_what_a_run_takes(clinic: Path) -> None:
+def test_time_is_about_what_a_run_takes(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine that does nothing else within a quarter; here within a half."""
+    monkeypatch.setattr(estimate, "SECONDS", 10.0)
     shape = ["model={layers: 2, width: 128, heads: 2, mlp: 512}", "stages.pretrain.steps=150", "stages.finetune.epochs=10"]
     wanted = doctor("clinic.yaml", shape)["estimate"]
     run("clinic.yaml", shape)

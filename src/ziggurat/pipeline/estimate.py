@@ -148,11 +148,11 @@ def memory_room() -> tuple[int, int]:
     return machine.taken(), machine.available()
 
 
-def estimate(run: Run, skipped: frozenset[str] = frozenset(), seconds: float = SECONDS) -> Estimate:
-    """Begin every stage for its share of `seconds` and add up; `skipped` stages are only weighed. Trains and keeps nothing."""
+def estimate(run: Run, skipped: frozenset[str] = frozenset()) -> Estimate:
+    """Begin every stage for its share of SECONDS and add up; `skipped` stages are only weighed. Trains and keeps nothing."""
     process, room = memory_room()
     times = repeats(run.recipe)
-    each = seconds / max(len(run.recipe.stages) - len(skipped), 1)
+    each = SECONDS / max(len(run.recipe.stages) - len(skipped), 1)
     found = tuple(_stage(run, stage, times[stage.title], each, room, stage.title in skipped) for stage in run.recipe.stages)
     return Estimate(found, process, room, shutil.disk_usage(run.folder).free)
 
