@@ -87,6 +87,7 @@ class Pace:
 def run_ours(pipe: Connection, args: argparse.Namespace, folder: str, precision: str) -> None:
     import torch
 
+    from ziggurat.nn.attention import pick
     from ziggurat.objectives.masked import Masked
     from ziggurat.train.loop import Plan, Progress, train
     from ziggurat.train.optim import build_optimizer
@@ -102,10 +103,12 @@ def run_ours(pipe: Connection, args: argparse.Namespace, folder: str, precision:
             pace.wait()
             yield batch
 
-    pipe.send("plain attention, sparse head, fused AdamW")
+    dtype = getattr(torch, precision)
+    kernel = pick("full", device="cpu", dtype=dtype, length=LENGTH, dropout=0.0, masked=False)
+    pipe.send(f"{kernel} attention, sparse head, fused AdamW")
     plan = Plan(args.steps, 1, CLIP, lambda step: OPTIM["lr"] * (1 - step / args.steps), 1, 0, 0)
     train(
-        net, Masked(), paced(), build_optimizer(net, Optim(**OPTIM)), plan, Progress(), dtype=getattr(torch, precision),
+        net, Masked(), paced(), build_optimizer(net, Optim(**OPTIM)), plan, Progress(), dtype=dtype,
         write=lambda step, numbers: pace.done(numbers["loss"]), evaluate=lambda net: {}, save=lambda progress: None,
         show=lambda progress, numbers: None, stop=lambda: False,
     )  # fmt: skip

@@ -96,11 +96,11 @@ def test_a_time_budget_is_measured_with_it(world: Path, monkeypatch: pytest.Monk
     write(world)
     found: list[Any] = []
 
-    def measure(*args: Any, **how: Any) -> float:
+    def timed(*args: Any, **how: Any) -> list[tuple[float, int]]:
         found.append(how["recall"])
-        return 0.5
+        return [(0.5, 1)]
 
-    monkeypatch.setattr(loop, "measure", measure)
+    monkeypatch.setattr(loop, "timed", timed)
     run("m.yaml", ["stages.pretrain.time=1s"])
     assert found[0].length == 24 and found[0].left.maxlen == 2
 

@@ -122,6 +122,8 @@ def test_the_softmax_is_over_the_choices_of_one_question() -> None:
     torch.testing.assert_close(a, b)
     far = torch.tensor([1e4, -1e4, 0.0])  # no overflow
     assert float(group_cross_entropy(far, torch.zeros(3, dtype=torch.int64), torch.tensor([0.0, 1.0, 0.0]))) == 2e4
+    none = torch.zeros(0)
+    assert float(group_cross_entropy(none, none.long(), none)) == 0
 
 
 class Held:

@@ -104,8 +104,8 @@ def telling(test: Document) -> Sequence[str]:
 class LeakIndex:
     """Finds the documents that hold one of the test texts or a near duplicate of it.
 
-    `tests` are all test documents; each of a document's texts counts by itself, but not a question that is asked about a text. Test documents cut out of a larger
-    document name it in `fields["document"]`: the document of that id leaks too, whatever it says.
+    `tests` are all test documents; each of a document's texts counts by itself, but not a question that is asked about a text. Test
+    documents cut out of a larger document name it in `fields["document"]`: the document of that id leaks too, whatever it says.
     """
 
     def __init__(self, tests: Iterable[Document], *, ngram: int = 8, containment: float = 0.5):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from ziggurat.evaluate.answer_scores import answer_metric
-from ziggurat.evaluate.scores import CHOSEN, Metric, metric
+from ziggurat.evaluate.scores import CHOSEN, Metric, bits_per_byte, metric
 from ziggurat.evaluate.text_scores import text_metric
 from ziggurat.nn.heads import ReplacedHeadLayer
 from ziggurat.nn.memory import Recall, remember
@@ -84,7 +83,7 @@ def language_loss(numbers: Mapping[str, float]) -> float:
     return numbers.get(main_loss(numbers), float("nan"))
 
 
-def bits_per_byte(
+def per_byte(
     network: NetworkModel, objective: Objective, numbers: Mapping[str, float], tokens: float, size: float
 ) -> dict[str, float]:
     """{`bits_per_byte`: ...} of text with `tokens` tokens in `size` bytes: the loss of a predicted token times the tokens of a byte, in bits.
@@ -94,7 +93,7 @@ def bits_per_byte(
     head = network.spec.heads.get(objective.head_of(name)) if name else None
     if not isinstance(head, VocabHead) or not size:
         return {}
-    return {PER_BYTE: numbers[name] / math.log(2) * tokens / size}
+    return {PER_BYTE: bits_per_byte(numbers[name] * tokens, size)}
 
 
 @torch.no_grad()

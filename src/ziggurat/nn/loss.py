@@ -95,7 +95,7 @@ def cross_entropy(scores: Tensor, value: Tensor, weight: Tensor) -> Tensor:
 def group_cross_entropy(scores: Tensor, group: Tensor, weight: Tensor) -> Tensor:
     """The weighted sum of -log p, p the softmax over the rows of one group: scores [K], group int64[K], weight [K] -> float32 scalar."""
     scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-    count = int(group.max()) + 1
+    count = int(group.max()) + 1 if len(group) else 0
     with torch.no_grad():
         top = scores.new_full((count,), -torch.inf).scatter_reduce(0, group, scores, "amax")
     total = scores.new_zeros(count).index_add(0, group, (scores - top[group]).exp())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +19,7 @@ from ziggurat.data.writing import write_shards
 from ziggurat.errors import check
 from ziggurat.evaluate.frozen import cross_validated, document_features, probeable, splits, word_features
 from ziggurat.evaluate.heldout import held_out, language_loss
+from ziggurat.evaluate.scores import bits_per_byte
 from ziggurat.nn import spec as parts
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives import OBJECTIVES
@@ -181,7 +181,7 @@ def _bits(opened: Opened, objective: Objective, shards: Shards, length: int, see
     row = objective.rows(ctx)
     batches = once(shards, objective, ctx, row=row, tokens=max(2048, sum(row.values())))
     numbers = held_out(network, objective, batches)
-    return language_loss(numbers) / math.log(2) * shards.tokens / float(shards.bytes.astype(np.float64).sum())
+    return bits_per_byte(language_loss(numbers) * shards.tokens, float(shards.bytes.astype(np.float64).sum()))
 
 
 def _features(

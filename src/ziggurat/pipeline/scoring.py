@@ -18,7 +18,7 @@ from ziggurat.data.subset import Subset
 from ziggurat.errors import check
 from ziggurat.evaluate.answer_scores import answer_metric, best_threshold
 from ziggurat.evaluate.answers import choices, spans
-from ziggurat.evaluate.heldout import Predictions, bits_per_byte, first, held_out, predict
+from ziggurat.evaluate.heldout import Predictions, first, held_out, per_byte, predict
 from ziggurat.evaluate.scores import GROUPED
 from ziggurat.evaluate.written import write
 from ziggurat.nn.network import NetworkModel
@@ -84,7 +84,7 @@ class Scorer:
                 some = leading(self.shards[name, split], stage.evaluate.tokens)
                 batches = first(self._batches(some, objective, stage.length, network, memory), LONG * stage.evaluate.tokens)
                 numbers = held_out(network, objective, batches, dtype, memory)
-                found[name] = numbers | bits_per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
+                found[name] = numbers | per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
         return found
 
     def answers(self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype) -> Predictions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -111,9 +112,9 @@ def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ct
     else:
         with loader(job, objective, ctx, 1, None) as batches:
             spare, limit, network, trained = retention.optimizer(), amount * PROBE_SHARE, retention.network, retention.objective
-            each = loop.measure(
-                network, trained, iter(batches), stage.accumulate, spare, dtype, steps=PROBE, limit=limit, recall=recall(stage)
-            )
+            how: dict[str, Any] = {"steps": PROBE, "limit": limit, "recall": recall(stage)}
+            times = [s for s, _ in loop.timed(network, trained, iter(batches), stage.accumulate, spare, dtype, **how)]
+        each = statistics.median(times[1:] or times)  # the first step is slower than the others
         count = max(1, int(amount / each))
         facts = {"steps": count, "seconds": amount, "seconds_per_step": each}
         log.info("%s: %.0f s are %d steps at %.3f s a step", stage.title, amount, count, each)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -189,24 +188,6 @@ def train(
         if stopping and not last:
             raise Stopped
     return progress
-
-
-def measure(
-    network: NetworkModel,
-    objective: Trained,
-    batches: Iterator[Batch],
-    accumulate: int,
-    optimizer: torch.optim.Optimizer,
-    dtype: torch.dtype,
-    *,
-    steps: int,
-    limit: float,
-    recall: Recall | None = None,
-) -> float:
-    """Seconds a step on this machine: the median of `timed`, the first step left out if there are more."""
-    made = timed(network, objective, batches, accumulate, optimizer, dtype, steps=steps, limit=limit, recall=recall)
-    times = [seconds for seconds, _ in made]
-    return statistics.median(times[1:] or times)
 
 
 def timed(
