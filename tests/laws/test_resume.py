@@ -221,13 +221,13 @@ def test_a_flipped_byte(world: Path, finished: Path, at_step: Any) -> None:
 
 def test_a_time_budget_is_final(world: Path, at_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = ["worth=false", "stages.pretrain.time=1s"]
-    monkeypatch.setattr(loop, "measure", lambda *args, **limits: 1 / 7)
+    monkeypatch.setattr(loop, "timed", lambda *args, **limits: [(1 / 7, 1)])
     with pytest.raises(Killed):
         at_step(4, killed)
         run("small.yaml", budget)
     written = json.loads((world / "runs/small/pretrain/budget.json").read_text("utf-8"))
     assert written == {"steps": 7, "seconds": 1.0, "seconds_per_step": 1 / 7}
-    monkeypatch.setattr(loop, "measure", None)  # not asked again
+    monkeypatch.setattr(loop, "timed", None)  # not asked again
     with pytest.raises(Killed):
         at_step(6, killed)
         run("small.yaml", budget)
