@@ -29,6 +29,17 @@ RTD = 0.26
 """The most F1 that calling every token replaced can have: at most 15% of them are (2 * 0.15 / 1.15)."""
 KIND = {"bert": "wordpiece", "roberta": "bpe", "gpt2": "bpe", "t5": "unigram", "xlnet": "unigram"}
 """The tokenizer that a template is trained with."""
+RATE, SLOWER = 1e-3, 3e-4
+"""Peak learning rates: of a stack with its norms after each part and a decoder behind it the lower one, for at 1e-3 it does not leave the
+plateau of the most frequent answer (BART, measured: docs/log.md)."""
+
+
+def rate_of(system: str) -> float:
+    from ziggurat.nn.spec import EncoderDecoder
+    from ziggurat.systems import SYSTEMS
+
+    model = SYSTEMS[system].model
+    return SLOWER if isinstance(model, EncoderDecoder) and model.block.norm_at == "post" else RATE
 
 
 def recipe_of(system: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -47,7 +58,7 @@ def recipe_of(system: str, args: argparse.Namespace) -> dict[str, Any]:
                 "data": "text",
                 "length": 128,
                 "tokens": args.tokens,
-                "optim": {"lr": 1e-3},
+                "optim": {"lr": rate_of(system)},
                 "save": {"every": 500},
             }
         ],
