@@ -14,7 +14,8 @@
                           heldout: {source: {"loss": nats, and, as there are, perplexity, accuracy, bits_per_byte}}}
                         `stage` is pretrain, dapt, tapt or finetune; losses are means in nats a predicted token
     (in stages)         shift: {gain, forgetting: {source: nats}, limit}, stopped: whether it ended early;
-                        interpolation: {points: [{share, losses: {source: nats}}], chosen}
+                        interpolation: {points: [{share, losses: {source: nats}}], chosen},
+                        context: {source: {target, documents, lengths: {length: nats}, positions: [{start, stop, loss, predictions}]}}
     worth               a `worth.Ledger`, or None
     baselines           {name: test score}; the ledger's own by default
     loss                what the losses are: "loss" (nats a predicted token), or "bits/byte" where stages read other tokens
@@ -38,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_text
-from ziggurat.pipeline import before, forgetting, new_tokens
+from ziggurat.pipeline import before, context_use, forgetting, new_tokens
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
 from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
 from ziggurat.pipeline.worth import Ledger, jsonable, shown
@@ -72,6 +73,7 @@ def html(facts: Mapping[str, Any]) -> str:
         before.choices(facts, _table),
         forgetting.section(facts, colors, _table),
         new_tokens.section(facts, _table),
+        context_use.section(facts, _table),
         _heldout(facts),
         _curves(facts, colors),
         _sources(facts),

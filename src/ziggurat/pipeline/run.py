@@ -27,7 +27,7 @@ from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
-from ziggurat.pipeline import interpolation
+from ziggurat.pipeline import context_use, interpolation
 from ziggurat.pipeline.choose import Choice, choose, choose_folders, starting
 from ziggurat.pipeline.opened import Opened, called, fits, open_checkpoint, reads_alike
 from ziggurat.pipeline.prepare import Prepared, content
@@ -265,6 +265,7 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     outcome = jobs.run_stage(folder, job)
     if stage.interpolate is not None and not jobs.done(folder):
         outcome = interpolation.interpolated(stage, job, run.scorer(prepared), folder, outcome)
+    context_use.write(run.scorer(prepared), stage, folder, outcome.steps)
     predictions = _predictions(run, prepared, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
         if export:

@@ -82,7 +82,7 @@ class Scorer:
             split = "valid" if (name, "valid") in self.shards or supervised else "test"
             if (name, split) in self.shards:
                 some = leading(self.shards[name, split], stage.evaluate.tokens)
-                batches = first(self._batches(some, objective, stage.length, network, memory), LONG * stage.evaluate.tokens)
+                batches = first(self.batches(some, objective, stage.length, network, memory), LONG * stage.evaluate.tokens)
                 numbers = held_out(network, objective, batches, dtype, memory)
                 found[name] = numbers | per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
         return found
@@ -100,7 +100,7 @@ class Scorer:
         order = shards.keys.tolist()
         if getattr(objective, "metric", "") in GROUPED:
             groups = dict(zip(order, column_of(shards.read(np.arange(len(shards))), "group"), strict=True))
-        return predict(network, objective, self._batches(shards, objective, stage.length, network), dtype, groups, order)
+        return predict(network, objective, self.batches(shards, objective, stage.length, network), dtype, groups, order)
 
     def _answered(
         self, network: NetworkModel, objective: QuestionAnswering, name: str, length: int, dtype: torch.dtype
@@ -176,9 +176,10 @@ class Scorer:
         predicted = write(network, objective, shards.read(every), self.tokenizer, ctx, dtype=dtype)
         return Predictions([gold[i] for i in shards.ids(every)], predicted)
 
-    def _batches(
+    def batches(
         self, shards: Shards | Subset, objective: Objective, length: int, network: NetworkModel, memory: int = 0
     ) -> Iterator[Batch]:
+        """Packed batches of these documents, each once, as the objective asks of them."""
         key = objective.model_dump_json()
         if key not in self.tables:
             self.tables[key] = objective.tables(self.tokenizer, self.run)

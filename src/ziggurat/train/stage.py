@@ -77,6 +77,9 @@ class Evaluate(Spec):
     """Steps between evaluations; null = at the end only."""
     tokens: int = Field(50_000, gt=0)
     """Held-out text read of each source, in tokens of four bytes: the same documents whatever the tokenizer."""
+    context: bool = False
+    """Text stages: also measure, at the end, the loss by position and in shorter windows (the lengths of the recipe's stages) on the held-out
+    documents that fill the longest, which says whether the model uses a long context."""
 
 
 class Save(Spec):
