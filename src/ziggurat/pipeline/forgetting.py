@@ -22,13 +22,18 @@ def section(facts: Mapping[str, Any], colors: Mapping[str, str], table: Callable
             for source, value in moved.get(kind, {}).items():
                 span = min(value, 0.0), max(value, 0.0)
                 rows.append(Row(f"{s['name']}: {kind}, {source}", {}, frozenset(), value, *span, f"{value:+.3f}", color))
-    if not rows:
+    if not body:
         return ""
     said = (
         "Gain: how far the loss on the stage's own text fell; forgetting: how far the loss on general text rose; both on held-out text, from "
         "the weights the stage began with to those it handed on."
     )
-    chart = dot_chart(rows, label="nats a predicted token", zero=True, form=lambda v: f"{v:+.2f}")
+    if any(s.get("probes") for s in facts["stages"]):
+        said += (
+            " Probes: the score of a linear model on frozen features, in points, before and after, with the change and its standard error over "
+            "the folds of a repeated cross-validation on held-out rows."
+        )
+    chart = dot_chart(rows, label="nats a predicted token", zero=True, form=lambda v: f"{v:+.2f}") if rows else ""
     lines = "".join(_line(s, colors) for s in facts["stages"] if s.get("interpolation"))
     return f'<h2>Gain and forgetting</h2><p class="quiet">{said}</p>{chart}{table(header, [(row, "") for row in body])}{lines}'
 

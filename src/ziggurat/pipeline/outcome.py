@@ -27,7 +27,7 @@ from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import PER_BYTE, main_loss, metric_of
 from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
-from ziggurat.pipeline import context_use, interpolation, vocabulary, worth
+from ziggurat.pipeline import context_use, interpolation, probes, vocabulary, worth
 from ziggurat.pipeline.examples import inputs_and_answers, scored
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
@@ -214,6 +214,7 @@ def _stage(title: str, done: Done, per_byte: bool) -> dict[str, Any]:
         "stopped": o.stopped,
         "interpolation": _line(done.folder),
         "context": context_use.read(done.folder),
+        "probes": probes.read(done.folder),
         "steps": o.steps,
         "skipped": o.skipped,
         "tokens": o.tokens,

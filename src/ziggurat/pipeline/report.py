@@ -15,7 +15,8 @@
                         `stage` is pretrain, dapt, tapt or finetune; losses are means in nats a predicted token
     (in stages)         shift: {gain, forgetting: {source: nats}, limit}, stopped: whether it ended early;
                         interpolation: {points: [{share, losses: {source: nats}}], chosen},
-                        context: {source: {target, documents, lengths: {length: nats}, positions: [{start, stop, loss, predictions}]}}
+                        context: {source: {target, documents, lengths: {length: nats}, positions: [{start, stop, loss, predictions}]}},
+                        probes: {task: {rows, before, after, change, error}}
     worth               a `worth.Ledger`, or None
     baselines           {name: test score}; the ledger's own by default
     loss                what the losses are: "loss" (nats a predicted token), or "bits/byte" where stages read other tokens

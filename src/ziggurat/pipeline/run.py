@@ -27,7 +27,7 @@ from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
-from ziggurat.pipeline import context_use, interpolation
+from ziggurat.pipeline import context_use, interpolation, probes
 from ziggurat.pipeline.choose import Choice, choose, choose_folders, starting
 from ziggurat.pipeline.opened import Opened, called, fits, open_checkpoint, reads_alike
 from ziggurat.pipeline.prepare import Prepared, content
@@ -266,6 +266,9 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     if stage.interpolate is not None and not jobs.done(folder):
         outcome = interpolation.interpolated(stage, job, run.scorer(prepared), folder, outcome)
     context_use.write(run.scorer(prepared), stage, folder, outcome.steps)
+    if stage.forgetting is not None and stage.forgetting.tasks:
+        opened = open_checkpoint(run.done[init].checkpoint) if init in run.done else run.imported.get(init)
+        probes.write(stage, folder, outcome.steps, opened, run.scorer(run.read.get(init, run.prepared)), run.scorer(prepared))
     predictions = _predictions(run, prepared, stage, folder, outcome) if stage.stage == "finetune" else None
     if not jobs.done(folder):
         if export:

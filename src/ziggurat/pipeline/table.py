@@ -92,17 +92,28 @@ def between(gain: Gain, ledger: Ledger) -> str:
 
 def shifts(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table that sets what each stage gained on its own text beside what it lost on general text."""
-    rows = []
+    rows, asked = [], any(stage.get("probes") for stage in facts.get("stages", ()))
     for stage in facts.get("stages", ()):
-        moved = stage.get("shift")
+        moved = stage.get("shift") or ({"gain": {}, "forgetting": {}, "limit": 0} if stage.get("probes") else None)
         if not moved:
             continue
         gain = ", ".join(f"{name} {fall:+.3f}" for name, fall in moved["gain"].items())
         lost = ", ".join(f"{name} {rise:+.3f}" for name, rise in moved["forgetting"].items())
         passed = any(rise > moved["limit"] for rise in moved["forgetting"].values())
         verdict = "" if not lost else "stopped" if stage.get("stopped") else "beyond" if passed else "within"
-        rows.append([str(stage["name"]), gain, lost, f"{verdict} {moved['limit']:g}" if verdict else ""])
-    return ["stage", "gain on its own text", "forgotten of general text", "limit"], rows
+        tasks = [probed(stage.get("probes") or {})] if asked else []
+        rows.append([str(stage["name"]), gain, lost, f"{verdict} {moved['limit']:g}" if verdict else "", *tasks])
+    header = ["stage", "gain on its own text", "forgotten of general text", "limit"]
+    return [*header, *(["probes of general tasks"] if asked else [])], rows
+
+
+def probed(found: Mapping[str, Mapping[str, float]]) -> str:
+    """`agnews 84.1 -> 82.3 (-1.8 +- 0.6)`: scores before and after, their change and its standard error, in points."""
+    said = [
+        f"{name} {100 * p['before']:.1f} \u2192 {100 * p['after']:.1f} ({100 * p['change']:+.1f} \u00b1 {100 * p['error']:.1f})"
+        for name, p in found.items()
+    ]
+    return ", ".join(said)
 
 
 def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> RenderableType:

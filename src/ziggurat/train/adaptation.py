@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ziggurat.config import Spec
 from ziggurat.evaluate.heldout import language_loss
+from ziggurat.objectives import AnyObjective
 
 if TYPE_CHECKING:
     from ziggurat.train.stage import Stage
@@ -34,6 +35,9 @@ class Forgetting(Spec):
     (English; better name your own). Empty = not measured."""
     limit: float = Field(0.1, gt=0)
     """Rise in nats a predicted token from which a warning is given."""
+    tasks: dict[str, AnyObjective] = Field(default_factory=dict)
+    """Labelled sources, and what is asked of their rows: how well a linear probe on the frozen model answers, before and after, on held-out
+    rows."""
     stop: bool = False
     """End the stage at the evaluation that passes the limit, with the weights of the last one within it. Needs `evaluate.every`."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from ziggurat.data.sources import Source, splits
+from ziggurat.data.sources import Source, labelled, splits
+from ziggurat.evaluate.frozen import probeable
+from ziggurat.objectives.base import Objective
 from ziggurat.train.adaptation import SAMPLE
 from ziggurat.train.stage import Stage
 from ziggurat.tree import Node, nearest, tree
@@ -53,7 +55,9 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
                 yield field, f"unknown source '{name}'; {nearest(name, sources)}", ("sources", name)
             elif field == "forgetting" and not {"valid", "test"} & set(splits(sources[name])):
                 yield field, f"source '{name}' holds nothing out to measure on; give it `valid: 0.01`", ("sources", name)
-    if held is not None and stage.stage == "finetune" and held.general:
+    for name, task in (held.tasks if held is not None else {}).items():
+        yield from _task_problems(name, task, sources)
+    if held is not None and stage.stage == "finetune" and (held.general or held.tasks):
         yield "forgetting", "a fine-tuned model has no language-model loss; it belongs in a stage of text"
     if held is not None and held.stop and stage.evaluate.every is None:
         yield "forgetting", "can stop the stage only where it is evaluated; set evaluate: {every: ...}"
@@ -95,3 +99,25 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
         yield "distill", "asks the start about a text without what went before; take `memory` out"
     if stage.interpolate is not None and stage.stage == "finetune":
         yield "interpolate", "a fine-tuned head has no start to go back to; it belongs in a stage of text"
+
+
+def _task_problems(name: str, task: Objective, sources: Mapping[str, Source]) -> Iterator[tuple[Any, ...]]:
+    """What is wrong with a labelled source that a probe is to be asked about."""
+    source = sources.get(name)
+    if source is None:
+        yield "forgetting", f"unknown source '{name}'; {nearest(name, sources)}", ("sources", name)
+        return
+    if not probeable(task):
+        yield "forgetting", f"a linear probe answers classify, regress and tag, not '{task.kind}'", ("sources", name)
+    if not labelled(source):
+        yield (
+            "forgetting",
+            f"source '{name}' declares no labels; name their column, as in columns: {{label: ...}}",
+            ("sources", name),
+        )
+    if not {"valid", "test"} & set(splits(source)):
+        yield (
+            "forgetting",
+            f"source '{name}' holds no rows out to be asked about; give it `test: file` or `test: 0.1`",
+            ("sources", name),
+        )

@@ -233,9 +233,9 @@ class Stage(StageFields):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Further sources whose held-out loss says what it has lost."""
-        general = (self.forgetting.general or ()) if self.forgetting is not None else ()
-        return tuple(name for name in general if name not in self.reads)
+        """Further sources whose held-out loss, or whose held-out rows, say what it has lost."""
+        held = self.forgetting
+        return tuple(n for n in (*(held.general or ()), *held.tasks) if n not in self.reads) if held is not None else ()
 
     @property
     def budget(self) -> tuple[str, float]:
