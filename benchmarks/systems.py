@@ -1,6 +1,6 @@
 """Every system pre-trains on real text with its own objective: loss against the entropy of its answers, accuracy against the trivial answer.
 
-    python benchmarks/systems.py [--tokens 2500000] [--size mini] [--only bert,t5] [--write docs/results/systems.md]
+    python benchmarks/systems.py [--tokens 3000000] [--size tiny] [--only bert,t5] [--write docs/results/systems.md]
 
 Text: the docstrings of installed packages. Each system is a run of its own in runs/systems-<system>; a killed one goes on where it
 was, and a finished one is only read. The entropy and the most frequent answer are those of the held-out answers themselves, which is
@@ -31,11 +31,13 @@ KIND = {"bert": "wordpiece", "roberta": "bpe", "gpt2": "bpe", "t5": "unigram", "
 """The tokenizer that a template is trained with."""
 RATE = 1e-3
 OWN: dict[str, dict[str, Any]] = {
-    **{name: {"lr": 3e-4} for name in ("bart", "mass", "prophetnet", "prophetnet_lm")},
-    **{name: {"lr": 6e-4, "times": 1.6} for name in ("albert", "structbert", "macbert", "modelx", "ernie2")},
+    **{name: {"lr": 6e-4} for name in ("bart", "mass", "prophetnet", "prophetnet_lm")},
+    **{name: {"lr": 6e-4, "times": 5 / 3} for name in ("albert", "structbert", "macbert", "modelx", "ernie2")},
+    "electra": {"times": 4, "model": {"generator_width": 64}},
 }
-"""What does not learn at `RATE` in `--tokens` tokens (measured: docs/log.md): a decoder with its norms after each part stays on the plateau of the
-most frequent answers, and the order of sentences at chance. `lr`: the peak rate; `times`: how many times the tokens."""
+"""What does not learn at `RATE` in `--tokens` tokens (measured: docs/log.md). A decoder with its norms after each part stays on the plateau of
+the most frequent answers, and the order of sentences at chance; which tokens were replaced is learnt only when the generator has left its own
+plateau. `lr`: the peak rate; `times`: how many times the tokens; `model`: dimensions."""
 
 
 def recipe_of(system: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -46,7 +48,8 @@ def recipe_of(system: str, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": f"systems-{system}",
         "system": f"{system}/{size}",
-        "tokenizer": {"kind": KIND.get(page.template, "wordpiece"), "vocab": 8000, "sample": 8_000_000},
+        "model": own.get("model", {}),
+        "tokenizer": {"kind": KIND.get(page.template, "wordpiece"), "vocab": 4000, "sample": 8_000_000},
         "sources": {"text": {"kind": "docstrings"}},
         "stages": [
             {
@@ -54,6 +57,7 @@ def recipe_of(system: str, args: argparse.Namespace) -> dict[str, Any]:
                 "data": "text",
                 "length": 128,
                 "tokens": int(args.tokens * own.get("times", 1)),
+                "batch": {"tokens": 1024},
                 "optim": {"lr": own.get("lr", RATE)},
                 "save": {"every": 500},
             }
@@ -132,8 +136,8 @@ def page(rows: list[dict[str, Any]], args: argparse.Namespace, failed: Mapping[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2_500_000)
-    parser.add_argument("--size", default="mini")
+    parser.add_argument("--tokens", type=int, default=3_000_000)
+    parser.add_argument("--size", default="tiny")
     parser.add_argument("--only", default="")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--commit", default="of this tree")
