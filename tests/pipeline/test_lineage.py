@@ -160,3 +160,19 @@ def test_a_dataset_of_the_hub_is_named() -> None:
     assert found["datasets"] == ["owner/reviews"] and found["metrics"] == ["f1"]
     assert found["model-index"][0]["results"][0]["dataset"]["type"] == "owner/reviews"
     assert found["model-index"][0]["results"][0]["dataset"]["revision"] == "v1"
+
+
+def test_the_lines_of_a_causal_model_card_run_and_the_prompt_is_no_ended_text(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    recipe = Path("text.yaml").read_text("utf-8").replace("roberta/tiny", "gpt2/tiny").replace("wordpiece", "bpe")
+    Path("causal.yaml").write_text(recipe.replace(", lowercase: true", "").replace("name: text", "name: causal"), "utf-8")
+    folder = run("causal.yaml") / "pretrain" / "hf"
+    code = (folder / "README.md").read_text("utf-8").split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
+    capsys.readouterr()
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert capsys.readouterr().out.startswith("Once upon a time")
+    assert names["tokenizer"].eos_token_id not in names["prompt"].input_ids[0].tolist()
+    assert names["tokenizer"]("Once upon a time").input_ids[-1] == names["tokenizer"].eos_token_id

@@ -158,6 +158,12 @@ def _use(facts: Facts) -> str:
     lines = [f"from transformers import {', '.join(sorted(names))}", ""]
     lines += ['tokenizer = AutoTokenizer.from_pretrained("FOLDER")'] if facts.tokenizer else []
     lines += [f'model = {known}.from_pretrained("FOLDER")']
+    if facts.tokenizer and auto == "AutoModelForCausalLM":
+        lines += [
+            "# A text ends with a special token, which the tokenizer adds; a prompt goes on.",
+            'prompt = tokenizer("Once upon a time", return_tensors="pt", add_special_tokens=False)',
+            "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))",
+        ]
     return "\n".join(["```python", *lines, "```"])
 
 
