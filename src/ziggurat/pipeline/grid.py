@@ -155,11 +155,17 @@ def places(recipe: Recipe, stage: Stage, grid: Grid, load: Any) -> list[Place]:
         whole: Recipe = load(overrides)
         own = next(s for s in whole.stages if s.title == stage.title)
         _fits(recipe, stage, whole, own, changes)
+        for field, value in changes.items():
+            check(
+                value is None or _held(own, field) is not None,
+                f"{name}: {field} is undone by another of these fields",
+                "sweep one of them",
+            )
         twin = next((p for p in found if p.stage == own), None)
         check(
             twin is None,
             f"{twin and twin.name} and {name} are the same point",
-            "give each value once, and no fields that exclude each other",
+            "give each value once",
         )
         found.append(Place(name, _folder(name), changes, overrides, own))
     return found
@@ -189,6 +195,16 @@ def _fits(recipe: Recipe, stage: Stage, whole: Recipe, own: Stage, changes: Mapp
         check(
             before == now, f"{fields}: points are compared by one metric, not by {before} and {now}", "leave the metric as it is"
         )
+
+
+def _held(stage: Stage, field: str) -> Any:
+    """What the stage has at a dotted place."""
+    here: Any = stage
+    for key in field.split("."):
+        here = (
+            here.get(key) if isinstance(here, dict) else here[int(key)] if isinstance(here, tuple) else getattr(here, key, None)
+        )
+    return here
 
 
 def said(value: Any) -> str:

@@ -80,11 +80,11 @@ def _legend(sweep: Sweep) -> str:
     several = (
         f"mean ± standard deviation over {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else f"one seed, {sweep.seeds[0]}"
     )
-    failed = "; * = a run that collapsed or diverged" if any(p.fallen for p in sweep.points) and len(sweep.seeds) > 1 else ""
+    failed = "; failed (*): collapsed or diverged" if any(p.fallen for p in sweep.points) else ""
     return f"{several}; {sweep.better} is better{failed}"
 
 
-def tested(sweep: Sweep) -> str:
+def on_test_rows(sweep: Sweep) -> str:
     """The test score of the best point, in a sentence; empty where there is none."""
     if not sweep.test or sweep.best is None:
         return ""
@@ -107,7 +107,7 @@ def terminal_table(sweep: Sweep) -> RenderableType:
         made.add_column(plain(name), justify="left" if n < len(sweep.grid) else "right", overflow="fold")
     for row in found:
         made.add_row(*map(plain, row), style="bold" if row[-1] == "best" else "dim" if row[-1] else None)
-    said_all = [*sweep.sentences, *([text] if (text := tested(sweep)) else [])]
+    said_all = [*sweep.sentences, *([text] if (text := on_test_rows(sweep)) else [])]
     return Group(made, _legend(sweep), *map(plain, said_all), *(f"[yellow]{plain(note)}[/]" for note in sweep.notes))
 
 
@@ -122,7 +122,7 @@ def html(sweep: Sweep) -> str:
         f"&nbsp;·&nbsp; {' &nbsp;·&nbsp; '.join(map(escape, bits))}</p></header>"
     ]
     parts += [f'<p class="note">{escape(note)}</p>' for note in sweep.notes]
-    parts += [_figures(sweep), *(f"<p>{escape(text)}</p>" for text in (*sweep.sentences, tested(sweep)) if text)]
+    parts += [_figures(sweep), *(f"<p>{escape(text)}</p>" for text in (*sweep.sentences, on_test_rows(sweep)) if text)]
     parts += [_taken(sweep), _pictures(sweep)]
     said_below = (
         f"{_legend(sweep)}. The best of many points looks better on the rows that chose it than it is; test rows chose nothing."

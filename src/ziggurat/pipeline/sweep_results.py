@@ -172,7 +172,7 @@ def compare(
     )  # fmt: skip
     if best is None:
         return replace(found, sentences=("No point can be chosen: each has a run without a score.",))
-    said_best = f"best on held-out rows: {best.name}, {measure} {found.show(best.mean)}."
+    said_best = f"Best: {best.name}, {measure} {found.show(best.mean)}."
     if second is None:
         return replace(found, sentences=(said_best,))
     gain = _gain(tried[order[1]][1], tried[order[0]][1], metric)
@@ -211,8 +211,19 @@ def _sentence(found: Sweep, best: Point, second: Point) -> str:
 
 
 def _notes(points: Sequence[Point], best: Point | None, grid: Mapping[str, Sequence[Any]]) -> list[str]:
-    notes = [f"{p.name}, seed {seed}: {why}." for p in points for seed, why in p.fallen.items()]
-    notes += [f"{p.name} is not ranked: it has a run without a score." for p in points if not p.ranked]
+    notes = []
+    for p in points:
+        seeds: dict[str, list[str]] = {}
+        for seed, why in p.fallen.items():
+            seeds.setdefault(why, []).append(str(seed))
+        said_all = "; ".join(f"seed{'s' * (len(some) > 1)} {', '.join(some)}: {why}" for why, some in seeds.items())
+        notes += (
+            [f"{p.name}, {said_all}." + ("" if p.ranked else " A point with a run without a score is not ranked.")]
+            if seeds
+            else []
+        )
+    if best is not None and len(best.fallen) == len(best.scores):
+        notes.insert(0, "Every run of the best point collapsed: no value tried is a good one.")
     for name, values in grid.items() if best is not None else ():
         if len(values) < 2 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
             continue
