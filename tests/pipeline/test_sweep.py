@@ -306,7 +306,7 @@ def test_values_are_named_alike_however_they_are_written() -> None:
         (["tokenizer.vocab=300,400"], "preparation"),
         (["sources.domain.valid=0.1,0.2"], "preparation"),
         (["stages.finetune.optim.lr=1e-4,1e-3"], "finetune optim.lr=1e-4,1e-3"),
-        (["optim.rl=1e-4,1e-3"], "did you mean 'lr'"),
+        (["optim.lrr=1e-4,1e-3"], "did you mean 'lr'"),
         (["optm.lr=1e-4"], "did you mean 'optim'"),
         (["optim.lr=1e-4,-1"], "must be above 0"),
         (["optim.lr=1e-3,0.001"], "the same point"),
@@ -328,7 +328,7 @@ def test_mistakes_are_said_before_anything_is_trained(
     with pytest.raises(UserError, match=re.escape(said_so)):
         sweeping.command(Path("tune.yaml"), "finetune", arguments, "0")
     assert not Path("runs/tune/sweep").exists()
-    assert not trained or "init" in arguments[0]  # whether a start is there is known when the stages before are
+    assert not trained and not Path("runs/tune/pretrain").exists()
 
 
 def test_other_mistakes(place: Path) -> None:

@@ -22,7 +22,7 @@ from ziggurat.evaluate.heldout import metric_of
 from ziggurat.pipeline.prepare import parts
 from ziggurat.systems import find
 from ziggurat.train.recipe import Recipe
-from ziggurat.train.stage import Stage
+from ziggurat.train.stage import Stage, candidates
 from ziggurat.tree import nearest, parse
 
 Grid = Mapping[str, Sequence[Any]]
@@ -175,6 +175,10 @@ def _fits(recipe: Recipe, stage: Stage, whole: Recipe, own: Stage, changes: Mapp
     """Raise `UserError` where a point needs what the recipe does not prepare, or cannot be measured like the others."""
     fields = ", ".join(changes)
     other = "run it as a recipe with a `name` of its own"
+    earlier = [s.title for s in recipe.stages[: [s.title for s in recipe.stages].index(stage.title)]]
+    starts = ["scratch", *earlier, *(n for n in candidates(stage.init) if n not in ("scratch", *earlier))]
+    init = str(own.init)
+    check("init" not in changes or init in starts, f"{fields}: no such start here: {init}", f"there are: {', '.join(starts)}")
     missing = sorted({name for name, _ in set(parts(whole)) - set(parts(recipe))})
     check(not missing, f"{fields}: {', '.join(missing)} would have to be prepared, and the recipe does not read it", other)
     if stage.stage == "finetune":
