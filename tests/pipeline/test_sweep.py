@@ -261,6 +261,11 @@ def test_no_point_is_chosen_among_runs_without_scores() -> None:
     assert json.loads(found.to_json())["best"] is None
 
 
+def test_losses_of_different_kinds_are_not_compared() -> None:
+    with pytest.raises(UserError, match="different kinds cannot be compared: clm; mlm"):
+        compared({"1": [], "2": []}, **{"1": [Trial(1.0, losses=("mlm",))], "2": [Trial(2.0, losses=("clm",))]})
+
+
 def test_collapsed_runs_are_flagged_beside_the_mean() -> None:
     gold = ["a", "b", "a", "b"]
     good, flat = Predictions(gold, ["a", "b", "a", "a"]), Predictions(gold, ["a"] * 4)

@@ -24,11 +24,11 @@ from ziggurat import __version__
 from ziggurat.atomic import write_json
 from ziggurat.config import spelled
 from ziggurat.errors import check
-from ziggurat.evaluate.heldout import main_loss, metric_of
+from ziggurat.evaluate.heldout import language_loss, main_loss, metric_of
 from ziggurat.evaluate.scores import Metric
 from ziggurat.pipeline import doctor
 from ziggurat.pipeline import run as running
-from ziggurat.pipeline.grid import Grid, Place, chosen_stage, places, read, said, without_valid
+from ziggurat.pipeline.grid import Grid, Place, chosen_stage, places, read, without_valid, written
 from ziggurat.pipeline.run import Done, Run
 from ziggurat.pipeline.sweep_report import show, write_results
 from ziggurat.pipeline.sweep_results import LOSS, Sweep, Trial, compare
@@ -138,7 +138,8 @@ def _trial(run: Run, base: Stage, place: Place, home: Path, seed: int, init: str
         write_json(record, {"identity": identity, "why": error.message})
         return Trial(math.nan, diverged=error.message)
     o = done.outcome
-    return Trial(_score(base, done), o.seconds, o.steps, o.skipped, done.predictions)
+    losses = tuple(main_loss(numbers) for name, numbers in o.held_out.items() if name in base.data)
+    return Trial(_score(base, done), o.seconds, o.steps, o.skipped, done.predictions, losses=losses)
 
 
 def _done(run: Run, place: Place, folder: Path, seed: int, init: str, test: bool = False) -> Done:
@@ -151,9 +152,9 @@ def _score(base: Stage, done: Done) -> float:
     if done.predictions is not None:
         assert base.objective is not None
         return done.predictions.score(base.objective)
-    numbers = {name: done.outcome.held_out[name] for name in base.data}
-    weights = sum(base.data[name].weight for name in numbers)
-    return sum(base.data[name].weight * found[main_loss(found)] for name, found in numbers.items()) / weights
+    weights = {name: share.weight for name, share in base.data.items()}
+    found = {name: language_loss(done.outcome.held_out.get(name, {})) for name in weights}
+    return sum(weights[name] * loss for name, loss in found.items()) / sum(weights.values())
 
 
 def _test(run: Run, base: Stage, points: Sequence[Place], found: Sweep, home: Path, starts: dict[str, str]) -> dict[int, float]:
@@ -168,7 +169,7 @@ def _test(run: Run, base: Stage, points: Sequence[Place], found: Sweep, home: Pa
 
 
 def _facts(path: str | Path, stage: str, grid: Grid, seeds: Sequence[int], overrides: Sequence[str]) -> dict[str, object]:
-    swept = [f"{field}={','.join(map(said, values))}" for field, values in grid.items()]
+    swept = [f"{field}={','.join(map(written, values))}" for field, values in grid.items()]
     line = ["ziggurat", "sweep", str(path), stage, *swept, *overrides, "--seeds", ",".join(map(str, seeds))]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     machine += f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""

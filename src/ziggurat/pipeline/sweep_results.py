@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ziggurat.errors import check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.evaluate.scores import METRICS, Metric
 from ziggurat.pipeline import worth
@@ -38,6 +39,8 @@ class Trial:
     """Of a fine-tuning, on held-out rows."""
     diverged: str = ""
     """Why there is no score."""
+    losses: tuple[str, ...] = ()
+    """Of a stage of text, which losses the score is made of."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,12 @@ def compare(
     tried: Sequence[tuple[Place, Mapping[int, Trial]]],
     folders: Sequence[str],
 ) -> Sweep:
-    """Rank the points by their means, and set the runner-up beside the best, seed by seed and example by example."""
+    """Rank the points by their means, and set the runner-up beside the best, seed by seed and example by example.
+
+    Raises `UserError` when the points' losses are of different kinds.
+    """
+    kinds = sorted({", ".join(t.losses) for _, trials in tried for t in trials.values() if not t.diverged})
+    check(len(kinds) < 2, f"losses of different kinds cannot be compared: {'; '.join(kinds)}", "sweep objectives of one kind")
     points = [point(place, trials, folder) for (place, trials), folder in zip(tried, folders, strict=True)]
     sign = 1 if metric.better == "higher" else -1
     order = sorted((n for n, p in enumerate(points) if p.ranked), key=lambda n: -sign * points[n].mean)
