@@ -19,7 +19,7 @@ from ziggurat.pipeline.charts import Series, line_chart
 from ziggurat.pipeline.grid import said
 from ziggurat.pipeline.page import page, setting, table
 from ziggurat.pipeline.sweep_results import Point, Sweep
-from ziggurat.pipeline.table import duration
+from ziggurat.pipeline.table import duration, label
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -90,7 +90,7 @@ def on_test_rows(sweep: Sweep) -> str:
         return ""
     values = list(sweep.test.values())
     spread = f" ± {sweep.show(float(np.std(values, ddof=1)))}" if len(values) > 1 else ""
-    return f"On the test rows, which chose nothing, {sweep.best.name} has {sweep.metric} {sweep.show(float(np.mean(values)))}{spread}."
+    return f"On the test rows, which chose nothing, {sweep.best.name} has {label(sweep.metric)} {sweep.show(float(np.mean(values)))}{spread}."
 
 
 def terminal_table(sweep: Sweep) -> RenderableType:
@@ -146,7 +146,7 @@ def _figures(sweep: Sweep) -> str:
         unit = "points" if sweep.shown_as_points else ""
         cards.append((sweep.show(sweep.difference), unit, f"better than {sweep.runner_up.name}"))
     if sweep.test:
-        cards.append((sweep.show(float(np.mean(list(sweep.test.values())))), "", f"{sweep.metric} on the test rows"))
+        cards.append((sweep.show(float(np.mean(list(sweep.test.values())))), "", f"{label(sweep.metric)} on the test rows"))
     made = (
         f'<div class="figure"><strong>{escape(a)} <small>{escape(b)}</small></strong><span>{escape(c)}</span></div>'
         for a, b, c in cards
