@@ -17,7 +17,7 @@ from ziggurat import __version__
 from ziggurat.cli import app
 from ziggurat.errors import Stopped, UserError
 
-VERBS = ("run", "prepare", "doctor", "evaluate", "import", "export", "show", "list", "try")
+VERBS = ("run", "prepare", "doctor", "evaluate", "interpolate", "sweep", "import", "export", "show", "list", "try")
 
 
 class Exported:
@@ -57,6 +57,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         import_folder=stand_in("import", (Path("out/step-0"), ("no tokenizer there",))),
         export_checkpoint=stand_in("export", Exported()),
     )
+    module("ziggurat.pipeline.sweep", command=stand_in("sweep"))
     module("ziggurat.pipeline.tryout", try_checkpoint=stand_in("try", "Paris 0.9"))
     return seen
 
@@ -91,6 +92,7 @@ def test_version() -> None:
 def test_verbs(calls: list[Any]) -> None:
     assert invoke("run", "a.yaml", "seed=1", "stages.finetune.epochs=2").exit_code == 0
     assert invoke("evaluate", "runs/a", "runs/b", "glue", "seeds=1").exit_code == 0
+    assert invoke("sweep", "a.yaml", "finetune", "optim.lr=1e-5,3e-5", "seed=1", "--seeds", "0,1").exit_code == 0
     assert "no tokenizer there" in invoke("import", "hf", "out").stdout
     assert "heads left out: nsp" in invoke("export", "runs/a", "hf").stdout
     assert invoke("export", "runs/a", "hf", "--architecture", "BertModel").exit_code == 0
@@ -98,6 +100,7 @@ def test_verbs(calls: list[Any]) -> None:
     assert calls == [
         ("run", Path("a.yaml"), ["seed=1", "stages.finetune.epochs=2"]),
         ("evaluate", ["runs/a", "runs/b", "glue", "seeds=1"]),
+        ("sweep", Path("a.yaml"), "finetune", ["optim.lr=1e-5,3e-5", "seed=1"], "0,1"),
         ("import", Path("hf"), Path("out")),
         ("export", Path("runs/a"), Path("hf"), None),
         ("export", Path("runs/a"), Path("hf"), "BertModel"),

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from ziggurat.pipeline.run import prepare, run
     from ziggurat.pipeline.show import show
     from ziggurat.pipeline.suites import evaluate_suite
+    from ziggurat.pipeline.sweep import sweep
     from ziggurat.systems.hub import export_checkpoint as export
     from ziggurat.systems.hub import from_hub
     from ziggurat.systems.hub import import_folder as import_
 
-__all__ = ["UserError", "evaluate_suite", "export", "from_hub", "import_", "load", "prepare", "run", "score", "show"]
+__all__ = ["UserError", "evaluate_suite", "export", "from_hub", "import_", "load", "prepare", "run", "score", "show", "sweep"]
 __version__ = "0.1.0"
 
 PLACES = {
@@ -39,6 +40,7 @@ PLACES = {
     "from_hub": "systems.hub:from_hub",
     "export": "systems.hub:export_checkpoint",
     "show": "pipeline.show:show",
+    "sweep": "pipeline.sweep:sweep",
     "UserError": "errors:UserError",
 }
 """Where each name of the API lives."""

@@ -1,4 +1,4 @@
-"""The command line: ten verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
+"""The command line: eleven verbs, each a call of one function. Nothing heavy is imported before a verb runs."""
 
 from __future__ import annotations
 
@@ -143,6 +143,35 @@ def interpolate_(
     from ziggurat.train.adaptation import Interpolate
 
     table(*interpolate(recipe, overrides or [], stage, Interpolate(points=points, share=share, limit=limit), to))
+
+
+@app.command("sweep")
+@verb
+def sweep_(
+    recipe: RecipePath,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="The stage, by its name.")],
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FIELD=V1,V2... [KEY=VALUE]...",
+            help="Values of the stage's fields, as in optim.lr=1e-5,3e-5; then values over the recipe's, as in seed=1",
+        ),
+    ],
+    seeds: Annotated[
+        str, typer.Option(metavar="0,1,2", help="Otherwise worth.seeds for a fine-tuning, the recipe's for text.")
+    ] = "",
+) -> None:
+    """Run a stage with every combination of some values, compare them on held-out rows, and say which is best.
+
+    ziggurat sweep mine.yaml finetune optim.lr=1e-5,3e-5,1e-4 batch.documents=16,32 --seeds 0,1,2
+
+    FIELD is a field of the stage, as recipes have it in that stage; what begins with a field of the recipe (seed=1,
+    stages.pretrain.steps=100) is laid over the recipe, as in `run`. The stages before are run first, as `run` does. Repeating
+    the command goes on, and values added later run alone. Test rows are scored for the best point only.
+    """
+    from ziggurat.pipeline.sweep import command
+
+    command(recipe, stage, values, seeds)
 
 
 @app.command("import")

@@ -25,6 +25,8 @@ class Series:
     color: str = "var(--series-1)"
     thin: bool = False
     """A backdrop (the training loss) rather than a finding."""
+    dots: bool = False
+    """Points that no line connects (seeds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +70,30 @@ def thinned(points: Sequence[Point], most: int = 240) -> list[Point]:
 
 
 def line_chart(
-    series: Sequence[Series], *, x_label: str, y_label: str, y_range: Point | None = None, width: int = 420, height: int = 240
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    y_range: Point | None = None,
+    width: int = 420,
+    height: int = 240,
+    x_ticks: Mapping[float, str] | None = None,
+    log: bool = False,
 ) -> str:
-    """A line a series over common axes; `y_range` makes several charts comparable."""
+    """A line a series over common axes; `y_range` makes several charts comparable, `x_ticks` names places of the x axis, which is
+    logarithmic with `log`."""
     drawn = [(s, thinned(s.points)) for s in series]
-    drawn = [(s, p) for s, p in drawn if p]
+    drawn = [(s, [(math.log10(x), y) for x, y in p] if log else p) for s, p in drawn if p]
     if not drawn:
         return '<p class="quiet">No curve was recorded.</p>'
-    xs = [x for _, p in drawn for x, _ in p]
+    named = {math.log10(x) if log else x: text for x, text in (x_ticks or {}).items()}
+    xs = [*(x for _, p in drawn for x, _ in p), *named]
     low, high = y_range or y_extent(series)
     left, right, top, bottom = 44, 14, 24, 38
-    start, end = min(*xs, 0) if min(xs) < 0.2 * max(xs) else min(xs), max(xs)
+    start, end = min(*xs, 0) if min(xs) < 0.2 * max(xs) and not named else min(xs), max(xs)
     end = end if end > start else start + 1
+    if named:  # dots do not stand on the frame
+        start, end = start - 0.05 * (end - start), end + 0.05 * (end - start)
 
     def at(x: float, y: float) -> tuple[float, float]:
         down = (high - min(max(y, low), high)) / (high - low)
@@ -90,24 +104,27 @@ def line_chart(
         _, y = at(start, tick)
         out.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         out.append(f'<text class="tick" x="{left - 7}" y="{y + 3.5:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in ticks(start, end, 4):
+    for tick, text in (named or {tick: count(tick) for tick in ticks(start, end, 4)}).items():
         x, _ = at(tick, low)
-        out.append(f'<text class="tick" x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{count(tick)}</text>')
+        out.append(f'<text class="tick" x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{escape(text)}</text>')
     out.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>')
     out.append(f'<text class="label" x="{left - 36}" y="12">{escape(y_label)}</text>')
     out.append(f'<text class="label" x="{width - right}" y="{height - 6}" text-anchor="end">{escape(x_label)}</text>')
     for s, points in drawn:
+        if s.dots:
+            continue
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
         kind = "thin" if s.thin else "line"
         out.append(
             f'<polyline class="{kind}" style="stroke:{s.color}" points="{path}"><title>{escape(s.name)}</title></polyline>'
         )
     for s, points in drawn:
-        few = len(points) <= 30 and not s.thin
+        few = s.dots or (len(points) <= 30 and not s.thin)
+        faint = ' fill-opacity="0.45"' if s.dots else ""
         for x, y in points if few else points[-1:]:
             cx, cy = at(x, y)
-            title = f"{escape(s.name)}: {y:.3f} at {x:,.6g}"
-            hidden = "" if few or not s.thin else ' fill-opacity="0"'
+            title = f"{escape(s.name)}: {y:.3f} at {escape(named[x]) if x in named else format(10**x if log else x, ',.6g')}"
+            hidden = faint if few or not s.thin else ' fill-opacity="0"'
             out.append(
                 f'<circle class="dot" style="fill:{s.color}" cx="{cx:.1f}" cy="{cy:.1f}" r="3"{hidden}><title>{title}</title></circle>'
             )

@@ -35,13 +35,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_text
 from ziggurat.pipeline import before, context_use, forgetting, new_tokens
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
+from ziggurat.pipeline.page import page
 from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
 from ziggurat.pipeline.worth import Ledger, jsonable, shown
 
@@ -81,13 +81,7 @@ def html(facts: Mapping[str, Any]) -> str:
         before.findings(facts, _table),
         _setting(facts),
     ]
-    css = files("ziggurat.pipeline").joinpath("report.css").read_text(encoding="utf-8")
-    title = escape(str(facts["name"]))
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title} · ziggurat</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style></head>'
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return page(str(facts["name"]), parts)
 
 
 # ---- parts of the page ---------------------------------------------------------------------------------------------

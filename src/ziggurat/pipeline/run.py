@@ -22,6 +22,7 @@ from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import dump, load, spelled
 from ziggurat.context import Context
 from ziggurat.data.shards import Shards
+from ziggurat.data.sources import Split
 from ziggurat.data.subset import Subset
 from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
@@ -66,7 +67,7 @@ class Done:
     folder: Path
     outcome: Outcome
     predictions: Predictions | None = None
-    """On the task's test rows, of a fine-tuning."""
+    """On the task's test rows, or those of another split that was asked, of a fine-tuning."""
 
     @property
     def checkpoint(self) -> Path:
@@ -130,13 +131,9 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
         run = begin(recipe, folder, signals)
         run.before = doctor.glance(run)
         doctor.say(run.before)
-        for stage in recipe.stages:
-            stage, init = started(run, stage)
-            seed = recipe.worth.seeds[0] if recipe.worth and stage.stage == "finetune" else recipe.seed
-            run.done[stage.title] = _one(run, stage, folder / stage.title, seed, init)
+        in_order(run, recipe.stages)
         arms = _arms(run)
-        beside = control(run, arms)
-        account(run, arms, [str(path), *overrides], beside)
+        account(run, arms, [str(path), *overrides], control(run, arms))
     if suites:
         from ziggurat.pipeline.suites import evaluate_run
 
@@ -167,6 +164,14 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     write_text(folder / "recipe.yaml", dump(whole))
     read = prepare_stages(recipe, folder, prepared)
     return Run(recipe, folder, prepared, signals, imported, {}, choices=choices, read=read)
+
+
+def in_order(run: Run, stages: Sequence[Stage]) -> None:
+    """Run stages of the recipe one after the other, or find them done."""
+    for stage in stages:
+        stage, init = started(run, stage)
+        seed = run.recipe.worth.seeds[0] if run.recipe.worth and stage.stage == "finetune" else run.recipe.seed
+        run.done[stage.title] = _one(run, stage, run.folder / stage.title, seed, init)
 
 
 def started(run: Run, stage: Stage) -> tuple[Stage, str]:
@@ -251,8 +256,10 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
     )
 
 
-def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True) -> Done:
-    """Run one stage in `folder` from `init`, score it if it is a fine-tuning, export it, and mark it done."""
+def _one(
+    run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True, split: Split = "test"
+) -> Done:
+    """Run one stage in `folder` from `init`, score it on a split if it is a fine-tuning, export it, and mark it done."""
     job = job_of(run, stage, folder, seed, init, title)
     if stage.interpolate is not None:
         interpolation.begun(stage, job)  # now, not after hours of training
@@ -269,18 +276,12 @@ def _one(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str 
     if stage.forgetting is not None and stage.forgetting.tasks:
         opened = open_checkpoint(run.done[init].checkpoint) if init in run.done else run.imported.get(init)
         probes.write(stage, folder, outcome.steps, opened, run.scorer(run.read.get(init, run.prepared)), run.scorer(prepared))
-    predictions = _predictions(run, prepared, stage, folder, outcome) if stage.stage == "finetune" else None
+    predictions = _predictions(run, prepared, stage, folder, outcome, split) if stage.stage == "finetune" else None
     if not jobs.done(folder):
         if export:
             choice = run.choices.get(stage.title)
-            complete(
-                run.recipe,
-                stage,
-                jobs.result(folder, outcome.steps),
-                outcome,
-                predictions,
-                choice if choice and choice.chosen == init else None,
-            )
+            choice = choice if choice and choice.chosen == init else None
+            complete(run.recipe, stage, jobs.result(folder, outcome.steps), outcome, predictions, choice)
             _export(stage, folder)
             if stage.lora is not None:
                 _adapter(run, stage, folder, job, outcome)
@@ -330,19 +331,19 @@ def draw(shards: Shards, examples: int, seed: int) -> Subset:
     return Subset(shards, np.sort(chosen))
 
 
-def _predictions(run: Run, prepared: Prepared, stage: Stage, folder: Path, outcome: Outcome) -> Predictions:
-    """The test predictions of a fine-tuned checkpoint, kept beside it with what identifies the test rows."""
-    path, objective = folder / "predictions.json", stage.objective
+def _predictions(run: Run, prepared: Prepared, stage: Stage, folder: Path, outcome: Outcome, split: Split) -> Predictions:
+    """The predictions of a fine-tuned checkpoint on a split, kept beside it with what identifies the rows."""
+    path, objective = folder / ("predictions.json" if split == "test" else f"predictions-{split}.json"), stage.objective
     assert objective is not None
     (name,) = stage.data
-    rows = content(prepared.shards[name, "test"])
+    rows = content(prepared.shards[name, split])
     if path.exists():
         kept = json.loads(path.read_text("utf-8"))
         if kept.pop("documents", "") == rows:
             return Predictions(**kept)
     network = open_checkpoint(jobs.result(folder, outcome.steps)).build()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = run.scorer(prepared).answers(network.to(device), objective, stage, precision_of(stage.precision, device))
+    found = run.scorer(prepared).answers(network.to(device), objective, stage, precision_of(stage.precision, device), split)
     write_json(path, {"documents": rows, **asdict(found)})
     return found
 
@@ -353,8 +354,7 @@ def _arms(run: Run) -> dict[str, dict[int, Done]]:
     if not tuned:
         return {}
     last = tuned[-1]
-    prefixes = _prefixes(run.recipe, last)
-    worth = run.recipe.worth
+    prefixes, worth = _prefixes(run.recipe, last), run.recipe.worth
     if worth is None:
         return {prefixes[-1][0]: {run.recipe.seed: run.done[last.title]}}
     arms: dict[str, dict[int, Done]] = {}

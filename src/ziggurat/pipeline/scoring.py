@@ -6,14 +6,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from ziggurat.data.loader import once
 from ziggurat.data.shards import Shards
-from ziggurat.data.sources import documents
+from ziggurat.data.sources import Split, documents
 from ziggurat.data.subset import Subset
 from ziggurat.errors import check
 from ziggurat.evaluate.answer_scores import answer_metric, best_threshold
@@ -87,25 +87,27 @@ class Scorer:
                 found[name] = numbers | per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
         return found
 
-    def answers(self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype) -> Predictions:
-        """The network's answers on the task's test rows."""
+    def answers(
+        self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype, split: Split = "test"
+    ) -> Predictions:
+        """The network's answers on the task's rows of a split."""
         (name,) = stage.data
         if isinstance(objective, Seq2Seq):
-            return self._written(network, objective, name, stage.length, dtype)
+            return self._written(network, objective, name, split, stage.length, dtype)
         if isinstance(objective, QuestionAnswering):
-            return self._answered(network, objective, name, stage.length, dtype)
+            return self._answered(network, objective, name, split, stage.length, dtype)
         if isinstance(objective, MultipleChoice):
-            return self._chosen(network, objective, name, stage.length, dtype)
-        groups, shards = None, self.shards[name, "test"]
+            return self._chosen(network, objective, name, split, stage.length, dtype)
+        groups, shards = None, self.shards[name, split]
         order = shards.keys.tolist()
         if getattr(objective, "metric", "") in GROUPED:
             groups = dict(zip(order, column_of(shards.read(np.arange(len(shards))), "group"), strict=True))
         return predict(network, objective, self.batches(shards, objective, stage.length, network), dtype, groups, order)
 
     def _answered(
-        self, network: NetworkModel, objective: QuestionAnswering, name: str, length: int, dtype: torch.dtype
+        self, network: NetworkModel, objective: QuestionAnswering, name: str, split: Split, length: int, dtype: torch.dtype
     ) -> Predictions:
-        """Answers to the test questions, as they stand in the source's contexts."""
+        """Answers to a split's questions, as they stand in the source's contexts."""
         threshold = objective.threshold
         if objective.no_answer and threshold == "tuned":
             check(
@@ -122,7 +124,7 @@ class Scorer:
                 objective.metric,
                 best,
             )
-        gold, said, margins = self._spans(network, objective, name, "test", length, dtype)
+        gold, said, margins = self._spans(network, objective, name, split, length, dtype)
         assert not isinstance(threshold, str)
         silent = [objective.no_answer and margin > threshold for margin in margins]
         given = ["" if none else text for none, text in zip(silent, said, strict=True)]
@@ -133,7 +135,7 @@ class Scorer:
         network: NetworkModel,
         objective: QuestionAnswering,
         name: str,
-        split: Literal["valid", "test"],
+        split: Split,
         length: int,
         dtype: torch.dtype,
     ) -> tuple[list[Any], list[str], list[float]]:
@@ -149,10 +151,10 @@ class Scorer:
         return list(column_of(tokens, "answers")), said, [span.margin for span in found]
 
     def _chosen(
-        self, network: NetworkModel, objective: MultipleChoice, name: str, length: int, dtype: torch.dtype
+        self, network: NetworkModel, objective: MultipleChoice, name: str, split: Split, length: int, dtype: torch.dtype
     ) -> Predictions:
         """The choices taken: their numbers, or for a metric of texts what they say."""
-        shards = self.shards[name, "test"]
+        shards = self.shards[name, split]
         every = np.arange(len(shards))
         tokens = shards.read(every)
         ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed)
@@ -160,17 +162,19 @@ class Scorer:
         right = objective.right(tokens, np.array([len(row) for row in scores]))
         best = [int(np.argmax(row)) for row in scores]
         if objective.metric != "accuracy":
-            texts = {d.id: d.lists["choices"] for d in documents(self.recipe.sources[name], "test")}
+            texts = {d.id: d.lists["choices"] for d in documents(self.recipe.sources[name], split)}
             rows = [[text.strip() for text in texts[i]] for i in shards.ids(every)]
             gold = [[row[n] for n in numbers] for row, numbers in zip(rows, right, strict=True)]
             return Predictions(gold, [row[n] for row, n in zip(rows, best, strict=True)], {"scores": scores})
         one = all(len(numbers) == 1 for numbers in right)
         return Predictions([n for (n,) in right] if one else right, best, {"scores": scores})
 
-    def _written(self, network: NetworkModel, objective: Seq2Seq, name: str, length: int, dtype: torch.dtype) -> Predictions:
+    def _written(
+        self, network: NetworkModel, objective: Seq2Seq, name: str, split: Split, length: int, dtype: torch.dtype
+    ) -> Predictions:
         """The texts that it writes, beside those of the source as they were before any tokenizer."""
-        shards = self.shards[name, "test"]
-        gold = {d.id: d.fields.get("references", d.texts["pair"]) for d in documents(self.recipe.sources[name], "test")}
+        shards = self.shards[name, split]
+        gold = {d.id: d.fields.get("references", d.texts["pair"]) for d in documents(self.recipe.sources[name], split)}
         every = np.arange(len(shards))
         ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed)
         predicted = write(network, objective, shards.read(every), self.tokenizer, ctx, dtype=dtype)

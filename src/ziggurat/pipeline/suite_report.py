@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ziggurat.atomic import write_text
 from ziggurat.evaluate.scores import METRICS
 from ziggurat.pipeline.charts import Row, dot_chart
+from ziggurat.pipeline.page import page, setting, table
 from ziggurat.pipeline.suite_results import CONFIDENCE, Results, Score, TaskResult
 from ziggurat.pipeline.table import duration, label
 from ziggurat.pipeline.worth import shown
@@ -144,12 +143,7 @@ def html(results: Results) -> str:
     parts += [f"<p>{escape(results.about)}</p>"] if results.about else []
     parts += [f'<p class="note">{escape(note)}</p>' for note in results.notes]
     parts += [_picture(results), _differences(results), _tables(results), _missing(results), _setting(results)]
-    css = files("ziggurat.pipeline").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(results.suite)} · ziggurat</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style></head>'
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return page(results.suite, parts)
 
 
 def _picture(results: Results) -> str:
@@ -184,14 +178,8 @@ def _differences(results: Results) -> str:
     return f'<h2>Differences</h2><ul class="verdicts">{items}</ul><p class="quiet">{said}</p>' if items else ""
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(h)}</th>" for h in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _tables(results: Results) -> str:
-    out = f'<h2>Table</h2><p class="quiet">{escape(_legend(results))}</p>{_table(*grid(results))}'
+    out = f'<h2>Table</h2><p class="quiet">{escape(_legend(results))}</p>{table(*grid(results))}'
     runs = []
     for t in results.scored:
         for s in t.models:
@@ -199,24 +187,18 @@ def _tables(results: Results) -> str:
                 each = ", ".join(t.show(v) + (" (collapsed)" if seed in s.collapsed else "") for seed, v in s.scores.items())
                 more = ", ".join(f"{label(m)} {shown(v, m not in METRICS or METRICS[m].points)}" for m, v in s.further.items())
                 runs.append([t.task, s.model, each, more, duration(s.seconds) if s.seconds else ""])
-    return out + "<h2>Every run</h2>" + _table(["task", "model", "score by seed", "further metrics", "training"], runs)
+    return out + "<h2>Every run</h2>" + table(["task", "model", "score by seed", "further metrics", "training"], runs)
 
 
 def _missing(results: Results) -> str:
     found = _left_out(results)
-    return "<h2>Not scored</h2>" + _table(["task", "why"], [list(row) for row in found]) if found else ""
+    return "<h2>Not scored</h2>" + table(["task", "why"], [list(row) for row in found]) if found else ""
 
 
 def _setting(results: Results) -> str:
     facts = results.facts
     pairs = [*results.checkpoints.items(), *facts.get("versions", {}).items()]
     pairs += [("machine", facts["machine"])] if facts.get("machine") else []
-    listed = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in pairs)
-    command = (
-        f"<details open><summary>To run it again</summary><pre>{escape(facts['command'])}</pre></details>"
-        if facts.get("command")
-        else ""
-    )
     about = [[t.task, t.objective, t.about, f"{t.leaks:,}" if t.leaks else ""] for t in results.tasks]
-    asked = _table(["task", "objective", "about", "training rows left out: hold a test row"], about)
-    return f"<h2>Tasks</h2>{asked}<h2>Setting</h2><dl>{listed}</dl>{command}"
+    asked = table(["task", "objective", "about", "training rows left out: hold a test row"], about)
+    return f"<h2>Tasks</h2>{asked}{setting(pairs, facts.get('command', ''))}"

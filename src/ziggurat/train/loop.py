@@ -26,6 +26,10 @@ SKIPS = 10
 """Steps in a row with a loss or gradient that is no number before a stage gives up."""
 
 
+class Diverged(UserError):
+    """Training gave up: `SKIPS` steps in a row without a finite loss."""
+
+
 class Trained(Protocol):
     """What is minimised: an objective, or one with more behind it."""
 
@@ -128,7 +132,7 @@ def train(
     """Train from `progress.step` to `plan.steps`. Each line below is one thing that happens in a step.
 
     `batches` is endless. `write` takes a step's numbers, `evaluate` scores on held-out text, `save` writes a checkpoint, `show` moves the
-    progress bar, `stop` says whether a signal came in, `recall` is the memory of a stage that has one. Raises `Stopped` after saving when it did, and `UserError` after
+    progress bar, `stop` says whether a signal came in, `recall` is the memory of a stage that has one. Raises `Stopped` after saving when it did, and `Diverged` after
     SKIPS steps in a row without a finite loss: such steps are skipped and change nothing.
     """
     device = next(network.parameters()).device
@@ -160,7 +164,7 @@ def train(
         progress.tokens += sum(batch.live_tokens() for batch in micro)
         progress.seconds += time.perf_counter() - began
         if bad >= SKIPS:
-            raise UserError(
+            raise Diverged(
                 f"training diverged: {SKIPS} steps in a row without a finite loss, up to step {progress.step}",
                 "lower optim.lr or raise schedule.warmup; the last checkpoint is from before",
             )

@@ -1,0 +1,180 @@
+"""`ziggurat sweep`: one stage with every combination of some values and seeds, compared on held-out rows; running it again goes on.
+
+runs/<name>/sweep/<stage>/  sweep.html  sweep.json  sweep.csv  optim.lr=3e-5/seed-0/ (a stage's folder, as `run` makes them)
+
+Test rows choose nothing: they are scored for the best point alone, after it was chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from ziggurat import __version__
+from ziggurat.atomic import write_json
+from ziggurat.config import spelled
+from ziggurat.errors import check
+from ziggurat.evaluate.heldout import language_loss, main_loss, metric_of
+from ziggurat.evaluate.scores import Metric
+from ziggurat.pipeline import doctor
+from ziggurat.pipeline import run as running
+from ziggurat.pipeline.grid import Grid, Place, chosen_stage, places, read, without_valid, written
+from ziggurat.pipeline.run import Done, Run
+from ziggurat.pipeline.sweep_report import show, write_results
+from ziggurat.pipeline.sweep_results import LOSS, Sweep, Trial, compare
+from ziggurat.pipeline.table import label
+from ziggurat.train import settings
+from ziggurat.train.loop import Diverged
+from ziggurat.train.recipe import Recipe
+from ziggurat.train.stage import Stage
+
+log = logging.getLogger(__name__)
+
+FOLDER = "sweep"
+DIVERGED = "diverged.json"
+
+
+def command(path: Path, stage: str, arguments: Sequence[str], seeds: str = "") -> None:
+    """The command line: `arguments` are FIELD=V1,V2 of the stage and KEY=VALUE of the recipe, `seeds` is text such as `0,1,2`."""
+    grid, overrides = read(arguments)
+    numbers = [part.strip() for part in seeds.split(",")] if seeds else []
+    check(all(n.isdecimal() for n in numbers), f"--seeds {seeds} are no whole numbers", "as in --seeds 0,1,2")
+    show(sweep(path, stage, grid, list(map(int, numbers)) or None, overrides))
+
+
+def sweep(path: str | Path, stage: str, grid: Grid, seeds: Sequence[int] | None = None, overrides: Sequence[str] = ()) -> Sweep:
+    """Run the stages before `stage` and then every point of the grid with every seed, or find it done; sweep.html, .json and .csv.
+
+    `grid` has values by field of the stage: `{"optim.lr": [1e-5, 3e-5]}`. `seeds` are by default `worth.seeds` for a fine-tuning and the
+    recipe's seed for a stage of text. Points are compared on held-out (`valid`) rows: of a fine-tuning by the task's metric, of a stage of text
+    by the loss on its own sources, weighted by their shares.
+
+    Raises:
+        UserError: a mistake in the recipe or a point, no such stage, nothing held out, or a folder that was begun with other settings.
+        Stopped: a signal came in; the same call goes on.
+    """
+    recipe = running.load_recipe(path, overrides)
+    base = chosen_stage(recipe, stage)
+    points = places(recipe, base, grid, lambda more: running.load_recipe(path, [*overrides, *more]))
+    seeds = _seeds(recipe, base, seeds)
+    folder = running.RUNS / recipe.name
+    with running.session(folder) as signals:
+        run = running.begin(recipe, folder, signals)
+        run.before = doctor.glance(run)
+        doctor.say(run.before)
+        for name in base.data:
+            check((name, "valid") in run.prepared.shards, *without_valid(stage, name))
+        running.in_order(run, run.recipe.stages[: [s.title for s in recipe.stages].index(stage)])
+        base, init = running.started(run, base)
+        starts = {place.name: _start(run, base, init, place) for place in points}
+        tried, home = list[tuple[Place, dict[int, Trial]]](), folder / FOLDER / stage
+        metric, measure = _measure(base)
+        for n, place in enumerate(points, 1):
+            log.info("%s, point %d of %d: %s", stage, n, len(points), place.name)
+            tried.append((place, {s: _trial(run, base, place, home, s, starts[place.name]) for s in seeds}))
+        found = compare(recipe.name, stage, measure, metric, grid, tried, [str(home / p.folder) for p in points])
+        test = _test(run, base, points, found, home, starts) if base.stage == "finetune" else {}
+    found = replace(found, test=test, folder=str(home), facts=_facts(path, stage, grid, seeds, overrides))
+    write_results(home, found)
+    return found
+
+
+def _seeds(recipe: Recipe, stage: Stage, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    if seeds is None:
+        return recipe.worth.seeds if recipe.worth is not None and stage.stage == "finetune" else (recipe.seed,)
+    check(
+        seeds and min(seeds) >= 0 and len(set(seeds)) == len(seeds),
+        f"seeds {list(seeds)}: different whole numbers from 0 on are needed",
+    )
+    return tuple(seeds)
+
+
+def _measure(stage: Stage) -> tuple[Metric, str]:
+    """What the points are compared by, and how tables call it."""
+    if stage.stage != "finetune":
+        return LOSS, LOSS.name
+    assert stage.objective is not None
+    metric = metric_of(stage.objective)
+    return metric, f"held-out {label(metric.name)}"
+
+
+def _start(run: Run, base: Stage, init: str, place: Place) -> str:
+    """What a point starts from: what the stage does, unless `init` itself is swept; raises `UserError` where that reads other tokens."""
+    if "init" not in place.changes:
+        return init
+    own = str(place.stage.init)
+    mine, theirs = (run.reads(s, i).tokenizer.fingerprint for s, i in ((place.stage, own), (base, init)))
+    check(
+        mine == theirs,
+        f"{place.name}: it reads other tokens than {init} does, so points cannot be compared",
+        "run it as another recipe",
+    )
+    return own
+
+
+def _trial(run: Run, base: Stage, place: Place, home: Path, seed: int, init: str) -> Trial:
+    """One run, or what it has found before; a run that diverged is written down and not tried again."""
+    folder = home / place.folder / f"seed-{seed}"
+    record = folder / DIVERGED
+    identity = settings.digest([spelled(place.stage), seed, init, running._parent(run, init)])
+    if record.exists():
+        kept = json.loads(record.read_text("utf-8"))
+        if kept["identity"] == identity:
+            return Trial(math.nan, diverged=kept["why"])
+    try:
+        done = _done(run, place, folder, seed, init)
+    except Diverged as error:
+        log.warning("%s, seed %d: %s", place.name, seed, error.message)
+        write_json(record, {"identity": identity, "why": error.message})
+        return Trial(math.nan, diverged=error.message)
+    o = done.outcome
+    losses = tuple(main_loss(numbers) for name, numbers in o.held_out.items() if name in base.data)
+    return Trial(_score(base, done), o.seconds, o.steps, o.skipped, done.predictions, losses=losses)
+
+
+def _done(run: Run, place: Place, folder: Path, seed: int, init: str, test: bool = False) -> Done:
+    title = f"{place.stage.title} with {place.name}, seed {seed}"
+    return running._one(run, place.stage, folder, seed, init, title, export=False, split="test" if test else "valid")
+
+
+def _score(base: Stage, done: Done) -> float:
+    """Of a fine-tuning the task's metric, of a stage of text the mean loss on its sources; both on held-out rows."""
+    if done.predictions is not None:
+        assert base.objective is not None
+        return done.predictions.score(base.objective)
+    weights = {name: share.weight for name, share in base.data.items()}
+    found = {name: language_loss(done.outcome.held_out.get(name, {})) for name in weights}
+    return sum(weights[name] * loss for name, loss in found.items()) / sum(weights.values())
+
+
+def _test(run: Run, base: Stage, points: Sequence[Place], found: Sweep, home: Path, starts: dict[str, str]) -> dict[int, float]:
+    """Test scores of the best point by seed; no other point is ever scored on test rows."""
+    best = next((p for p in points if found.best is not None and p.name == found.best.name), None)
+    if best is None:
+        return {}
+    return {
+        seed: _score(base, _done(run, best, home / best.folder / f"seed-{seed}", seed, starts[best.name], test=True))
+        for seed in found.seeds
+    }
+
+
+def _facts(path: str | Path, stage: str, grid: Grid, seeds: Sequence[int], overrides: Sequence[str]) -> dict[str, object]:
+    swept = [f"{field}={','.join(map(written, values))}" for field, values in grid.items()]
+    line = ["ziggurat", "sweep", str(path), stage, *swept, *overrides, "--seeds", ",".join(map(str, seeds))]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    machine += f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return {
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "command": shlex.join(line),
+        "setting": {"ziggurat": __version__, "torch": torch.__version__, "machine": machine},
+    }
