@@ -255,7 +255,7 @@ def test_results_can_be_packed(batch: Batch, name: str) -> None:
     rows = objective.rows(ctx)
     assert all(int(done.streams[s].lengths.max(initial=0)) <= row for s, row in rows.items()) and stream in rows
     laid = pack(done, rows, VOCAB.pad).streams[stream]
-    assert laid.row == rows[stream] and int(sight(done.streams[stream]).sum()) <= int(sight(laid).sum())
+    assert laid.row <= rows[stream] and int(sight(done.streams[stream]).sum()) <= int(sight(laid).sum())
 
 
 def test_rows_are_the_longest() -> None:
