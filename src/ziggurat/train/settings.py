@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_json
 from ziggurat.errors import UserError
+from ziggurat.train.keeping import WITHIN
 
 FILE = "stage.json"
 SHOWN = 8
@@ -27,6 +29,7 @@ def keep(folder: Path, now: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for measured in ("budget.json", "before.json", "fisher.safetensors"):
             (folder / measured).unlink(missing_ok=True)
+        shutil.rmtree(folder / WITHIN, ignore_errors=True)
         write_json(path, now)
         return
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
