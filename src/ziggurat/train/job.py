@@ -244,9 +244,9 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             except Ended as ended:
                 held_out = ended.found
                 kept, ending = keeping.back(ended, progress.step)
-            lines = read_metrics(folder / "metrics.jsonl")
-            if held_out and not (lines and flat(held_out).keys() <= lines[-1].keys()):  # a run that was killed just now has it
-                metrics.write(progress.step, flat(held_out))
+            last = (read_metrics(folder / "metrics.jsonl") or [{"step": -1}])[-1]
+            if held_out and not (last["step"] == progress.step and flat(held_out).keys() <= last.keys()):
+                metrics.write(progress.step, flat(held_out))  # unless a run that was killed just now wrote it
             if ending is not None:
                 forgot = shift(stage, before, held_out) if ending.why == "forgetting" else None
                 warn = log.warning if forgot is not None else say
