@@ -106,15 +106,11 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
     tables = {name: table.digest for name, table in job.tables.items()}
-    unfelt = () if stage.forgetting is not None and stage.forgetting.stop else ("forgetting",)
-    written = {k: v for k, v in spelled(stage).items() if k not in ("save", "log_every", *unfelt)}
-    if not stage.evaluate.chooses:  # a stage that was begun before one could choose goes on
-        written["evaluate"] = {k: v for k, v in written["evaluate"].items() if k not in ("keep", "by")}
     settings.keep(
         folder,
         {
             **({"tables": tables} if tables else {}),
-            "stage": written,
+            "stage": settings.deciding(stage),
             "model": spelled(job.start.model),
             "system": job.system,
             "tokenizer": job.tokenizer.fingerprint,

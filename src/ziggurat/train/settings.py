@@ -10,11 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_json
+from ziggurat.config import spelled
 from ziggurat.errors import UserError
 from ziggurat.train.keeping import WITHIN
+from ziggurat.train.stage import Stage
 
 FILE = "stage.json"
 SHOWN = 8
+
+
+def deciding(stage: Stage) -> dict[str, Any]:
+    """What of a stage decides its result, as plain data. How weights are chosen is not there where none are: so it was written before
+    they could be."""
+    unfelt = () if stage.forgetting is not None and stage.forgetting.stop else ("forgetting",)
+    written = {k: v for k, v in spelled(stage).items() if k not in ("save", "log_every", *unfelt)}
+    if not stage.evaluate.chooses:
+        written["evaluate"] = {k: v for k, v in written["evaluate"].items() if k not in ("keep", "by")}
+    return written
 
 
 def keep(folder: Path, now: Mapping[str, Any]) -> None:
