@@ -319,13 +319,14 @@ def after(n: int, real: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@pytest.mark.parametrize(("seed", "patience"), [(9, 2), (5, None), (9, None)])
+@pytest.mark.parametrize(("seed", "patience"), [(9, 2), (5, None)])
 def test_killed_anywhere(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, patience: int | None) -> None:
-    """In every step, behind every checkpoint (of the best and of the others), behind the last judgement, and before the mark that it is done."""
+    """In every other step, so before and behind every evaluation; behind every checkpoint, of the best and of the others; behind the last
+    judgement, and before the mark that it is done."""
     job = replace(told(job, evaluate={"patience": patience}), seed=seed)
     right = jobs.run_stage(tmp_path / "straight", job)
-    places: list[tuple[Any, str, int]] = [(loop, "backward", n) for n in range(1, right.ended + 1)]
-    places += [(checkpoints, "save", n) for n in range(1, 12)]
+    places: list[tuple[Any, str, int]] = [(loop, "backward", n) for n in range(1, right.ended + 1, 2)]
+    places += [(checkpoints, "save", n) for n in range(1, 8)]
     places += [(keeping.Keeping, "last", 1), (keeping.Keeping, "back", 1), (keeping.Keeping, "drop", 1), (jobs, "write_json", 1)]
     killed = 0
     for what, name, n in places:
@@ -338,7 +339,7 @@ def test_killed_anywhere(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 killed += 1
         alike(folder, jobs.run_stage(folder, job), tmp_path / "straight", right)
         shutil.rmtree(folder)
-    assert killed > right.ended
+    assert killed > 10
 
 
 def test_lora(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
