@@ -25,6 +25,8 @@ from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.types import Batch, Target
 
 PER_BYTE = "bits_per_byte"
+HIGHER = ("_accuracy", "_f1")
+"""Endings of the numbers of which more is better."""
 CHUNK = 512
 """Rows whose scores over the vocabulary exist at once."""
 
@@ -74,7 +76,7 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
 
 def main_loss(numbers: Mapping[str, float]) -> str:
     """The name of the language-model loss among a source's held-out numbers, or else of the first loss; empty if there is none."""
-    losses = [name for name in numbers if not name.endswith(("_accuracy", "_f1")) and name != PER_BYTE]
+    losses = [name for name in numbers if not name.endswith(HIGHER) and name != PER_BYTE]
     return next((name for name in ("mlm", "clm", *losses) if name in numbers), "")
 
 

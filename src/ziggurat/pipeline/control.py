@@ -32,7 +32,9 @@ def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
         return None
     name = f"{stage.title} on {worth.control}"
     steps = dict.fromkeys(BUDGETS) | {"steps": run.done[stage.title].outcome.steps}
-    other = stage.model_copy(update={"data": {worth.control: Share()}, "nearest": {}, "name": name.replace(" ", "-"), **steps})
+    last_weights = stage.evaluate.model_copy(update={"keep": "last", "patience": None})  # or it would have fewer steps
+    update = {"data": {worth.control: Share()}, "nearest": {}, "name": name.replace(" ", "-"), "evaluate": last_weights, **steps}
+    other = stage.model_copy(update=update)
     folder = run.folder / "worth" / "control"
     if stage.title in run.read:  # with the right domain's tokens, if it brought some
         run.read[name] = run.read[other.title] = run.read[stage.title]

@@ -24,6 +24,7 @@ from ziggurat.nn.network import NetworkModel
 from ziggurat.train import job as jobs
 from ziggurat.train.adaptation import Interpolate, Shift, shift
 from ziggurat.train.job import Job, Outcome
+from ziggurat.train.keeping import RESULT
 from ziggurat.train.loop import precision_of
 from ziggurat.train.stage import Stage
 
@@ -112,7 +113,7 @@ def interpolated(stage: Stage, job: Job, scorer: Scorer, folder: Path, outcome: 
     assert stage.interpolate is not None
     trained = checkpoints.load(jobs.trained(folder, outcome.steps))
     line = sweep(stage, job, scorer, trained, stage.interpolate)
-    write(folder / jobs.RESULT, line, job, trained)
+    write(folder / RESULT, line, job, trained)
     write_json(folder / FILE, asdict(line))
     outcome = replace(outcome, held_out=line.at(line.chosen).found)
     moved = shift(stage, outcome.before, outcome.held_out)
@@ -162,7 +163,7 @@ def interpolate(
         run = running.begin(recipe, folder, signals)
         for other in recipe.stages:
             if jobs.done(folder / other.title):
-                done = Outcome(**json.loads((folder / other.title / "outcome.json").read_text("utf-8")))
+                done = jobs.outcome_of(folder / other.title)
                 run.done[other.title] = running.Done(other, folder / other.title, done)
         outcome = run.done[title].outcome
         stage, init = running.started(run, stage)

@@ -177,6 +177,7 @@ def _facts(
         "sources": [_source(run, name) for name, split in prepared.shards if split == "train"],
         "doctor": run.before,
         "choices": [_choice(choice) for choice in run.choices.values()],
+        "notes": [f"{t}: {end.sentence}" for t, done in run.done.items() if (end := done.outcome.ending(done.stage))],
         "config": dump(recipe),
         "commands": [shlex.join(["ziggurat", "run", *arguments])],
     }
@@ -212,6 +213,8 @@ def _stage(title: str, done: Done, per_byte: bool) -> dict[str, Any]:
         "data": ", ".join(done.stage.data),
         "shift": asdict(moved) if moved is not None else None,
         "stopped": o.stopped,
+        "ended": o.ended,
+        "score": o.score,
         "interpolation": _line(done.folder),
         "context": context_use.read(done.folder),
         "probes": probes.read(done.folder),

@@ -29,6 +29,7 @@ def complete(
         "recipe": recipe.name,
         "origins": {name: origin(recipe.sources[name]) for name in stage.data},
         **({"start": choice.why} if choice is not None else {}),
+        **({"ended": ending.entry} if (ending := outcome.ending(stage)) else {}),
         **({"held_out": held_out} if held_out else {}),
         **({"test": _test(stage, predictions)} if predictions is not None else {}),
     }

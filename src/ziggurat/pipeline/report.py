@@ -13,7 +13,8 @@
                           curve: [(step, loss)] in training, heldout_curve: {source: [(step, loss)]},
                           heldout: {source: {"loss": nats, and, as there are, perplexity, accuracy, bits_per_byte}}}
                         `stage` is pretrain, dapt, tapt or finetune; losses are means in nats a predicted token
-    (in stages)         shift: {gain, forgetting: {source: nats}, limit}, stopped: whether it ended early;
+    (in stages)         shift: {gain, forgetting: {source: nats}, limit}; stopped: why other weights than the last are handed on (forgetting,
+                        patience or best), or ""; ended: the last step trained; score: the held-out number chosen by;
                         interpolation: {points: [{share, losses: {source: nats}}], chosen},
                         context: {source: {target, documents, lengths: {length: nats}, positions: [{start, stop, loss, predictions}]}},
                         probes: {task: {rows, before, after, change, error}}

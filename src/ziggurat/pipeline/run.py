@@ -229,6 +229,9 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
     shards: dict[str, Any] = prepared.read(stage)
     general = {name: prepared.shards[name, "train"] for name in stage.weighed}
     data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
+    facts: dict[str, Any] = {"parent": _parent(run, init), "data": data}
+    if stage.evaluate.chooses:  # by the same rows from the first evaluation to the last, and never by test rows
+        facts["chosen_by"] = {name: content(_valid(prepared, name)) for name in stage.data}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
 
@@ -247,13 +250,23 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
         run.recipe.system.partition("/")[0],
         seed,
         tables=stage.objective.tables(prepared.tokenizer, run.folder),
-        facts={"parent": _parent(run, init), "data": data},
+        facts=facts,
         held_out=lambda network, objective, dtype: run.scorer(prepared).losses(network, objective, stage, dtype),
         held=run.signals.held,
         general=general,
         title=title,
         sinks=sinks,
     )
+
+
+def _valid(prepared: Prepared, name: str) -> Shards:
+    """The rows of a source that weights may be chosen by."""
+    check(
+        (name, "valid") in prepared.shards,
+        f"evaluate: {{keep: best}} needs rows to choose by, and none of source '{name}' are held out",
+        "give it `valid: file` or a larger share, as in `valid: 0.1`",
+    )
+    return prepared.shards[name, "valid"]
 
 
 def _one(

@@ -36,6 +36,7 @@ from ziggurat.pipeline.prepare import Prepared
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.suite_files import missing
 from ziggurat.systems import find
+from ziggurat.train import settings
 from ziggurat.train.loop import precision_of
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
@@ -100,16 +101,17 @@ class Question:
     @cached_property
     def key(self) -> str:
         """Of everything that decides the answers but the seed."""
-        stage = {k: v for k, v in spelled(self.stage).items() if k not in ("init", "save", "log_every")}
+        stage = {k: v for k, v in settings.deciding(self.stage).items() if k != "init"}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = self.opened.tokenizer
         assert tokenizer is not None
+        splits = ("train", "test", *(("valid",) if self.stage.evaluate.chooses else ()))
         state = {
             "network": spelled(self.opened.network),
             "weights": self.opened.fingerprint,
             "tokenizer": tokenizer.fingerprint,
             "system": self.opened.system,
-            "rows": [identity(self.prepared.shards[SOURCE, split]) for split in ("train", "test")],
+            "rows": [identity(self.prepared.shards[SOURCE, s]) for s in splits if (SOURCE, s) in self.prepared.shards],
             "stage": stage,
             "scored": self.objective.kind,
             "zero_shot": self.task.zero_shot,

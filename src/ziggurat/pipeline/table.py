@@ -100,7 +100,7 @@ def shifts(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         gain = ", ".join(f"{name} {fall:+.3f}" for name, fall in moved["gain"].items())
         lost = ", ".join(f"{name} {rise:+.3f}" for name, rise in moved["forgetting"].items())
         passed = any(rise > moved["limit"] for rise in moved["forgetting"].values())
-        verdict = "" if not lost else "stopped" if stage.get("stopped") else "beyond" if passed else "within"
+        verdict = "" if not lost else "stopped" if stage.get("stopped") == "forgetting" else "beyond" if passed else "within"
         tasks = [probed(stage.get("probes") or {})] if asked else []
         rows.append([str(stage["name"]), gain, lost, f"{verdict} {moved['limit']:g}" if verdict else "", *tasks])
     header = ["stage", "gain on its own text", "forgotten of general text", "limit"]

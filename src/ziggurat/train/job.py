@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,31 +23,20 @@ from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import spelled
 from ziggurat.context import Context
 from ziggurat.data.shards import Shards
-from ziggurat.errors import UserError
 from ziggurat.log import Metrics, ProgressBar, Sink, read_metrics
 from ziggurat.nn.attention import pick
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import budget, lineage, loop, schedule, settings
-from ziggurat.train.adaptation import Shift, shift
+from ziggurat.train.adaptation import shift
+from ziggurat.train.keeping import WITHIN, Ended, Ending, Keeping
 from ziggurat.train.optim import load_optimizer_tensors, optimizer_tensors
 from ziggurat.train.retention import Retention
 from ziggurat.train.stage import Stage
 from ziggurat.train.start import Start, build, context, number
 
 log = logging.getLogger(__name__)
-
-
-RESULT, WITHIN = checkpoints.RESULTS
-"""Subfolders of a stage: weights between the start's and the trained ones, and the last ones that had not forgotten too much."""
-
-
-class TooFar(Exception):
-    """An evaluation passed the limit of forgetting."""
-
-    def __init__(self, found: dict[str, dict[str, float]]):
-        self.found = found
 
 
 @dataclass(frozen=True)
@@ -67,8 +55,18 @@ class Outcome:
     evaluation_seconds: float = 0.0
     before: dict[str, dict[str, float]] = field(default_factory=dict)
     """The same numbers of the weights it started from; empty where there was no language model yet."""
-    stopped: bool = False
-    """It ended early because it had forgotten too much; `steps` are those of the weights that were kept."""
+    stopped: str = ""
+    """Why the weights handed on are not those of the last step, as in `keeping.Ended`; empty: they are. Steps, tokens and seconds are then
+    those of the weights handed on, the curve that of the whole training."""
+    ended: int = 0
+    """The last step that was trained."""
+    score: float | None = None
+    """The held-out number that the weights were chosen by (evaluate.by)."""
+
+    def ending(self, stage: Stage) -> Ending | None:
+        """How it ended, where other weights than the last are handed on."""
+        by = stage.evaluate
+        return Ending(self.stopped, self.ended, self.steps, by.by, self.score, by.patience) if self.stopped else None
 
     @property
     def tokens_per_second(self) -> float:
@@ -108,12 +106,11 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
     tables = {name: table.digest for name, table in job.tables.items()}
-    unfelt = () if stage.forgetting is not None and stage.forgetting.stop else ("forgetting",)
     settings.keep(
         folder,
         {
             **({"tables": tables} if tables else {}),
-            "stage": {k: v for k, v in spelled(stage).items() if k not in ("save", "log_every", *unfelt)},
+            "stage": settings.deciding(stage),
             "model": spelled(job.start.model),
             "system": job.system,
             "tokenizer": job.tokenizer.fingerprint,
@@ -122,7 +119,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         },
     )
     if done(folder):
-        outcome = Outcome(**json.loads((folder / "outcome.json").read_text("utf-8")))
+        outcome = outcome_of(folder)
         problems = checkpoints.verify(result(folder, outcome.steps))
         if not problems:
             return outcome
@@ -145,8 +142,8 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     parameters = network.parameter_count()
     retention = Retention(folder, job, network, objective, ctx, new)
     steps = budget.steps(folder, job, objective, retention, ctx, dtype)
-    found = checkpoints.latest(folder)
-    saved = checkpoints.load(found) if found else None
+    keeping = Keeping(folder, stage, title, before)
+    saved = keeping.resume(steps)
     here = {"threads": torch.get_num_threads(), "precision": _name(dtype), "device": device.type}
     with budget.loader(job, objective, ctx, steps, saved.state["loader"] if saved else None) as loader:
         optimizer = retention.optimizer()
@@ -177,14 +174,16 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             contents = job.facts.get("data", {})
             return lineage.entry(stage, job.shards, contents, job.seed, progress.step, progress.tokens, progress.seconds)
 
-        def save(progress: loop.Progress, within: bool = False) -> None:
+        def save(progress: loop.Progress, found: Mapping[str, Any] | None = None) -> None:
+            within = found is not None
             last = within or progress.step == steps
+            known = {"held_out": found} if within else {"kept": keeping.step}
             checkpoints.save(
                 folder / WITHIN if within else folder,
                 progress.step,
                 replace(card, lineage=(*job.start.lineage, entry(progress))),
                 retention.weights(),
-                state={"progress": asdict(progress), "loader": loader.state(), "machine": here},
+                state={"progress": asdict(progress), "loader": loader.state(), "machine": here, **known},
                 optimizer=retention.state() | ({} if last else optimizer_tensors(optimizer, network)),
                 rng=_random_state(),
                 memory=None if last or recall is None else recall.tensors(),
@@ -198,11 +197,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
 
         def evaluate(network: NetworkModel) -> dict[str, float]:
             found = held(network)
-            moved = shift(stage, before, found)
-            if stage.forgetting is not None and stage.forgetting.stop and moved is not None:
-                if moved.passed:
-                    raise TooFar(found)
-                save(progress, within=True)
+            keeping.evaluated(progress.step, found, lambda: save(progress, found))
             return flat(found)
 
         plan = loop.Plan(
@@ -220,6 +215,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         ):
             if before and not progress.step:
                 metrics.write(0, flat(before))
+            ending: Ending | None = None
             try:
                 with job.held() as stop:
                     loop.train(
@@ -240,18 +236,22 @@ def run_stage(folder: Path, job: Job) -> Outcome:
                 began = time.perf_counter()
                 held_out = held(network)
                 progress.evaluating += time.perf_counter() - began
-                moved = shift(stage, before, held_out)
-                if stage.forgetting is not None and stage.forgetting.stop and moved is not None and moved.passed:
-                    raise TooFar(held_out)
-            except TooFar as far:
-                metrics.write(progress.step, flat(far.found))
-                progress = _back(folder, title, retention, progress.step, shift(stage, before, far.found))
-                held_out = held(network)
-            lines = read_metrics(folder / "metrics.jsonl")
-            if held_out and not (lines and flat(held_out).keys() <= lines[-1].keys()):  # a run that was killed just now has it
-                metrics.write(progress.step, flat(held_out))
-    if progress.step == steps:
-        shutil.rmtree(folder / WITHIN, ignore_errors=True)  # the last step is within the limit
+                keeping.last(held_out)
+            except Ended as ended:
+                held_out = ended.found
+                kept, ending = keeping.back(ended, progress.step)
+            last = (read_metrics(folder / "metrics.jsonl") or [{"step": -1}])[-1]
+            if held_out and not (last["step"] == progress.step and flat(held_out).keys() <= last.keys()):
+                metrics.write(progress.step, flat(held_out))  # unless a run that was killed just now wrote it
+            if ending is not None:
+                forgot = shift(stage, before, held_out) if ending.why == "forgetting" else None
+                warn = log.warning if forgot is not None else say
+                warn("%s: %s%s", title, ending.sentence, f"; {forgot.sentence}" if forgot is not None else "")
+                retention.restore(kept.tensors, kept.optimizer)
+                held_out = kept.state.get("held_out") or held(network)
+                progress = replace(loop.Progress(**kept.state["progress"]), curve=progress.curve, evaluating=progress.evaluating)
+    if ending is None:
+        keeping.drop()
     moved = shift(stage, before, held_out)
     if moved is not None:
         (log.warning if moved.passed and not job.title else say)("%s: %s", title, moved.sentence)
@@ -266,7 +266,9 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         progress.skipped,
         progress.evaluating,
         before,
-        progress.step < steps,
+        ending.why if ending is not None else "",
+        ending.step if ending is not None else progress.step,
+        keeping.best,
     )
     write_json(folder / "outcome.json", asdict(outcome))
     return outcome
@@ -302,26 +304,12 @@ def _before(folder: Path, job: Job, network: NetworkModel, dtype: torch.dtype, n
     return found
 
 
-def _back(folder: Path, title: str, retention: Retention, step: int, moved: Shift | None) -> loop.Progress:
-    """Give the network the last weights that were within the limit of forgetting; raise `UserError` if there are none."""
-    found = checkpoints.latest(folder / WITHIN)
-    said = moved.sentence if moved is not None else ""
-    if found is None:
-        raise UserError(
-            f"{title}: the first evaluation, at step {step}, is beyond the limit of forgetting: {said}",
-            "evaluate more often (evaluate.every), lower optim.lr, add `replay`, or raise forgetting.limit",
-        )
-    saved = checkpoints.load(found)
-    retention.restore(saved.tensors, saved.optimizer)
-    progress = loop.Progress(**saved.state["progress"])
-    log.warning(
-        "%s: stopped at step %d, which passed the limit: %s; its result are the weights of step %d",
-        title,
-        step,
-        said,
-        progress.step,
-    )
-    return progress
+def outcome_of(folder: Path) -> Outcome:
+    """The outcome of a finished stage."""
+    found = json.loads((folder / "outcome.json").read_text("utf-8"))
+    if isinstance(found.get("stopped"), bool):  # of a run before there was more than one reason
+        found["stopped"] = "forgetting" if found["stopped"] else ""
+    return Outcome(**found)
 
 
 def finish(folder: Path) -> None:

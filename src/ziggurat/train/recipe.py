@@ -14,7 +14,7 @@ from ziggurat.nn.spec import Model
 from ziggurat.systems import SYSTEMS, find
 from ziggurat.systems.base import System
 from ziggurat.text.train import TokenizerSpec
-from ziggurat.train import arms, vocabulary
+from ziggurat.train import arms, keeping, vocabulary
 from ziggurat.train.adaptation import SAMPLE
 from ziggurat.train.stage import (
     BUDGETS,
@@ -308,6 +308,7 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
             "a budget in tokens needs batches limited by tokens; give it in steps or epochs, or set batch: {tokens: ...}",
         )
     yield from arms.problems(stage, recipe.sources)
+    yield from keeping.problems(stage, recipe.sources)
     yield from vocabulary.problems(stage)
     supervised = stage.objective is not None and stage.objective.labelled
     if stage.stage == "finetune":

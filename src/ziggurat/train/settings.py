@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_json
+from ziggurat.config import spelled
 from ziggurat.errors import UserError
+from ziggurat.train.keeping import WITHIN
+from ziggurat.train.stage import Stage
 
 FILE = "stage.json"
 SHOWN = 8
+
+
+def deciding(stage: Stage) -> dict[str, Any]:
+    """What of a stage decides its result, as plain data. How weights are chosen is not there where none are: so it was written before
+    they could be."""
+    unfelt = () if stage.forgetting is not None and stage.forgetting.stop else ("forgetting",)
+    written = {k: v for k, v in spelled(stage).items() if k not in ("save", "log_every", *unfelt)}
+    if not stage.evaluate.chooses:
+        written["evaluate"] = {k: v for k, v in written["evaluate"].items() if k not in ("keep", "by")}
+    return written
 
 
 def keep(folder: Path, now: Mapping[str, Any]) -> None:
@@ -27,6 +41,7 @@ def keep(folder: Path, now: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for measured in ("budget.json", "before.json", "fisher.safetensors"):
             (folder / measured).unlink(missing_ok=True)
+        shutil.rmtree(folder / WITHIN, ignore_errors=True)
         write_json(path, now)
         return
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]

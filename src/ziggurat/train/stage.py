@@ -80,6 +80,32 @@ class Evaluate(Spec):
     context: bool = False
     """Text stages: also measure, at the end, the loss by position and in shorter windows (the lengths of the recipe's stages) on the held-out
     documents that fill the longest, which says whether the model uses a long context."""
+    keep: Literal["last", "best"] = "last"
+    """Weights that are handed on: of the last step, or of the evaluation, the one at the end included, that is best on the `valid` rows of the
+    stage's own sources (of equals the first). best needs `every`."""
+    by: str = Field("loss", min_length=1)
+    """Best by this number: loss, accuracy, or another as metrics.jsonl calls it behind heldout/<source>/ (bits_per_byte, rtd_f1). Accuracies and
+    F1 are best high, others low. Of several own sources their mean by the shares in `data`."""
+    patience: int | None = Field(None, gt=0)
+    """The stage ends after so many evaluations in a row that are no better than the best; its schedule is then cut off. Means keep: best."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patient(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("patience") is not None:
+            return {**value, "keep": value.get("keep", "best")}
+        return value
+
+    @model_validator(mode="after")
+    def _best(self) -> Evaluate:
+        if self.patience is not None and self.keep == "last":
+            raise ValueError("patience hands on the best weights, not the last; take `keep: last` out")
+        return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the weights of one evaluation are chosen among all."""
+        return self.keep == "best"
 
 
 class Save(Spec):
