@@ -223,11 +223,11 @@ def _evaluation(run: Run, stage: Stage, found: Probe) -> Iterator[float]:
         if (name, split) in shards:
             yield looks * _live(run, stage, leading(shards[name, split], stage.evaluate.tokens)) * found.evaluating
     if stage.stage == "finetune":
-        (name,) = stage.data
-        if isinstance(stage.objective, Seq2Seq):
-            yield _writing(run, stage, name)
-        else:
-            yield _live(run, stage, shards[name, "test"]) * found.evaluating
+        for name in stage.data:
+            if isinstance(stage.objective, Seq2Seq):
+                yield _writing(run, stage, name)
+            else:
+                yield _live(run, stage, shards[name, "test"]) * found.evaluating
 
 
 def _live(run: Run, stage: Stage, shards: Shards | Subset) -> int:

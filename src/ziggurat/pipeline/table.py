@@ -115,6 +115,8 @@ def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> Render
     from rich.markup import escape as plain
     from rich.table import Table
 
+    from ziggurat.pipeline import by_task
+
     header, rows, leading = account(facts)
     ledger: Ledger | None = facts.get("worth")
     tint = {"paid": "green", "cost": "red", "undecided": "yellow"}
@@ -159,7 +161,15 @@ def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> Render
         if ledger
         else []
     )
-    notes = [*facts.get("notes", ()), *(ledger.notes if ledger else ())]
+    about = facts.get("tasks", ())
+    lines += by_task.sentences(about)
+    notes = [*facts.get("notes", ()), *(ledger.notes if ledger else ()), *by_task.notes(about)]
+    head, moved = by_task.table(about)
+    if moved:
+        of_tasks = Table(*head, title="the tasks", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for line in moved:
+            of_tasks.add_row(*map(plain, line))
+        tables.append(of_tasks)
     names, found = bought(facts)
     if found:
         tokens = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
