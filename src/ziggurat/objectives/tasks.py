@@ -14,7 +14,6 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from ziggurat.context import Context
-from ziggurat.data.pack import examples_of
 from ziggurat.errors import check
 from ziggurat.nn.spec import Head, Model
 from ziggurat.nn.tasks import named, task_of
@@ -91,12 +90,11 @@ class Tasks(Labelled):
         return self.weights.get(task_of(target), 1.0)
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """The summed target weights, and of how many examples they are."""
+        """The summed target weights, and of how many examples they are: a document each, or where documents compete those of one key."""
         own = super().counts(batch)
-        example = examples_of(batch) if own else np.zeros(0, np.int64)
         for name, target in batch.targets.items():
             owner = target.index if target.at == "document" else batch.streams[target.stream].document()[target.index]
-            own[EXAMPLES + name] = float(len(np.unique(example[owner])))
+            own[EXAMPLES + name] = float(len(np.unique(owner if target.group is None else batch.keys[owner])))
         return own
 
     def step_weights(self, counts: Mapping[str, float]) -> dict[str, float]:

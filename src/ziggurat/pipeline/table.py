@@ -71,7 +71,8 @@ def after_by_prefix(facts: Mapping[str, Any]) -> dict[str, After]:
 
 
 def _after(stage: Mapping[str, Any]) -> After:
-    losses = {name: float(h["loss"]) for name, h in stage.get("heldout", {}).items() if h.get("loss") is not None}
+    tuned = stage.get("stage") == "finetune"  # its loss is the task's, not the language model's
+    losses = {name: float(h["loss"]) for name, h in stage.get("heldout", {}).items() if h.get("loss") is not None and not tuned}
     return After(stage.get("tokens", 0), stage.get("seconds", 0.0), stage.get("tokens_per_second", 0.0), losses)
 
 
