@@ -205,5 +205,5 @@ def test_two_tasks_of_the_same_labels_have_two_heads() -> None:
     tasks = Tasks.model_validate({"kind": "tasks", "parts": {"x": same, "y": same}})
     network = network_of("roberta", tasks)
     assert set(network.spec.heads) == {"classify-x", "classify-y"}
-    assert isinstance(tasks.parts["x"], Classify) and LENGTH == tasks.rows(context("roberta"))["text"]
+    assert isinstance(tasks.parts["x"], Classify) and tasks.rows(context("roberta"))["text"] == LENGTH
     assert not torch.equal(network.heads["classify-x"].out.weight, network.heads["classify-y"].out.weight)  # type: ignore[union-attr, arg-type]
