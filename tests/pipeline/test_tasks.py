@@ -211,6 +211,8 @@ def test_evaluating_and_asking_again(done: Path, tmp_path: Path, monkeypatch: py
     tests = open_checkpoint(tuned).lineage[-1]["tests"]
     found = evaluate_checkpoint(tuned, "many.yaml")
     assert found == {f"{task}/{one['metric']}": pytest.approx(one["value"]) for task, one in tests.items()}
+    for task, one in tests.items():  # a folder of one task answers that task of the recipe
+        assert evaluate_checkpoint(tuned / "hf" / task, "many.yaml") == {f"{task}/{one['metric']}": pytest.approx(one["value"])}
     rows = [json.loads(line)["sentence"] for line in Path("test.jsonl").read_text("utf-8").splitlines()]
     assert load(tuned, "task").predict(rows) == kept(tuned, "task")["predicted"]
     with pytest.raises(UserError, match="model of 3 tasks: task, same, ner"):

@@ -117,6 +117,8 @@ def _asked(network: NetworkModel, stage: Stage, opened: Opened) -> Iterator[tupl
             if not several(stage) or name not in opened.tasks:
                 continue
             asked, labels = view(network, name), opened.tasks[name]
+        elif several(stage) and labels and labels != tuple(getattr(one.objective, "label_names", tuple)()):
+            continue  # a model of one task, but another one
         if _answers(asked, one, labels, opened.folder):
             yield one, asked
 

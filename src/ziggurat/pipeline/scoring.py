@@ -73,8 +73,10 @@ class Scorer:
         """Source -> its numbers. After a text stage: language-model losses on the valid split of every source, on the test
         texts where there is none. After a fine-tuning: each task's own loss on its valid split, if it has one."""
         if isinstance(own, Tasks):
-            ones = ((view(network, name), one) for name, one in single(stage).items())
-            return {k: v for n, one in ones if one.objective for k, v in self.losses(n, one.objective, one, dtype).items()}
+            found: dict[str, dict[str, float]] = {}
+            for name, one in single(stage).items():
+                found |= self.losses(view(network, name), own.parts[name], one, dtype)
+            return found
         supervised = stage.stage == "finetune"
         general, memory = self.measure
         objective = general or own
