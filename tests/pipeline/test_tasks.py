@@ -130,7 +130,7 @@ def test_every_task_is_scored_on_its_own_rows(done: Path) -> None:
         assert ledger["prefixes"][1]["scores"]["0"] == pytest.approx(score)
         assert ledger["metric"] == ("token_f1" if one["task"] == "ner" else "accuracy") and ledger["baselines"]
     page = (done / "runs/many/report.html").read_text("utf-8")
-    assert "<h2>The tasks</h2>" in page and page.count("<td>same</td>") >= 1
+    assert "<h2>The tasks</h2>" in page and page.count("<td>same</td>") >= 1 and "ner: pretrain: " in page
     entry = open_checkpoint(tuned).lineage[-1]
     assert (
         "test" not in entry
@@ -288,6 +288,8 @@ worth: false
     assert new.tensors["heads.tag-ner.out.weight"].shape[0] == 3
     assert set(open_checkpoint("runs/later/finetune").network.heads) == {"pooler", "classify"}
     assert "two: fresh weights for heads.tag-ner; dropped heads.classify-same, heads.tag-ner" in caplog.text
+    base = json.loads(Path("runs/later/finetune/adapter/adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+    assert (Path(base) / "config.json").exists()
 
 
 def test_lora_adapters_are_of_one_task_each(fresh: Path) -> None:

@@ -40,13 +40,13 @@ def table(tasks: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]
     return header, rows
 
 
-def sentences(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each stage was worth to each task."""
-    found = []
+def sentences(tasks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(verdict, sentence) of what each stage was worth to each task."""
+    found: list[tuple[str, str]] = []
     for one in tasks:
         ledger: Ledger = one["worth"]
         gains = [*ledger.gains, *ledger.controls, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else [])]
-        found += [f"{one['task']}: {gain.sentence}" for gain in gains]
+        found += [(gain.verdict, f"{one['task']}: {gain.sentence}") for gain in gains]
     return found
 
 

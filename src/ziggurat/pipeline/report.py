@@ -216,7 +216,10 @@ def _tasks(facts: Mapping[str, Any]) -> str:
     header, rows = by_task.table(facts.get("tasks", ()))
     if not rows:
         return ""
-    said = "".join(f"<li><span>{escape(text)}</span></li>" for text in by_task.sentences(facts["tasks"]))
+    found = by_task.sentences(facts["tasks"])
+    said = "".join(
+        f'<li><span class="chip {verdict}">{verdict}</span><span>{escape(text)}</span></li>' for verdict, text in found
+    )
     listed = f'<ul class="verdicts">{said}</ul>' if said else ""
     return f"<h2>The tasks</h2>{_table(header, [(row, '') for row in rows])}{listed}"
 

@@ -291,7 +291,10 @@ def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -
     added = {n.removeprefix(ADDED): t for n, t in saved.optimizer.items() if n.startswith(ADDED)}
     pairs = {n.rpartition(".")[0]: (t, added[f"{n.rpartition('.')[0]}.{B}"]) for n, t in added.items() if n.endswith(A)}
     fresh = [name for name, head in saved.card.network.heads.items() if job.start.heads.get(name) != head]
-    base = str(run.done[init].folder / "hf") if init in run.done else init
+    base = init
+    if init in run.done:  # any task's folder has the body
+        earlier = run.done[init]
+        base = str(earlier.folder / "hf" / (next(iter(single(earlier.stage))) if several(earlier.stage) else ""))
     how: dict[str, Any] = {"rank": stage.lora.rank, "alpha": stage.lora.alpha, "base": base}
     for task in single(stage) if several(stage) else [""]:
         network, tensors = alone(saved.card.network, saved.tensors, task) if task else (saved.card.network, saved.tensors)

@@ -163,7 +163,7 @@ def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> Render
         else []
     )
     about = facts.get("tasks", ())
-    lines += by_task.sentences(about)
+    lines += [text for _, text in by_task.sentences(about)]
     notes = [*facts.get("notes", ()), *(ledger.notes if ledger else ()), *by_task.notes(about)]
     head, moved = by_task.table(about)
     if moved:
