@@ -27,15 +27,7 @@ CASES += [("albert", "mlm-ngram"), ("electra", "rtd"), ("structbert", "joint-str
 CASES += [("modelx", "joint-order"), ("ernie", "mlm-word"), ("ernie2", "mlm-word"), ("nezha", "mlm-word"), ("gpt", "clm")]
 CASES += [("gpt3", "clm"), ("modernbert", "mlm"), ("xlnet", "plm"), ("unilm", "unilm"), ("unilm2", "pmlm")]
 CASES += [("ernie_gen", "ernie_gen"), ("prophetnet", "future"), ("prophetnet_lm", "future-lm")]
-CASES += [
-    ("t5", "t5"),
-    ("t5_1_1", "t5"),
-    ("bart", "bart"),
-    ("mass", "mass"),
-    ("bart", "classify"),
-    ("t5", "tag"),
-    ("bert", "tasks"),
-]
+CASES += [("t5", "t5"), ("t5_1_1", "t5"), ("bart", "bart"), ("mass", "mass"), ("bart", "classify"), ("t5", "tag")]
 
 
 def resolved(recipe: Path) -> str:
