@@ -95,16 +95,16 @@ def test_verbs(calls: list[Any]) -> None:
     assert invoke("sweep", "a.yaml", "finetune", "optim.lr=1e-5,3e-5", "seed=1", "--seeds", "0,1").exit_code == 0
     assert "no tokenizer there" in invoke("import", "hf", "out").stdout
     assert "heads left out: nsp" in invoke("export", "runs/a", "hf").stdout
-    assert invoke("export", "runs/a", "hf", "--architecture", "BertModel").exit_code == 0
+    assert invoke("export", "runs/a", "hf", "--architecture", "BertModel", "--task", "ner").exit_code == 0
     assert invoke("try", "runs/a", "[MASK] 好").stdout == "Paris 0.9\n"
     assert calls == [
         ("run", Path("a.yaml"), ["seed=1", "stages.finetune.epochs=2"]),
         ("evaluate", ["runs/a", "runs/b", "glue", "seeds=1"]),
         ("sweep", Path("a.yaml"), "finetune", ["optim.lr=1e-5,3e-5", "seed=1"], "0,1"),
         ("import", Path("hf"), Path("out")),
-        ("export", Path("runs/a"), Path("hf"), None),
-        ("export", Path("runs/a"), Path("hf"), "BertModel"),
-        ("try", Path("runs/a"), "[MASK] 好", "", []),
+        ("export", Path("runs/a"), Path("hf"), None, None),
+        ("export", Path("runs/a"), Path("hf"), "BertModel", "ner"),
+        ("try", Path("runs/a"), "[MASK] 好", "", [], ""),
     ]
 
 

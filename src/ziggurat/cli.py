@@ -195,11 +195,12 @@ def export_(
     architecture: Annotated[
         str | None, typer.Option(metavar="CLASS", help="The Hub's class to write; otherwise the one for the model's heads.")
     ] = None,
+    task: Annotated[str | None, typer.Option(help="Of a model of several tasks: whose head goes with the encoder.")] = None,
 ) -> None:
     """Write a checkpoint in Hugging Face format, loadable by AutoModel.from_pretrained."""
     from ziggurat.systems.hub import export_checkpoint
 
-    made = export_checkpoint(checkpoint, target, architecture=architecture)
+    made = export_checkpoint(checkpoint, target, architecture=architecture, task=task)
     print("\n".join([f"{checkpoint} -> {target}", *made.notes]))
 
 
@@ -235,11 +236,12 @@ def try_(
     text: Annotated[str, typer.Argument(help="What to give the model; [MASK] to be filled.")],
     pair: Annotated[str, typer.Option(metavar="TEXT", help="The second text of a pair: a question's context.")] = "",
     choice: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text to choose from; give two or more.")] = None,
+    task: Annotated[str, typer.Option(help="Of a model of several tasks: which one answers.")] = "",
 ) -> None:
     """Try a checkpoint on one text: fill masks, continue, label, answer or choose."""
     from ziggurat.pipeline.tryout import try_checkpoint
 
-    print(try_checkpoint(checkpoint, text, pair, choice or []))
+    print(try_checkpoint(checkpoint, text, pair, choice or [], task))
 
 
 def main() -> None:

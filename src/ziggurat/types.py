@@ -78,6 +78,8 @@ class Tokens:
     """uint64[D]: the identity of each document, the root of all its randomness."""
     fields: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """One value a document."""
+    source: str = ""
+    """What the stage calls the source that all of them are from; the loader knows."""
 
     def __len__(self) -> int:
         return len(self.keys)

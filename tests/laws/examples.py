@@ -15,8 +15,9 @@ from ziggurat.evaluate.heldout import to_device
 from ziggurat.nn import spec
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives import AnyObjective, Objective
+from ziggurat.objectives.tasks import Tasks
 from ziggurat.systems import SYSTEMS, model_of
-from ziggurat.types import Batch, Part, Tokens
+from ziggurat.types import Batch, Part, Tokens, join_all
 
 CPU = torch.device("cpu")
 SENTINELS = {f"<extra_id_{n}>": 50 + n for n in range(9)}
@@ -59,6 +60,15 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "seq2seq-attn-pair": {"kind": "seq2seq", "asks": "attn", "noise": 0.5},
     "seq2seq-query-pair": {"kind": "seq2seq", "asks": "query", "noise": 0.3},
     "seq2seq-future-pair": {"kind": "seq2seq", "asks": "future", "noise": 0.4},
+    "tasks": {
+        "kind": "tasks",
+        "parts": {
+            "one": {"kind": "classify", "labels": ["a", "b", "c"]},
+            "two": {"kind": "tag", "labels": ["O", "B", "I"]},
+            "three": {"kind": "regress"},
+        },
+        "weights": {"two": 0.5},
+    },
     "mac": {"kind": "mac", "rate": 0.3},
     "joint-mac": {"kind": "joint", "parts": [{"kind": "mac"}, {"kind": "sop"}]},
     "sbo": {"kind": "sbo"},
@@ -185,7 +195,7 @@ def corpus(name: str, n: int = 12, seed: int = 0) -> Tokens:
         label = label if name.endswith("-pair") else [int(rng.integers(c)) for c in counts]
     if name.startswith("question_answering"):
         parts["pair"], fields["answers"] = _answered(rng, n, "none" in name)
-    return Tokens(parts, keys, {"label": label, **fields})
+    return Tokens(parts, keys, {"label": label, **fields}, "one" if name == "tasks" else "")
 
 
 def _listed(rng: np.random.Generator, counts: np.ndarray) -> Part:
@@ -209,7 +219,11 @@ def _answered(rng: np.random.Generator, n: int, some: bool) -> tuple[Part, list[
 
 def formed(name: str, system: str = "", seed: int = 0, n: int = 12) -> Batch:
     system = system or home(name)
-    return objective_of(name).form(corpus(name, n, seed), context(system))
+    objective, ctx = objective_of(name), context(system)
+    if isinstance(objective, Tasks):  # documents of every task
+        some = {task: corpus(part.kind, n, seed + (k << 24)) for k, (task, part) in enumerate(objective.parts.items())}
+        return join_all(objective.form(replace(tokens, source=task), ctx) for task, tokens in some.items())
+    return objective.form(corpus(name, n, seed), ctx)
 
 
 def made(name: str, system: str = "", seed: int = 0, n: int = 12) -> Batch:

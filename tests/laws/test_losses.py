@@ -55,13 +55,18 @@ def test_losses_of_a_joined_batch_are_the_sums_of_its_parts(name: str, system: s
         for key in sums:
             assert found[key] == pytest.approx(tuple(sums[key]), rel=1e-11), how
     counts = objective.counts(whole)
-    assert counts == {key: value[1] for key, value in sums.items()}
+    assert {key: counts[key] for key in sums} == {key: value[1] for key, value in sums.items()}
 
 
 def gradient(network: NetworkModel, objective: Objective, micro: Sequence[Batch]) -> tuple[torch.Tensor, dict[str, float]]:
     network.zero_grad()
     means = backward(network, objective, list(micro), CPU, torch.float32)  # no autocast: the network computes in float64
-    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]), means
+    return flat(network), means
+
+
+def flat(network: NetworkModel) -> torch.Tensor:
+    """All gradients end to end; 0 where there is none."""
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in network.parameters()])
 
 
 @every_case
@@ -75,8 +80,9 @@ def test_accumulation_is_the_big_batch(name: str, system: str) -> None:
     together, means = gradient(network, objective, [whole])
     network.zero_grad()
     losses = objective.losses(network, torched(whole))
-    sum(objective.weight_of(key) * total / count for key, (total, count) in losses.items()).backward()
-    written_out = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    weights = objective.step_weights(objective.counts(whole))
+    sum(weights[key] * total / count for key, (total, count) in losses.items()).backward()
+    written_out = flat(network)
     torch.testing.assert_close(together, written_out, rtol=1e-9, atol=1e-12)
     split, split_means = gradient(network, objective, [a, b])
     assert float((split - together).norm()) < 1e-10 * float(together.norm())
@@ -84,7 +90,7 @@ def test_accumulation_is_the_big_batch(name: str, system: str) -> None:
     of_means = (gradient(network, objective, [a])[0] + gradient(network, objective, [b])[0]) / 2
     assert float((of_means - together).norm()) > 1e-3 * float(together.norm())
     by_hand = {key: total / count for key, (total, count) in numbers(objective, network, whole).items()}
-    by_hand["loss"] = sum(objective.weight_of(key) * value for key, value in by_hand.items())
+    by_hand["loss"] = sum(weights[key] * value for key, value in by_hand.items())
     assert means == pytest.approx(by_hand, rel=1e-10)
 
 

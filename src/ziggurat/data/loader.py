@@ -176,7 +176,7 @@ class Loader:
         return join_all(self._make(draw, ctx.at_epoch(draw.epoch), corrupt) for draw in self.order.block(place)[0])
 
     def _make(self, draw: Draw, ctx: Context, corrupt: bool) -> Batch:
-        tokens = self.order.shards[draw.source].read(draw.documents)
+        tokens = replace(self.order.shards[draw.source].read(draw.documents), source=self.order.names[draw.source])
         formed = self.objective.form(self.objective.grouped(tokens), ctx)
         return self.objective.corrupt(formed, ctx) if corrupt and len(formed) else formed
 

@@ -33,6 +33,7 @@ from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.replaced import Replaced
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.objectives.similar import MaskedAsCorrection
+from ziggurat.objectives.tasks import Tasks
 from ziggurat.objectives.unilm import UniLM
 
 
@@ -79,7 +80,8 @@ AnyObjective = Annotated[
     | Tag
     | MultipleChoice
     | QuestionAnswering
-    | Seq2Seq,
+    | Seq2Seq
+    | Tasks,
     Field(discriminator="kind"),
     WrapValidator(_outside),
     SerializeAsAny(),
@@ -115,6 +117,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "multiple_choice": MultipleChoice,
     "question_answering": QuestionAnswering,
     "seq2seq": Seq2Seq,
+    "tasks": Tasks,
 }
 
 __all__ = ["OBJECTIVES", "AnyObjective", "Objective"]

@@ -224,6 +224,10 @@ class Objective(Spec):
         """How much the target's mean loss weighs in the sum."""
         return 1.0
 
+    def step_weights(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """The same for each target of a step, given the `counts` of all of its micro-batches."""
+        return {name: self.weight_of(name) for name in counts}
+
     def asked(self, network: NetworkModel, batch: Batch) -> Mapping[str, Asked]:
         """The forward pass: for each target what its head reads. Default: one pass over the batch's own streams."""
         hidden = network(batch.streams, read=network.read(batch.streams, batch.targets.values()))

@@ -30,6 +30,7 @@ from ziggurat.pipeline.prepare import TestTexts
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
 from ziggurat.train.start import Start
+from ziggurat.train.tasks import single
 from ziggurat.types import Document
 
 CHARACTERS = 300_000
@@ -81,7 +82,8 @@ def material(recipe: Recipe, stage: Stage) -> tuple[list[Document], str, list[Do
             size += sum(map(len, documents[n].texts.values()))
             if size > CHARACTERS / len(names):
                 break
-    tuned = next((s for s in (stage, *recipe.stages) if s.stage == "finetune" and set(s.data) & set(names)), None)
+    tasks = (one for s in (stage, *recipe.stages) if s.stage == "finetune" for one in single(s).values())
+    tuned = next((one for one in tasks if set(one.data) & set(names)), None)
     if tuned is None or not probeable(tuned.objective):
         return text, split, [], None
     (name,) = tuned.data

@@ -26,6 +26,7 @@ from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.run import RUNS, Run, begin, load_recipe
 from ziggurat.pipeline.session import session
 from ziggurat.train.recipe import Recipe
+from ziggurat.train.tasks import single
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def _written(
 def _of_tasks(recipe: Recipe, run: Run) -> Iterator[Finding]:
     for stage in recipe.stages:
         if stage.stage == "finetune":
-            yield from of_task(stage, run.prepared)
+            for one in single(stage).values():
+                yield from of_task(one, run.prepared)
 
 
 def _of_budgets(run: Run, sizes: Estimate) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ from ziggurat.train.probe import FLOAT, Memory, Probe, parameters, probe, static
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import BestOf, Stage, candidates
 from ziggurat.train.start import Start
+from ziggurat.train.tasks import several, single
 
 SECONDS = 10.0
 """Of the probe, over all stages."""
@@ -201,9 +202,10 @@ def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bo
 
 
 def _disk(stage: Stage, count: int) -> int:
-    """Bytes of a finished stage: its last checkpoint and the export, and older checkpoints with their optimiser's state."""
+    """Bytes of a finished stage: its last checkpoint and the export, one a task, and older checkpoints with their optimiser's state."""
     older = stage.save.keep - 1 if stage.save.every else 0
-    return FLOAT * count * (2 + OVERWRITTEN * older + (stage.interpolate is not None))
+    exports = len(single(stage)) if several(stage) else 1
+    return FLOAT * count * (1 + exports + OVERWRITTEN * older + (stage.interpolate is not None))
 
 
 def _evaluation(run: Run, stage: Stage, found: Probe) -> Iterator[float]:
@@ -223,11 +225,11 @@ def _evaluation(run: Run, stage: Stage, found: Probe) -> Iterator[float]:
         if (name, split) in shards:
             yield looks * _live(run, stage, leading(shards[name, split], stage.evaluate.tokens)) * found.evaluating
     if stage.stage == "finetune":
-        (name,) = stage.data
-        if isinstance(stage.objective, Seq2Seq):
-            yield _writing(run, stage, name)
-        else:
-            yield _live(run, stage, shards[name, "test"]) * found.evaluating
+        for name in stage.data:
+            if isinstance(stage.objective, Seq2Seq):
+                yield _writing(run, stage, name)
+            else:
+                yield _live(run, stage, shards[name, "test"]) * found.evaluating
 
 
 def _live(run: Run, stage: Stage, shards: Shards | Subset) -> int:

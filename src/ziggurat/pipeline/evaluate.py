@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from ziggurat.errors import check
 from ziggurat.evaluate.heldout import metric_of
 from ziggurat.nn.network import NetworkModel
+from ziggurat.nn.tasks import view
 from ziggurat.objectives.base import Objective
 from ziggurat.pipeline.opened import Opened, open_checkpoint
 from ziggurat.pipeline.prepare import prepare_held_out
@@ -24,6 +25,7 @@ from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.loop import precision_of
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
+from ziggurat.train.tasks import several, single
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -62,7 +64,7 @@ def evaluate_checkpoint(checkpoint: Path | str, recipe_path: Path | str, overrid
     recipe = load_recipe(recipe_path, overrides)
     network = opened.build()
     text = _text_stage(recipe, network)
-    tasks = [s for s in recipe.stages if s.stage == "finetune" and _answers(network, s, opened)]
+    tasks = [found for s in recipe.stages if s.stage == "finetune" for found in _asked(network, s, opened)]
     check(
         text or tasks,
         f"no stage of recipe {recipe.name} asks what {opened.folder} answers; its heads: {', '.join(network.heads) or 'none'}",
@@ -78,9 +80,9 @@ def evaluate_checkpoint(checkpoint: Path | str, recipe_path: Path | str, overrid
             stage, objective = text
             losses = scorer.losses(network, objective, stage, precision_of(stage.precision, device))
             scores |= {f"{source}/{name}": value for source, some in losses.items() for name, value in some.items()}
-        for stage in tasks:
+        for stage, asked in tasks:
             assert stage.objective is not None
-            answers = scorer.answers(network, stage.objective, stage, precision_of(stage.precision, device))
+            answers = scorer.answers(asked, stage.objective, stage, precision_of(stage.precision, device))
             (name,) = stage.data
             scores[f"{name}/{metric_of(stage.objective).name}"] = answers.score(stage.objective)
     return scores
@@ -107,16 +109,30 @@ def _text_stage(recipe: Recipe, network: NetworkModel) -> tuple[Stage, Objective
     return None
 
 
-def _answers(network: NetworkModel, stage: Stage, opened: Opened) -> bool:
-    """Whether the network has the head of a finetune stage; raises `UserError` if its labels are others."""
+def _asked(network: NetworkModel, stage: Stage, opened: Opened) -> Iterator[tuple[Stage, NetworkModel]]:
+    """The tasks of a finetune stage that the network has the heads of, each with the network as a model of that task."""
+    for name, one in single(stage).items():
+        asked, labels = network, opened.labels
+        if opened.tasks:
+            if not several(stage) or name not in opened.tasks:
+                continue
+            asked, labels = view(network, name), opened.tasks[name]
+        elif several(stage) and labels and labels != tuple(getattr(one.objective, "label_names", tuple)()):
+            continue  # a model of one task, but another one
+        if _answers(asked, one, labels, opened.folder):
+            yield one, asked
+
+
+def _answers(network: NetworkModel, stage: Stage, labels: Sequence[str], folder: Path) -> bool:
+    """Whether the network has the head of a stage of one task; raises `UserError` if its labels are others."""
     objective = stage.objective
     assert objective is not None
     if any(network.spec.heads.get(name) != head for name, head in objective.heads(network.spec.model).items()):
         return False
     names = tuple(getattr(objective, "label_names", tuple)())
     check(
-        not opened.labels or not names or opened.labels == names,
-        f"{opened.folder} was trained for the labels {list(opened.labels)}, and stage {stage.title} has {list(names)}",
+        not labels or not names or tuple(labels) == names,
+        f"{folder} was trained for the labels {list(labels)}, and stage {stage.title} has {list(names)}",
         "write the recipe's labels (or their `names`) as the checkpoint has them, in its order",
     )
     return True

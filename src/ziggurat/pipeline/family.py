@@ -67,13 +67,13 @@ def facts(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "settings", _flow(entry["settings"])[1:-1]
     for source, numbers in entry.get("held_out", {}).items():
         yield "held out", f"{source}: {', '.join(f'{name} {value:.4g}' for name, value in numbers.items())}"
-    if test := entry.get("test"):
+    for test in [*([entry["test"]] if "test" in entry else []), *entry.get("tests", {}).values()]:
         value = f"{test['value']:.4f}" if "value" in test else "undefined"
         yield "test", f"{test['source']}: {test['metric']} {value} on {test['rows']:,} rows"
     if "versions" in entry:
         yield "versions", ", ".join(f"{name} {number}" for name, number in entry["versions"].items())
     known = {"stage", "name", "recipe", "objective", "data", "origins", "start", "steps", "tokens", "seconds", "budget", "seed"}
-    known |= {"settings", "held_out", "test", "versions"}
+    known |= {"settings", "held_out", "test", "tests", "versions"}
     for key, value in entry.items():
         if key not in known and value is not None:
             yield key, _flow(value)

@@ -23,6 +23,7 @@ from ziggurat.pipeline.prepare import parts
 from ziggurat.systems import find
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage, candidates
+from ziggurat.train.tasks import several
 from ziggurat.tree import nearest, parse
 
 Grid = Mapping[str, Sequence[Any]]
@@ -122,6 +123,11 @@ def chosen_stage(recipe: Recipe, title: str) -> Stage:
     """The stage to sweep; raises `UserError` if there is none of this name, or nothing is held out to compare points on."""
     by_title = {s.title: s for s in recipe.stages}
     check(title in by_title, f"the recipe has no stage '{title}'; {nearest(title, by_title)}")
+    check(
+        not several(by_title[title]),
+        f"points are compared by one number, and {title} has one for each of its tasks",
+        "sweep a stage of one of the tasks",
+    )
     for name in by_title[title].data:
         held = "valid" in sources.splits(recipe.sources[name])
         check(held, *without_valid(title, name))

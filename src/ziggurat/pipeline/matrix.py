@@ -26,6 +26,7 @@ FILLED: Mapping[str, dict[str, Any]] = {
     "unilm": {"codes": [0, 1, 0, 1, 0, 1]},
     "classify": {"labels": ["a", "b", "c"]},
     "tag": {"labels": ["O", "B", "I"]},
+    "tasks": {"parts": {"one": {"kind": "classify", "labels": ["a", "b", "c"]}, "two": {"kind": "tag", "labels": ["O", "B"]}}},
 }
 """What an objective needs besides its kind to be one."""
 

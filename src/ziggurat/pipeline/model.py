@@ -310,6 +310,13 @@ class Model:
         return network.logits(head, hidden, asked.streams, asked.targets["asked"]).float().cpu()
 
 
-def load(folder: Path | str) -> Model:
-    """Open a checkpoint, a stage's folder, or a Hugging Face folder; raises `UserError` if it is none."""
-    return Model(open_checkpoint(folder))
+def load(folder: Path | str, task: str | None = None) -> Model:
+    """Open a checkpoint, a stage's folder, or a Hugging Face folder; raises `UserError` if it is none. Of a model of several tasks `task`
+    says which of them is asked."""
+    opened = open_checkpoint(folder)
+    check(
+        task is not None or not opened.tasks,
+        f"{opened.folder} is a model of {len(opened.tasks)} tasks: {', '.join(opened.tasks)}",
+        "say which one is asked: `task` (--task)",
+    )
+    return Model(opened if task is None else opened.alone(task))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ziggurat.data.files import expanded
 from ziggurat.errors import check
 from ziggurat.nn import spec as parts
 from ziggurat.nn.network import NetworkModel
+from ziggurat.nn.tasks import alone, tasks_of
 from ziggurat.systems import find
 from ziggurat.systems.base import DIALS
 from ziggurat.systems.hub import from_hub
@@ -39,6 +40,16 @@ class Opened:
     """Names of the task head's classes; empty if it has none or they are not known."""
     lineage: tuple[Mapping[str, Any], ...]
     """One entry an ancestor stage, oldest first."""
+    tasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of a model of several tasks the names of each one's classes."""
+
+    def alone(self, task: str) -> Opened:
+        """The model of one of several tasks; raises `UserError` if it has none of that name."""
+        network, tensors = alone(self.network, self.tensors, task)
+        *before, last = self.lineage or ({},)
+        objective = last.get("objective", {}).get("parts", {}).get(task, {})
+        lineage = (*before, {**last, "objective": objective})
+        return replace(self, network=network, tensors=tensors, labels=self.tasks.get(task, ()), tasks={}, lineage=lineage)
 
     def build(self) -> NetworkModel:
         """The network with these weights, ready to be asked."""
@@ -77,7 +88,8 @@ def open_checkpoint(folder: Path | str) -> Opened:
     card = saved.card
     tokenizer = Tokenizer.load(saved.tokenizer) if saved.tokenizer else None
     labels = tuple(card.more.get("labels", ()))
-    return Opened(saved.folder, card.network, saved.tensors, tokenizer, card.system, labels, card.lineage)
+    tasks = {name: tuple(card.more.get("tasks", {}).get(name, ())) for name in tasks_of(card.network)}
+    return Opened(saved.folder, card.network, saved.tensors, tokenizer, card.system, labels, card.lineage, tasks)
 
 
 def called(folder: str) -> str:

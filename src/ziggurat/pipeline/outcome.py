@@ -27,13 +27,14 @@ from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import PER_BYTE, main_loss, metric_of
 from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
-from ziggurat.pipeline import context_use, interpolation, probes, vocabulary, worth
+from ziggurat.pipeline import context_use, interpolation, probes, tasks, vocabulary, worth
 from ziggurat.pipeline.examples import inputs_and_answers, scored
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
 from ziggurat.pipeline.table import terminal_table
 from ziggurat.train.adaptation import shift
 from ziggurat.train.stage import Stage
+from ziggurat.train.tasks import several, single
 
 if TYPE_CHECKING:
     from ziggurat.pipeline.choose import Choice
@@ -46,12 +47,16 @@ def account(
     run: Run, arms: Mapping[str, Mapping[int, Done]], arguments: Sequence[str], control: worth.Control | None = None
 ) -> None:
     """Write report.html and report.json into the run folder and print the table. `arguments` are those of `ziggurat run`."""
-    ledger = None
+    ledgers: dict[str, worth.Ledger] = {}
+    about: list[dict[str, Any]] = []
     if arms:
         stage = next(iter(next(iter(arms.values())).values())).stage
-        assert stage.objective is not None
-        ledger = _ledger(run, arms, stage, stage.objective, control)
-    facts = _facts(run, arms, ledger, arguments)
+        for name, one in single(stage).items():
+            assert one.objective is not None
+            ledgers[name] = _ledger(run, arms, one, one.objective, control)
+        about = tasks.facts(run, stage, arms, ledgers)
+    ledger = next(iter(ledgers.values())) if ledgers and not about else None
+    facts = {**_facts(run, arms, ledger, arguments), "tasks": about}
     html, _ = write_report(run.folder, facts)
     from rich.console import Console
 
@@ -68,15 +73,16 @@ def _ledger(
     control: worth.Control | None,
 ) -> worth.Ledger:
     metric = metric_of(objective)
+    (task,) = stage.data
     trials: dict[str, dict[int, worth.Trial | float]] = {}
     gold, alike = None, True
     for name, row in arms.items():
         trials[name] = {}
         for seed, done in row.items():
-            assert done.predictions is not None
-            alike = alike and gold in (None, done.predictions.gold)
-            gold = done.predictions.gold
-            trials[name][seed] = worth.Trial(done.predictions.score(objective), done.predictions.predicted)
+            found = done.predictions[task]
+            alike = alike and gold in (None, found.gold)
+            gold = found.gold
+            trials[name][seed] = worth.Trial(found.score(objective), found.predicted)
     after = {}
     for title, done in (*run.done.items(), *((name.lstrip("+"), one) for name, one in run.controls.items())):
         if done.stage.stage != "finetune":
@@ -113,7 +119,8 @@ def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -
 
     (name,) = stage.data
     train, test_rows = (run.prepared.shards[name, split] for split in ("train", "test"))
-    path = run.folder / "baselines.json"
+    last = next(s for s in reversed(run.recipe.stages) if s.stage == "finetune")
+    path = run.folder / (f"baselines-{name}.json" if several(last) else "baselines.json")
     settings = {
         "seeds": seeds,
         "examples": stage.examples,
@@ -188,10 +195,12 @@ def _task(run: Run, arms: Mapping[str, Mapping[int, Done]]) -> str:
     if not arms:
         return ""
     done = next(iter(next(iter(arms.values())).values()))
-    assert done.stage.objective is not None and done.predictions is not None
-    (name,) = done.stage.data
-    rows = done.stage.examples or len(run.prepared.shards[name, "train"])
-    return f"{done.stage.objective.kind} {name}: {rows:,} labelled rows, {len(done.predictions.gold):,} test rows"
+    said = []
+    for name, one in single(done.stage).items():
+        assert one.objective is not None
+        rows = one.examples or len(run.prepared.shards[name, "train"])
+        said.append(f"{one.objective.kind} {name}: {rows:,} labelled rows, {len(done.predictions[name].gold):,} test rows")
+    return "; ".join(said)
 
 
 def _stage(title: str, done: Done, per_byte: bool) -> dict[str, Any]:

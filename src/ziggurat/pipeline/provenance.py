@@ -15,10 +15,16 @@ from ziggurat.pipeline.choose import Choice
 from ziggurat.train.job import Outcome
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
+from ziggurat.train.tasks import several, single
 
 
 def complete(
-    recipe: Recipe, stage: Stage, checkpoint: Path, outcome: Outcome, predictions: Predictions | None, choice: Choice | None
+    recipe: Recipe,
+    stage: Stage,
+    checkpoint: Path,
+    outcome: Outcome,
+    predictions: Mapping[str, Predictions],
+    choice: Choice | None,
 ) -> None:
     """Write scores, origins and the recipe's `card` into the card of a stage's last checkpoint."""
     card = checkpoints.card(checkpoint)
@@ -31,18 +37,22 @@ def complete(
         **({"start": choice.why} if choice is not None else {}),
         **({"ended": ending.entry} if (ending := outcome.ending(stage)) else {}),
         **({"held_out": held_out} if held_out else {}),
-        **({"test": _test(stage, predictions)} if predictions is not None else {}),
+        **_tests(stage, predictions),
     }
     about = {k: v for k, v in recipe.card.model_dump(mode="json").items() if v}
     amend(checkpoint, lineage=(*before, own), more={"card": {**card.more.get("card", {}), **about}})
 
 
-def _test(stage: Stage, predictions: Predictions) -> dict[str, Any]:
-    assert stage.objective is not None
-    metric, value = metric_of(stage.objective), predictions.score(stage.objective)
-    (source,) = stage.data
-    found = {"source": source, "metric": metric.name, "rows": len(predictions.gold)}
-    return found | ({"value": float(value)} if math.isfinite(value) else {})
+def _tests(stage: Stage, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+    found = {}
+    for source, one in single(stage).items() if predictions else ():
+        assert one.objective is not None
+        metric, value = metric_of(one.objective), predictions[source].score(one.objective)
+        found[source] = {"source": source, "metric": metric.name, "rows": len(predictions[source].gold)}
+        found[source] |= {"value": float(value)} if math.isfinite(value) else {}
+    if not found:
+        return {}
+    return {"tests": found} if several(stage) else {"test": next(iter(found.values()))}
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float]:

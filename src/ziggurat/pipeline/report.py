@@ -19,6 +19,7 @@
                         context: {source: {target, documents, lengths: {length: nats}, positions: [{start, stop, loss, predictions}]}},
                         probes: {task: {rows, before, after, change, error}}
     worth               a `worth.Ledger`, or None
+    tasks               of a fine-tuning of several tasks {task, kind, rows, test, worth}, each with a ledger of its own; `worth` is then None
     baselines           {name: test score}; the ledger's own by default
     loss                what the losses are: "loss" (nats a predicted token), or "bits/byte" where stages read other tokens
     vocabularies        what stages' new tokens bought, as `vocabulary.facts` writes it
@@ -40,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.atomic import write_text
-from ziggurat.pipeline import before, context_use, forgetting, new_tokens
+from ziggurat.pipeline import before, by_task, context_use, forgetting, new_tokens
 from ziggurat.pipeline.charts import Row, Series, count, dot_chart, line_chart
 from ziggurat.pipeline.page import page
 from ziggurat.pipeline.table import VERDICTS, account, baselines, between, duration, label, scored
@@ -52,7 +53,8 @@ def write_report(folder: Path | str, facts: Mapping[str, Any]) -> tuple[Path, Pa
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     ledger = facts.get("worth")
-    data = jsonable({**facts, "worth": ledger.to_dict() if ledger else None})
+    tasks = [{**one, "worth": one["worth"].to_dict()} for one in facts.get("tasks", ())]
+    data = jsonable({**facts, "worth": ledger.to_dict() if ledger else None, "tasks": tasks})
     pages = {
         "report.html": html(facts),
         "report.json": json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False, default=str),
@@ -67,10 +69,12 @@ def html(facts: Mapping[str, Any]) -> str:
     ledger: Ledger | None = facts.get("worth")
     colors = source_colors(facts)
     parts = [_header(facts)]
-    parts += [f'<p class="note">{escape(note)}</p>' for note in [*facts.get("notes", ()), *(ledger.notes if ledger else ())]]
+    notes = [*facts.get("notes", ()), *(ledger.notes if ledger else ()), *by_task.notes(facts.get("tasks", ()))]
+    parts += [f'<p class="note">{escape(note)}</p>' for note in notes]
     if ledger:
         parts += [_figures(ledger), _verdicts(ledger), _scores(facts, ledger)]
     parts += [
+        _tasks(facts),
         _account(facts),
         before.choices(facts, _table),
         forgetting.section(facts, colors, _table),
@@ -203,6 +207,19 @@ def _table(header: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], raw
 
 def _cell(text: str) -> str:
     return f'<span class="chip {text}">{text}</span>' if text in VERDICTS.values() else escape(text)
+
+
+def _tasks(facts: Mapping[str, Any]) -> str:
+    """One row a task, where the fine-tuning had several."""
+    header, rows = by_task.table(facts.get("tasks", ()))
+    if not rows:
+        return ""
+    found = by_task.sentences(facts["tasks"])
+    said = "".join(
+        f'<li><span class="chip {verdict}">{verdict}</span><span>{escape(text)}</span></li>' for verdict, text in found
+    )
+    listed = f'<ul class="verdicts">{said}</ul>' if said else ""
+    return f"<h2>The tasks</h2>{_table(header, [(row, '') for row in rows])}{listed}"
 
 
 def _heldout(facts: Mapping[str, Any]) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ziggurat import __version__
-from ziggurat.atomic import write_json, write_text
+from ziggurat.atomic import write_text
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import dump, load, spelled
 from ziggurat.context import Context
@@ -28,6 +26,7 @@ from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
+from ziggurat.nn.tasks import alone, named
 from ziggurat.pipeline import context_use, interpolation, probes
 from ziggurat.pipeline.choose import Choice, choose, choose_folders, starting
 from ziggurat.pipeline.opened import Opened, called, fits, open_checkpoint, reads_alike
@@ -37,20 +36,19 @@ from ziggurat.pipeline.provenance import complete
 from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.session import Signals, session
 from ziggurat.pipeline.suite_files import suites_of
+from ziggurat.pipeline.tasks import answers, export_stage
 from ziggurat.pipeline.vocabulary import before, prepare_stages
 from ziggurat.systems import find
 from ziggurat.systems.adapter import write_adapter
-from ziggurat.systems.base import NoHubClass
-from ziggurat.systems.hub import export_checkpoint
 from ziggurat.train import job as jobs
 from ziggurat.train import settings
 from ziggurat.train.job import Job, Outcome
-from ziggurat.train.loop import precision_of
 from ziggurat.train.lora import A, B
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.retention import ADDED
 from ziggurat.train.stage import BestOf, Stage, candidates
 from ziggurat.train.start import Start
+from ziggurat.train.tasks import several, single
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +64,8 @@ class Done:
     stage: Stage
     folder: Path
     outcome: Outcome
-    predictions: Predictions | None = None
-    """On the task's test rows, or those of another split that was asked, of a fine-tuning."""
+    predictions: Mapping[str, Predictions] = field(default_factory=dict)
+    """On the test rows of each task, by its source, or on those of another split that was asked; of a fine-tuning."""
 
     @property
     def checkpoint(self) -> Path:
@@ -191,11 +189,12 @@ def started(run: Run, stage: Stage) -> tuple[Stage, str]:
 
 def _answerable(stage: Stage, prepared: Prepared) -> None:
     """Raise `UserError` now, not after hours of training, if a row of the task has a label that the stage does not know."""
-    assert stage.objective is not None
-    ctx = Context(prepared.tokenizer.vocab, prepared.tokenizer.layout, stage.length)
+    ctx, tasks = Context(prepared.tokenizer.vocab, prepared.tokenizer.layout, stage.length), single(stage)
     for (name, _), shards in prepared.shards.items():
-        for start in range(0, len(shards), BLOCK) if name in stage.data else ():
-            stage.objective.form(shards.read(np.arange(start, min(start + BLOCK, len(shards)))), ctx)
+        for start in range(0, len(shards), BLOCK) if name in tasks else ():
+            objective = tasks[name].objective
+            assert objective is not None
+            objective.form(shards.read(np.arange(start, min(start + BLOCK, len(shards)))), ctx)
 
 
 def start_of(run: Run, init: str) -> Start:
@@ -289,41 +288,40 @@ def _one(
     if stage.forgetting is not None and stage.forgetting.tasks:
         opened = open_checkpoint(run.done[init].checkpoint) if init in run.done else run.imported.get(init)
         probes.write(stage, folder, outcome.steps, opened, run.scorer(run.read.get(init, run.prepared)), run.scorer(prepared))
-    predictions = _predictions(run, prepared, stage, folder, outcome, split) if stage.stage == "finetune" else None
+    predictions = answers(run, prepared, stage, folder, outcome, split) if stage.stage == "finetune" else {}
     if not jobs.done(folder):
         if export:
             choice = run.choices.get(stage.title)
             choice = choice if choice and choice.chosen == init else None
             complete(run.recipe, stage, jobs.result(folder, outcome.steps), outcome, predictions, choice)
-            _export(stage, folder)
+            export_stage(stage, folder)
             if stage.lora is not None:
                 _adapter(run, stage, folder, job, outcome)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)
 
 
-def _export(stage: Stage, folder: Path) -> None:
-    try:
-        for note in export_checkpoint(folder, folder / "hf").notes:
-            log.debug("%s: %s", folder, note)
-    except NoHubClass as error:
-        log.info("%s: there is no folder hf: %s", stage.title, error.message)
-
-
 def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -> None:
-    """Write what LoRA added into the stage's folder `adapter`, in the layout of peft, where the Hub has a place for it."""
+    """Write what LoRA added into the stage's folder `adapter` (of several tasks `adapter/<task>`), in the layout of peft, where
+    the Hub has a place for it."""
     assert stage.lora is not None
     saved, (init,) = checkpoints.load(jobs.trained(folder, outcome.steps)), candidates(job.stage.init)
     added = {n.removeprefix(ADDED): t for n, t in saved.optimizer.items() if n.startswith(ADDED)}
     pairs = {n.rpartition(".")[0]: (t, added[f"{n.rpartition('.')[0]}.{B}"]) for n, t in added.items() if n.endswith(A)}
     fresh = [name for name, head in saved.card.network.heads.items() if job.start.heads.get(name) != head]
-    heads = {n: t for n, t in saved.tensors.items() if n.startswith("heads.") and n.split(".")[1] in fresh}
-    base = str(run.done[init].folder / "hf") if init in run.done else init
-    rank, alpha = stage.lora.rank, stage.lora.alpha
-    try:
-        write_adapter(folder / "adapter", saved.card.network, job.system, pairs, rank=rank, alpha=alpha, base=base, heads=heads)
-    except UserError as error:
-        log.info("%s: there is no folder adapter: %s", stage.title, error.message)
+    base = init
+    if init in run.done:  # any task's folder has the body
+        earlier = run.done[init]
+        base = str(earlier.folder / "hf" / (next(iter(single(earlier.stage))) if several(earlier.stage) else ""))
+    how: dict[str, Any] = {"rank": stage.lora.rank, "alpha": stage.lora.alpha, "base": base}
+    for task in single(stage) if several(stage) else [""]:
+        network, tensors = alone(saved.card.network, saved.tensors, task) if task else (saved.card.network, saved.tensors)
+        new = [name for name in network.heads if (named(name, task) if task else name) in fresh]
+        heads = {n: t for n, t in tensors.items() if n.startswith("heads.") and n.split(".")[1] in new}
+        try:
+            write_adapter(folder / "adapter" / task, network, job.system, pairs, heads=heads, **how)
+        except UserError as error:
+            log.info("%s: there is no folder adapter%s: %s", stage.title, f"/{task}" if task else "", error.message)
 
 
 def _parent(run: Run, init: str) -> str:
@@ -342,23 +340,6 @@ def draw(shards: Shards, examples: int, seed: int) -> Subset:
     )
     chosen = np.random.default_rng([seed, 7]).permutation(len(shards))[:examples]
     return Subset(shards, np.sort(chosen))
-
-
-def _predictions(run: Run, prepared: Prepared, stage: Stage, folder: Path, outcome: Outcome, split: Split) -> Predictions:
-    """The predictions of a fine-tuned checkpoint on a split, kept beside it with what identifies the rows."""
-    path, objective = folder / ("predictions.json" if split == "test" else f"predictions-{split}.json"), stage.objective
-    assert objective is not None
-    (name,) = stage.data
-    rows = content(prepared.shards[name, split])
-    if path.exists():
-        kept = json.loads(path.read_text("utf-8"))
-        if kept.pop("documents", "") == rows:
-            return Predictions(**kept)
-    network = open_checkpoint(jobs.result(folder, outcome.steps)).build()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = run.scorer(prepared).answers(network.to(device), objective, stage, precision_of(stage.precision, device), split)
-    write_json(path, {"documents": rows, **asdict(found)})
-    return found
 
 
 def _arms(run: Run) -> dict[str, dict[int, Done]]:

@@ -22,14 +22,17 @@ from ziggurat.evaluate.heldout import Predictions, first, held_out, per_byte, pr
 from ziggurat.evaluate.scores import GROUPED
 from ziggurat.evaluate.written import write
 from ziggurat.nn.network import NetworkModel
+from ziggurat.nn.tasks import view
 from ziggurat.objectives.base import Objective, context_of
 from ziggurat.objectives.labelled import column_of
 from ziggurat.objectives.multiple_choice import MultipleChoice
 from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.seq2seq import Seq2Seq
+from ziggurat.objectives.tasks import Tasks
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
+from ziggurat.train.tasks import single
 from ziggurat.types import Batch
 
 log = logging.getLogger(__name__)
@@ -68,7 +71,12 @@ class Scorer:
 
     def losses(self, network: NetworkModel, own: Objective, stage: Stage, dtype: torch.dtype) -> dict[str, dict[str, float]]:
         """Source -> its numbers. After a text stage: language-model losses on the valid split of every source, on the test
-        texts where there is none. After a fine-tuning: the task's own loss on its valid split, if it has one."""
+        texts where there is none. After a fine-tuning: each task's own loss on its valid split, if it has one."""
+        if isinstance(own, Tasks):
+            found: dict[str, dict[str, float]] = {}
+            for name, one in single(stage).items():
+                found |= self.losses(view(network, name), own.parts[name], one, dtype)
+            return found
         supervised = stage.stage == "finetune"
         general, memory = self.measure
         objective = general or own
@@ -90,7 +98,7 @@ class Scorer:
     def answers(
         self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype, split: Split = "test"
     ) -> Predictions:
-        """The network's answers on the task's rows of a split."""
+        """The network's answers on a split's rows of the stage's one task (`tasks.single`, and `nn.tasks.view` of the network)."""
         (name,) = stage.data
         if isinstance(objective, Seq2Seq):
             return self._written(network, objective, name, split, stage.length, dtype)

@@ -83,8 +83,8 @@ def _tuned(question: Question, folder: Path, seed: int, signals: Signals) -> tup
     run = runs.Run(question.recipe, folder, question.prepared, signals, {opened.fingerprint: opened}, {})
     title = f"{question.name}, {question.label}, seed {seed}"
     done = runs._one(run, question.stage, folder, seed, str(question.stage.init), title, export=False)
-    assert done.predictions is not None
-    return done.predictions, done.outcome.steps, done.outcome.seconds
+    (found,) = done.predictions.values()
+    return found, done.outcome.steps, done.outcome.seconds
 
 
 def _clear(folder: Path) -> None:

@@ -24,7 +24,7 @@ from ziggurat import __version__
 from ziggurat.atomic import write_json
 from ziggurat.config import spelled
 from ziggurat.errors import check
-from ziggurat.evaluate.heldout import language_loss, main_loss, metric_of
+from ziggurat.evaluate.heldout import Predictions, language_loss, main_loss, metric_of
 from ziggurat.evaluate.scores import Metric
 from ziggurat.pipeline import doctor
 from ziggurat.pipeline import run as running
@@ -139,7 +139,7 @@ def _trial(run: Run, base: Stage, place: Place, home: Path, seed: int, init: str
         return Trial(math.nan, diverged=error.message)
     o = done.outcome
     losses = tuple(main_loss(numbers) for name, numbers in o.held_out.items() if name in base.data)
-    return Trial(_score(base, done), o.seconds, o.steps, o.skipped, done.predictions, losses=losses)
+    return Trial(_score(base, done), o.seconds, o.steps, o.skipped, _predictions(done), losses=losses)
 
 
 def _done(run: Run, place: Place, folder: Path, seed: int, init: str, test: bool = False) -> Done:
@@ -147,11 +147,17 @@ def _done(run: Run, place: Place, folder: Path, seed: int, init: str, test: bool
     return running._one(run, place.stage, folder, seed, init, title, export=False, split="test" if test else "valid")
 
 
+def _predictions(done: Done) -> Predictions | None:
+    """Of a fine-tuning its one task's; a stage of several tasks is not swept (`grid`)."""
+    return next(iter(done.predictions.values()), None)
+
+
 def _score(base: Stage, done: Done) -> float:
     """Of a fine-tuning the task's metric, of a stage of text the mean loss on its sources; both on held-out rows."""
-    if done.predictions is not None:
+    said = _predictions(done)
+    if said is not None:
         assert base.objective is not None
-        return done.predictions.score(base.objective)
+        return said.score(base.objective)
     weights = {name: share.weight for name, share in base.data.items()}
     found = {name: language_loss(done.outcome.held_out.get(name, {})) for name in weights}
     return sum(weights[name] * loss for name, loss in found.items()) / sum(weights.values())

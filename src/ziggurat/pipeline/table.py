@@ -71,7 +71,8 @@ def after_by_prefix(facts: Mapping[str, Any]) -> dict[str, After]:
 
 
 def _after(stage: Mapping[str, Any]) -> After:
-    losses = {name: float(h["loss"]) for name, h in stage.get("heldout", {}).items() if h.get("loss") is not None}
+    tuned = stage.get("stage") == "finetune"  # its loss is the task's, not the language model's
+    losses = {name: float(h["loss"]) for name, h in stage.get("heldout", {}).items() if h.get("loss") is not None and not tuned}
     return After(stage.get("tokens", 0), stage.get("seconds", 0.0), stage.get("tokens_per_second", 0.0), losses)
 
 
@@ -126,6 +127,8 @@ def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> Render
     from rich.markup import escape as plain
     from rich.table import Table
 
+    from ziggurat.pipeline import by_task
+
     header, rows, leading = account(facts)
     ledger: Ledger | None = facts.get("worth")
     tint = {"paid": "green", "cost": "red", "undecided": "yellow"}
@@ -170,7 +173,15 @@ def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> Render
         if ledger
         else []
     )
-    notes = [*facts.get("notes", ()), *(ledger.notes if ledger else ())]
+    about = facts.get("tasks", ())
+    lines += [text for _, text in by_task.sentences(about)]
+    notes = [*facts.get("notes", ()), *(ledger.notes if ledger else ()), *by_task.notes(about)]
+    head, moved = by_task.table(about)
+    if moved:
+        of_tasks = Table(*head, title="the tasks", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for line in moved:
+            of_tasks.add_row(*map(plain, line))
+        tables.append(of_tasks)
     names, found = bought(facts)
     if found:
         tokens = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)

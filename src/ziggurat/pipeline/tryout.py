@@ -11,15 +11,15 @@ from ziggurat.pipeline.model import load
 WIDEST = 24
 
 
-def try_checkpoint(checkpoint: Path | str, text: str, pair: str = "", choices: Sequence[str] = ()) -> str:
+def try_checkpoint(checkpoint: Path | str, text: str, pair: str = "", choices: Sequence[str] = (), task: str = "") -> str:
     """Labels with their probabilities, the words with their tags, or a number from a fine-tuned checkpoint; of a masked LM
     the five most probable tokens for each mask; of a causal LM the text and its most probable continuation; of a model that writes texts, its text. `pair` is the second text of
-    a pair: the context of a question. Of `choices` the scores, best first.
+    a pair: the context of a question. Of `choices` the scores, best first. `task` is one of several tasks.
 
     Raises:
         UserError: no checkpoint, or there is nothing in the text that it could answer.
     """
-    model = load(checkpoint)
+    model = load(checkpoint, task or None)
     given = (text, pair) if pair else text
     if choices:
         (scores,) = model.choice_scores([given], [choices])

@@ -7,7 +7,7 @@ is one `UserError`; whatever is left out on purpose is said in the notes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.errors import UserError, check
-from ziggurat.nn import halves, spec
+from ziggurat.nn import halves, spec, tasks
 from ziggurat.nn.network import NetworkModel
 from ziggurat.systems import SYSTEMS, find, modelcard
 from ziggurat.systems.base import NoHubClass, System, by_model_type, closest, system_of
@@ -199,29 +199,54 @@ def import_folder(source: Path | str, target: Path | str) -> tuple[Path, tuple[s
 
 
 def export_checkpoint(
-    checkpoint: Path | str, target: Path | str, *, architecture: str | None = None, dropout: float = 0.1
+    checkpoint: Path | str,
+    target: Path | str,
+    *,
+    architecture: str | None = None,
+    dropout: float = 0.1,
+    task: str | None = None,
 ) -> Exported:
-    """Our checkpoint (or the newest good one of a stage) -> a Hugging Face folder, with its tokenizer if it has one."""
+    """Our checkpoint (or the newest good one of a stage) -> a Hugging Face folder, with its tokenizer if it has one.
+
+    Of a model of several tasks `task` says whose head goes with the body; without it that is a `UserError`.
+    """
     saved = checkpoints.load(Path(checkpoint))
     tokenizer = None
     if saved.tokenizer is not None:
         from ziggurat.text.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.load(saved.tokenizer)
-    card = saved.card
+    card, tensors, labels = saved.card, saved.tensors, saved.card.more.get("labels", ())
+    several = tasks.tasks_of(card.network)
+    if task is None:
+        check(
+            not several,
+            f"{checkpoint} is a model of {len(several)} tasks: {', '.join(several)}; a Hub class holds one of them",
+            "name one: `task` (--task)",
+        )
+    else:
+        alone, labels = tasks.alone(card.network, tensors, task), card.more.get("tasks", {}).get(task, ())
+        card, tensors = replace(card, network=alone.network, lineage=_of_task(card.lineage, task)), alone.tensors
     return to_hub(
         card.network,
-        saved.tensors,
+        tensors,
         tokenizer,
         card.system or None,
         target,
         dropout=card.more.get("dropout", dropout),
         architecture=architecture,
-        labels=card.more.get("labels", ()),
+        labels=labels,
         ids=card.more.get("ids"),
         lineage=card.lineage,
         about=card.more.get("card"),
     )
+
+
+def _of_task(lineage: Sequence[Mapping[str, Any]], task: str) -> tuple[Mapping[str, Any], ...]:
+    """The lineage as a model of one task tells it: of the last stage's test scores its own."""
+    *before, last = lineage or ({},)
+    test = last.get("tests", {}).get(task)
+    return (*before, {**{k: v for k, v in last.items() if k != "tests"}, **({"test": test} if test else {})})
 
 
 def _half(

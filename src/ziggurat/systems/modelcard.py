@@ -172,14 +172,17 @@ def _scores(lineage: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         stage = str(entry.get("name", ""))
         for source, numbers in entry.get("held_out", {}).items():
             yield [stage, f"{source}, held out", ", ".join(f"{measure} {value:.4g}" for measure, value in numbers.items())]
-        if "value" in entry.get("test", {}):
-            test = entry["test"]
+        for test in [entry.get("test", {}), *entry.get("tests", {}).values()]:
+            if "value" not in test:
+                continue
             yield [stage, f"{test['source']}, {test['rows']:,} test rows", f"{test['metric']} {test['value']:.4f}"]
 
 
 def _row(entry: Mapping[str, Any]) -> list[str]:
     objective = entry.get("objective", {})
-    kind = " + ".join(p["kind"] for p in objective["parts"]) if "parts" in objective else objective.get("kind", "")
+    parts = objective.get("parts", ())
+    named = [f"{n}: {p['kind']}" for n, p in parts.items()] if isinstance(parts, Mapping) else [p["kind"] for p in parts]
+    kind = " + ".join(named) or objective.get("kind", "")
     numbers = [f"{entry[key]:,}" if key in entry else "" for key in ("steps", "tokens")]
     return [str(entry.get("name", "")), str(kind), *numbers, str(entry.get("seed", ""))]
 

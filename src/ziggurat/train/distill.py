@@ -49,6 +49,9 @@ class Distilled:
         name = target.removesuffix(BEHIND)
         return self.objective.weight_of(name) * (self.weight if target != name else 1 - self.weight)
 
+    def step_weights(self, counts: Mapping[str, float]) -> dict[str, float]:
+        return {name: self.weight_of(name) for name in counts}
+
     def losses(self, network: NetworkModel, batch: Batch) -> Losses:
         found: dict[str, Loss] = {}
         with torch.no_grad():

@@ -28,7 +28,7 @@ from ziggurat.nn.attention import pick
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
 from ziggurat.text.tokenizer import Tokenizer
-from ziggurat.train import budget, lineage, loop, schedule, settings
+from ziggurat.train import budget, lineage, loop, schedule, settings, tasks
 from ziggurat.train.adaptation import shift
 from ziggurat.train.keeping import WITHIN, Ended, Ending, Keeping
 from ziggurat.train.optim import load_optimizer_tensors, optimizer_tensors
@@ -167,7 +167,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             system=job.system,
             lineage=job.start.lineage,
             fingerprint=job.tokenizer.fingerprint,
-            more={"length": stage.length, "dropout": stage.dropout, "labels": list(getattr(objective, "label_names", tuple)())},
+            more={"length": stage.length, "dropout": stage.dropout, **tasks.labels_of(objective)},
         )
 
         def entry(progress: loop.Progress) -> dict[str, Any]:

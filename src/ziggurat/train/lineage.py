@@ -12,7 +12,8 @@
     versions            of the packages that decide about numbers
     ended               {why, trained, by, score}: where the weights are of an evaluation before the last step, `trained`; `why` as in
                         `keeping.Ended`; added when the stage is done
-    held_out            {source: numbers} and, of a fine-tuning, test {source, metric, value, rows}: added when the stage is done
+    held_out            {source: numbers} and, of a fine-tuning, test {source, metric, value, rows} (of several tasks tests {task: the same}): added when
+                        the stage is done
     recipe, origins     name of the recipe, and {source: where its text is from}: added when the stage is done
 
 Readers take every key as optional: checkpoints of earlier versions have fewer.

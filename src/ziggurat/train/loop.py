@@ -34,7 +34,7 @@ class Trained(Protocol):
     """What is minimised: an objective, or one with more behind it."""
 
     def counts(self, batch: Batch) -> dict[str, float]: ...
-    def weight_of(self, target: str) -> float: ...
+    def step_weights(self, counts: Mapping[str, float]) -> dict[str, float]: ...
     def remembered(self, batch: Batch) -> np.ndarray: ...
     def losses(self, network: NetworkModel, batch: Batch) -> Losses: ...
 
@@ -99,17 +99,18 @@ def backward(
     for batch in micro:
         for name, count in objective.counts(batch).items():
             counts[name] = counts.get(name, 0.0) + count
-    sums = dict.fromkeys(counts, 0.0)
+    weights = objective.step_weights(counts)
+    sums = dict.fromkeys(weights, 0.0)
     for batch in micro:
         with autocast(device, dtype), reading(network, objective, batch, recall) as given:
             losses = objective.losses(network, given)
-        terms = [loss.total * (objective.weight_of(n) / counts[n]) for n, loss in losses.items() if counts[n] > 0]
+        terms = [loss.total * (weights[n] / counts[n]) for n, loss in losses.items() if counts[n] > 0]
         if terms:
             torch.stack(terms).sum().backward()
         for name, loss in losses.items():
             sums[name] += float(loss.total.detach())
     means = {name: total / counts[name] for name, total in sums.items() if counts[name] > 0}
-    means["loss"] = sum(objective.weight_of(name) * mean for name, mean in means.items())
+    means["loss"] = sum(weights[name] * mean for name, mean in means.items())
     return means
 
 

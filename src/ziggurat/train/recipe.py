@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ziggurat.config import Problem, Spec, complain, given
-from ziggurat.data.sources import Source, labelled, marked, splits, writes
+from ziggurat.data.sources import Source, marked
 from ziggurat.errors import UserError
 from ziggurat.nn.spec import Model
 from ziggurat.systems import SYSTEMS, find
 from ziggurat.systems.base import System
 from ziggurat.text.train import TokenizerSpec
-from ziggurat.train import arms, keeping, vocabulary
+from ziggurat.train import arms, keeping, tasks, vocabulary
 from ziggurat.train.adaptation import SAMPLE
 from ziggurat.train.stage import (
     BUDGETS,
@@ -312,7 +312,7 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
     yield from vocabulary.problems(stage)
     supervised = stage.objective is not None and stage.objective.labelled
     if stage.stage == "finetune":
-        yield from _task_problems(recipe, stage, supervised)
+        yield from tasks.problems(stage, recipe.sources, supervised)
     else:
         if supervised:
             assert stage.objective is not None
@@ -351,44 +351,3 @@ def _model_before(recipe: Recipe, stage: Stage, model: Model) -> Model:
             return start
         kept[each.title] = each.objective.part_of(start) if each.objective is not None else start
     return model
-
-
-def _columns(stage: Stage) -> tuple[str, ...]:
-    """What the source of a task must declare beside `text`."""
-    objective = stage.objective
-    if objective is None:
-        return ()
-    return (*objective.columns, *(("group",) if getattr(objective, "metric", "") in ("f1_a", "group_em") else ()))
-
-
-def _task_problems(recipe: Recipe, stage: Stage, supervised: bool) -> Iterator[tuple[Any, ...]]:
-    if stage.objective is None:
-        yield "", "has no objective; a finetune stage needs a labelled one, as in {kind: classify, labels: [neg, pos]}"
-    elif not supervised:
-        yield "objective", f"'{stage.objective.kind}' has no labels; a finetune stage needs a labelled objective"
-    if len(stage.data) > 1:
-        yield "data", f"a finetune stage reads one source, not {len(stage.data)}"
-    for name in stage.data:
-        source = recipe.sources.get(name)
-        if source is None:
-            continue
-        if stage.objective is not None and stage.objective.writes:
-            if not writes(source):
-                where = "name the column of what is to be written, as in columns: {text: ..., pair: ...}"
-                yield "data", f"source '{name}' has no second text; {where}", ("sources", name)
-        elif source.kind in ("files", "hub") and (lacks := [c for c in _columns(stage) if getattr(source.columns, c) is None]):
-            columns = ", ".join(f"{c}: ..." for c in ("text", *_columns(stage)))
-            message = f"source '{name}' declares no {', '.join(f'`{c}`' for c in lacks)}; name their columns, as in columns: {{{columns}}}"
-            yield "data", message, ("sources", name)
-        elif not labelled(source):
-            yield (
-                "data",
-                f"source '{name}' declares no labels; name their column, as in columns: {{label: ...}}",
-                ("sources", name),
-            )
-        if "test" not in splits(source):
-            yield (
-                "data",
-                f"source '{name}' has no `test` rows to score on; give it `test: file` or `test: 0.1`",
-                ("sources", name),
-            )

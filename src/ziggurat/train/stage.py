@@ -185,7 +185,7 @@ class StageFields(Spec):
     """Weights to start from: `previous` (the stage before; the first starts from scratch), `scratch`, the name of an
     earlier stage, the folder of a checkpoint (ours, or in Hugging Face format), or the fittest of several of these: `{best_of: [...]}`."""
     objective: AnyObjective | None = None
-    """What is hidden and predicted. Default: the system's; a finetune stage needs a labelled one."""
+    """What is hidden and predicted. Default: the system's; a finetune stage needs a labelled one, of several sources `tasks`."""
     length: int = Field(128, ge=8)
     """Longest example, in tokens with the special ones."""
     examples: int | None = Field(None, gt=0)

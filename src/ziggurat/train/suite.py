@@ -137,6 +137,10 @@ class Suite(Options):
                 yield Problem(place, "has no objective; give it one, or say in `without` why it cannot be scored")
             elif not task.objective.labelled:
                 yield Problem((*place, "objective"), f"'{task.objective.kind}' has no labels, so there is nothing to score")
+            elif task.objective.kind in ("tasks", "mixture"):
+                yield Problem(
+                    (*place, "objective"), f"'{task.objective.kind}' is several objectives; write each as a task of the suite"
+                )
             if task.local is None and task.hub is None:
                 yield Problem(place, "has no rows; give it `local` files or a `hub` dataset, or say why not in `without`")
             for kind in ("local", "hub"):
