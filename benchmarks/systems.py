@@ -35,7 +35,7 @@ OWN: dict[str, dict[str, Any]] = {
     **{name: {"lr": 6e-4} for name in ("bart", "mass", "prophetnet", "prophetnet_lm")},
     **{name: {"lr": 6e-4, "times": 5 / 3} for name in ("structbert", "macbert", "modelx", "ernie2")},
     "albert": {"lr": 4e-4, "times": 4 / 3, "size": "mini"},
-    "electra": {"times": 8, "model": {"generator_width": 64}},
+    "electra": {"times": 4, "model": {"generator_width": 64}},
 }
 """What does not learn at `RATE` in `--tokens` tokens (measured: docs/log.md). A decoder with its norms after each part stays on the plateau of
 the most frequent answers, and the order of sentences at chance (ALBERT's, of one layer's weights, in `tiny` whatever the rate); which tokens were replaced is learnt only when the generator has left its own
