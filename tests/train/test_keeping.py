@@ -339,7 +339,7 @@ def test_killed_anywhere(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 killed += 1
         alike(folder, jobs.run_stage(folder, job), tmp_path / "straight", right)
         shutil.rmtree(folder)
-    assert killed > 10
+    assert killed >= (right.ended + 1) // 2 >= 2  # at the very least in every other step
 
 
 def test_lora(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

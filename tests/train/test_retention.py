@@ -237,7 +237,7 @@ def test_distilled_losses_and_accumulation() -> None:
     net.zero_grad()
     split = loop.backward(net, both, [few, many], CPU, torch.float32)  # type: ignore[arg-type]
     for p, g in zip((p for p in net.parameters() if p.grad is not None), big, strict=True):
-        torch.testing.assert_close(p.grad, g, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(p.grad, g, rtol=1e-7, atol=1e-10)  # weights are float32
     assert split == pytest.approx(means) and set(means) == {"mlm", "mlm_distilled", "loss"}
     asked = {n: Masked().asked(n, to_device(join(few, many), CPU))["mlm"] for n in (net, old)}
     mine, theirs = (n.logits("lm", a.hidden, a.streams, a.target) for n, a in asked.items())

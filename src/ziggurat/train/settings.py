@@ -24,8 +24,8 @@ def deciding(stage: Stage) -> dict[str, Any]:
     they could be."""
     unfelt = () if stage.forgetting is not None and stage.forgetting.stop else ("forgetting",)
     written = {k: v for k, v in spelled(stage).items() if k not in ("save", "log_every", *unfelt)}
-    if not stage.evaluate.chooses:
-        written["evaluate"] = {k: v for k, v in written["evaluate"].items() if k not in ("keep", "by")}
+    unseen = ("context",) if stage.evaluate.chooses else ("context", "keep", "by")
+    written["evaluate"] = {k: v for k, v in written["evaluate"].items() if k not in unseen}
     return written
 
 
