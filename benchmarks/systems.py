@@ -35,6 +35,8 @@ OWN: dict[str, dict[str, Any]] = {
     **{name: {"lr": 6e-4} for name in ("bart", "mass", "prophetnet", "prophetnet_lm")},
     **{name: {"lr": 6e-4, "times": 5 / 3} for name in ("structbert", "macbert", "modelx", "ernie2")},
     "albert": {"lr": 4e-4, "times": 4 / 3, "size": "mini"},
+    "unilm2": {"times": 5 / 3},
+    "ernie_gen": {"times": 2},
     "electra": {"times": 4, "model": {"generator_width": 64}},
 }
 """What does not learn at `RATE` in `--tokens` tokens (measured: docs/log.md). A decoder with its norms after each part stays on the plateau of
@@ -66,6 +68,18 @@ def recipe_of(system: str, args: argparse.Namespace) -> dict[str, Any]:
             }
         ],
     }
+
+
+def differs() -> list[str]:
+    """What `OWN` changes, systems that are alike together."""
+    alike: dict[str, list[str]] = {}
+    for system, own in OWN.items():
+        said = [f"rate {own['lr']:g}"] if "lr" in own else []
+        said += [f"{own['times']:.2g} times the tokens"] if "times" in own else []
+        said += [f"size {own['size']}"] if "size" in own else []
+        said += [f"{name} {value}" for name, value in own.get("model", {}).items()]
+        alike.setdefault(", ".join(said), []).append(system)
+    return [f"{', '.join(systems)}: {said}" for said, systems in alike.items()]
 
 
 def asked_of(folder: Path) -> tuple[Any, Any]:
@@ -156,6 +170,9 @@ def page(rows: list[dict[str, Any]], args: argparse.Namespace, failed: Mapping[s
         f"{time.strftime('%Y-%m-%d')}, seed 0, commit {args.commit}; {args.machine}; Python {platform.python_version()}, torch {version('torch')}.",
         "Text: docstrings of installed packages. Entropy and share of the most frequent answer are those of the held-out answers themselves. A row passes when",
         f"its loss is {MARGIN_LOSS} nats below that entropy (below it, where there are two or three answers) and its accuracy {MARGIN_ACCURACY} above that share. Of rtd the columns are F1, and F1 of calling every token replaced.",
+        f"Steps of 1,024 tokens, peak rate {RATE:g}, size {args.size}, vocabulary 4,000; differently: "
+        + "; ".join(differs())
+        + ".",
         "",
         "| system | target | loss | entropy | accuracy | most frequent | parameters | tokens | tokens/s | |",
         "|---|---|---|---|---|---|---|---|---|---|",
