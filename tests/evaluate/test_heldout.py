@@ -10,7 +10,7 @@ import torch
 
 from ziggurat.context import Context, Layout, Vocab, mix
 from ziggurat.data.pack import pack, take
-from ziggurat.evaluate.heldout import held_out, predict, to_device
+from ziggurat.evaluate.heldout import held_out, main_loss, predict, to_device
 from ziggurat.nn import spec
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives import OBJECTIVES
@@ -75,3 +75,9 @@ def test_packed_rows_answer_as_single_documents(system: str, kind: str) -> None:
     predictions = predict(network, objective, [packed])
     right = sum(np.sum(np.asarray(g) == np.asarray(p)) for g, p in zip(predictions.gold, predictions.predicted, strict=True))
     assert len(predictions.gold) == len(batch) and right / sums[kind][2] == pytest.approx(want[f"{kind}_accuracy"])
+
+
+def test_the_order_of_sentences_is_no_language_model_loss() -> None:
+    assert main_loss({"sop": 0.69, "sop_accuracy": 0.5, "mac": 5.7, "mac_accuracy": 0.1}) == "mac"
+    assert main_loss({"nsp": 0.6, "word_order": 4.0, "mlm": 5.0}) == "mlm" and main_loss({"sop": 0.6}) == "sop"
+    assert main_loss({"bits_per_byte": 2.0, "mac_accuracy": 0.1}) == ""

@@ -25,6 +25,8 @@ from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.types import Batch, Target
 
 PER_BYTE = "bits_per_byte"
+SENTENCES = ("nsp", "sop", "sentence_structure")
+"""Targets about whole sentences, which stand beside a language-model loss and are none."""
 HIGHER = ("_accuracy", "_f1")
 """Endings of the numbers of which more is better."""
 CHUNK = 512
@@ -77,7 +79,8 @@ def first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
 def main_loss(numbers: Mapping[str, float]) -> str:
     """The name of the language-model loss among a source's held-out numbers, or else of the first loss; empty if there is none."""
     losses = [name for name in numbers if not name.endswith(HIGHER) and name != PER_BYTE]
-    return next((name for name in ("mlm", "clm", *losses) if name in numbers), "")
+    said = [name for name in losses if name not in SENTENCES]
+    return next((name for name in ("mlm", "clm", *said, *losses) if name in numbers), "")
 
 
 def language_loss(numbers: Mapping[str, float]) -> float:
