@@ -38,7 +38,7 @@ def test_phases_say_what_longer_windows_are_worth(world: Path, caplog: pytest.Lo
     folder = run("phases.yaml")
     report = json.loads((folder / "report.json").read_text("utf-8"))
     for stage in report["stages"]:
-        found = json.loads((folder / stage["name"] / "context.json").read_text("utf-8"))["general"]
+        found = json.loads((folder / stage["name"] / "context.json").read_text("utf-8"))["found"]["general"]
         assert stage["context"] == {"general": found}
         assert list(found["lengths"]) == ["32", "128"] and found["target"] == "mlm"
         spans = found["positions"]

@@ -58,20 +58,23 @@ def slow(folder: Path) -> float:
 def test_the_probe_before_and_after_a_stage_is_the_one_done_by_hand(world: Path) -> None:
     pytest.importorskip("transformers")
     folder = run(write())
-    found = json.loads((folder / "dapt" / "probes.json").read_text("utf-8"))["task"]
+    found = json.loads((folder / "dapt" / "probes.json").read_text("utf-8"))["found"]["task"]
+    asked = json.loads((folder / "dapt" / "probes.json").read_text("utf-8"))["asked"]
     assert found["rows"] == 20 and found["change"] == pytest.approx(found["after"] - found["before"])
     for when, stage in (("before", "pretrain"), ("after", "dapt")):
         assert found[when] == pytest.approx(slow(folder / stage / "hf"), abs=0.02), when  # a fold's row may sit on the border
     report = json.loads((folder / "report.json").read_text("utf-8"))
     assert report["stages"][1]["probes"]["task"] == found and not report["stages"][0]["probes"]
     assert "Probes: the score of a linear model" in (folder / "report.html").read_text("utf-8")
+    changed = run(write(**{"labels: [neg, pos]}": "labels: [neg, pos], metric: f1}"}))  # another question of a stage that is done
+    assert json.loads((changed / "dapt" / "probes.json").read_text("utf-8"))["asked"] != asked
     # the rows probed on are held out: no stage trains on them, and they are measured whatever else is
     assert {p.name for p in (folder / "shards" / "task").iterdir() if p.is_dir()} == {"test"}
 
 
 def test_a_stage_that_changes_nothing_loses_nothing(world: Path) -> None:
     folder = run(write(**{"optim: {lr: 5e-2}": "optim: {lr: 1e-12}"}))
-    found = json.loads((folder / "dapt" / "probes.json").read_text("utf-8"))["task"]
+    found = json.loads((folder / "dapt" / "probes.json").read_text("utf-8"))["found"]["task"]
     assert found["change"] == 0 and found["before"] == found["after"]
 
 
@@ -79,7 +82,7 @@ def test_a_tokenizer_with_new_tokens_reads_the_rows_in_its_own_way(world: Path) 
     folder = run(
         write(**{"    steps: 8": "    steps: 8\n    vocabulary: {extend: 3, min_frequency: 2}", "vocab: 400": "vocab: 120"})
     )
-    found = json.loads((folder / "dapt" / "probes.json").read_text("utf-8"))["task"]
+    found = json.loads((folder / "dapt" / "probes.json").read_text("utf-8"))["found"]["task"]
     assert 0 <= found["after"] <= 1 and found["rows"] == 20
     assert open_checkpoint(folder / "dapt").network.model.vocab > open_checkpoint(folder / "pretrain").network.model.vocab
 

@@ -13,8 +13,9 @@ import numpy as np
 from ziggurat.data.runs import bounds_of, ranges
 from ziggurat.types import DEAD, FOREVER, SPELLED, Batch, Stream, Target, Visibility, join
 
-EVEN = 8
-"""Rows are as long as a multiple of this, which the kernels like."""
+EIGHTH, LEAST = 8, 8
+"""A row is as long as some eighths of the longest that it may be, each at least so many tokens: a kernel that is compiled for a length
+meets few of them."""
 Rows = int | Mapping[str, int]
 """Tokens of a row: one number for all streams, or one for each."""
 
@@ -138,7 +139,8 @@ def first_fit(lengths: np.ndarray, row: int) -> np.ndarray:
 def lay(batch: Batch, rows: np.ndarray, row: Rows, pad: int) -> tuple[Batch, np.ndarray]:
     """Lay document j into row `rows[j]` (int64[D]); rows come in the order of their numbers, documents keep theirs.
 
-    Returns the packed batch, whose streams say their `row` (at most the given one, and no longer than the fullest needs), and int64[R + 1]: the document at which each row begins.
+    Returns the packed batch, whose streams say their `row` (at most the given one, and no longer than the fullest needs), and
+    int64[R + 1]: the document at which each row begins.
     The gap of a row is one dead document: key `DEAD`, `pad` ids, segment 0, unit -1, no targets. Its positions count from
     0 but not past those in use, so that every position table has them.
     """
@@ -148,7 +150,8 @@ def lay(batch: Batch, rows: np.ndarray, row: Rows, pad: int) -> tuple[Batch, np.
     count = int(rows.max()) + 1
     filled = {n: np.bincount(rows, s.lengths, count).astype(np.int64) for n, s in batch.streams.items()}
     # no longer than the fullest: an encoder's row is never full where spans give way to masks
-    sizes = {n: min(size, -(-int(filled[n].max()) // EVEN) * EVEN) for n, size in sizes.items()}
+    part = {n: max(LEAST, size // EIGHTH) for n, size in sizes.items()}
+    sizes = {n: min(size, -(-int(filled[n].max()) // part[n]) * part[n]) for n, size in sizes.items()}
     gaps = {name: sizes[name] - full for name, full in filled.items()}
     assert all(gap.min() >= 0 for gap in gaps.values()), "a row is overfull"
     holes = np.flatnonzero(np.any(np.stack(list(gaps.values())) > 0, axis=0))

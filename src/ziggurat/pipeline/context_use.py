@@ -20,9 +20,12 @@ from ziggurat.atomic import write_json
 from ziggurat.data.subset import Subset
 from ziggurat.evaluate.by_position import by_position
 from ziggurat.evaluate.heldout import held_out, main_loss
+from ziggurat.nn.spec import VocabHead
 from ziggurat.pipeline.charts import Series, line_chart
 from ziggurat.pipeline.opened import open_checkpoint
+from ziggurat.pipeline.prepare import content
 from ziggurat.train import job as jobs
+from ziggurat.train import settings
 from ziggurat.train.loop import precision_of
 
 if TYPE_CHECKING:
@@ -52,11 +55,15 @@ def lengths(scorer: Scorer) -> list[int]:
 
 
 def write(scorer: Scorer, stage: Stage, folder: Path, steps: int) -> None:
-    """Measure the checkpoint that a text stage handed on, once: context.json in its folder."""
+    """Measure the checkpoint that a text stage handed on: context.json in its folder, made anew where weights, texts or lengths are others."""
     path, objective = folder / FILE, stage.objective
-    if not stage.evaluate.context or stage.stage == "finetune" or path.exists():
+    if not stage.evaluate.context or stage.stage == "finetune":
         return
     assert objective is not None
+    held = [content(scorer.shards[name, "valid"]) for name in stage.data if (name, "valid") in scorer.shards]
+    asked = settings.digest([settings.fingerprint(folder), steps, lengths(scorer), held])
+    if path.exists() and json.loads(path.read_text("utf-8"))["asked"] == asked:
+        return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = precision_of(stage.precision, device)
     network = open_checkpoint(jobs.result(folder, steps)).build().to(device)
@@ -78,17 +85,20 @@ def write(scorer: Scorer, stage: Stage, folder: Path, steps: int) -> None:
             numbers = held_out(network, objective, scorer.batches(some, objective, length, network), dtype)
             by_length[length] = numbers[main_loss(numbers)]
         target = main_loss(numbers)
+        if not isinstance(network.spec.heads.get(objective.head_of(target)), VocabHead):
+            log.warning("%s: no token is predicted in %s: the use of context is not measured", stage.title, name)
+            continue
         spans = by_position(network, objective, scorer.batches(some, objective, longest, network), target, edges(longest), dtype)
         found[name] = {"target": target, "documents": len(some), "lengths": by_length, "positions": [s._asdict() for s in spans]}
         said = ", ".join(f"{loss:.3f} in windows of {length}" for length, loss in by_length.items())
         log.info("%s: %d long held-out documents of %s: loss %s", stage.title, len(some), name, said)
-    write_json(path, found)
+    write_json(path, {"asked": asked, "found": found})
 
 
 def read(folder: Path) -> dict[str, Any]:
     """What `write` has found; empty if it was not asked."""
     path = folder / FILE
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))["found"] if path.exists() else {}
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ziggurat.atomic import write_json
+from ziggurat.config import spelled
 from ziggurat.data.subset import Subset
 from ziggurat.evaluate.frozen import cross_validated, document_features, splits, word_features
 from ziggurat.nn.network import NetworkModel
@@ -22,8 +23,10 @@ from ziggurat.objectives.base import Objective, context_of
 from ziggurat.objectives.labelled import Tag, column_of
 from ziggurat.pipeline.choose import paired
 from ziggurat.pipeline.opened import open_checkpoint
+from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.table import probed
 from ziggurat.train import job as jobs
+from ziggurat.train import settings
 
 if TYPE_CHECKING:
     from ziggurat.pipeline.opened import Opened
@@ -38,11 +41,17 @@ ROWS = 1000
 
 
 def write(stage: Stage, folder: Path, steps: int, start: Opened | None, before: Scorer, after: Scorer) -> None:
-    """Probe the tasks of `forgetting.tasks` on the start and on what the stage handed on, once: probes.json in its folder. `before` and `after`
+    """Probe the tasks of `forgetting.tasks` on the start and on what the stage handed on: probes.json in its folder, made anew
+    where tasks, rows or weights are others. `before` and `after`
     hold the rows as the tokenizer of each cuts them."""
     path = folder / FILE
     tasks = stage.forgetting.tasks if stage.forgetting is not None else {}
-    if not tasks or start is None or path.exists():
+    if not tasks or start is None:
+        return
+    rows_of = [content(scorer.shards[key]) for scorer in (before, after) for key in sorted(scorer.shards) if key[0] in tasks]
+    written = {name: spelled(objective) for name, objective in tasks.items()}
+    asked = settings.digest([settings.fingerprint(folder), steps, written, rows_of])
+    if path.exists() and json.loads(path.read_text("utf-8"))["asked"] == asked:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = [start.build().to(device), open_checkpoint(jobs.result(folder, steps)).build().to(device)]
@@ -63,14 +72,14 @@ def write(stage: Stage, folder: Path, steps: int, start: Opened | None, before: 
             "change": change,
             "error": error,
         }
-    write_json(path, found)
+    write_json(path, {"asked": asked, "found": found})
     log.info("%s: probes of general tasks: %s", stage.title, probed(found))
 
 
 def read(folder: Path) -> dict[str, Any]:
     """What `write` has found; empty if it was not asked."""
     path = folder / FILE
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))["found"] if path.exists() else {}
     return found
 
 

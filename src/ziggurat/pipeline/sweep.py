@@ -24,7 +24,7 @@ from ziggurat import __version__
 from ziggurat.atomic import write_json
 from ziggurat.config import spelled
 from ziggurat.errors import check
-from ziggurat.evaluate.heldout import Predictions, language_loss, main_loss, metric_of
+from ziggurat.evaluate.heldout import Predictions, main_loss, metric_of
 from ziggurat.evaluate.scores import Metric
 from ziggurat.pipeline import doctor
 from ziggurat.pipeline import run as running
@@ -33,7 +33,7 @@ from ziggurat.pipeline.run import Done, Run
 from ziggurat.pipeline.sweep_report import show, write_results
 from ziggurat.pipeline.sweep_results import LOSS, Sweep, Trial, compare
 from ziggurat.pipeline.table import label
-from ziggurat.train import settings
+from ziggurat.train import keeping, settings
 from ziggurat.train.loop import Diverged
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
@@ -158,9 +158,7 @@ def _score(base: Stage, done: Done) -> float:
     if said is not None:
         assert base.objective is not None
         return said.score(base.objective)
-    weights = {name: share.weight for name, share in base.data.items()}
-    found = {name: language_loss(done.outcome.held_out.get(name, {})) for name in weights}
-    return sum(weights[name] * loss for name, loss in found.items()) / sum(weights.values())
+    return keeping.score(base, done.outcome.held_out, "loss")
 
 
 def _test(run: Run, base: Stage, points: Sequence[Place], found: Sweep, home: Path, starts: dict[str, str]) -> dict[int, float]:

@@ -76,16 +76,16 @@ class Ending:
         return f"stopped at step {self.step}, which passed the limit of forgetting; {whole}"
 
 
-def score(stage: Stage, found: Found) -> float:
-    """The number that weights are chosen by: that of the stage's own sources, their mean by the shares in `data`. Raises `UserError` where a
-    source has no such number."""
-    total = 0.0
+def score(stage: Stage, found: Found, number: str = "") -> float:
+    """The number that weights are chosen by (or `number`): that of the stage's own sources, their mean by the shares in `data`. Raises
+    `UserError` where a source has no such number."""
+    total, number = 0.0, number or stage.evaluate.by
     for name, share in stage.data.items():
         numbers = found.get(name, {})
-        by = named(stage.evaluate.by, numbers)
+        by = named(number, numbers)
         check(
             by in numbers,
-            f"{stage.title}: evaluate.by: '{stage.evaluate.by}' is no number of the held-out text of source '{name}'",
+            f"{stage.title}: evaluate.by: '{number}' is no number of the held-out text of source '{name}'",
             f"there are: loss, {', '.join(numbers)}" if numbers else "nothing of it is held out: give it more `valid` rows",
         )
         total += share.weight * numbers[by]
