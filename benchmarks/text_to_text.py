@@ -72,7 +72,7 @@ def prepare(name: str, data: Path) -> Path:
     return folder
 
 
-def recipe_of(system: str, name: str, folder: Path) -> dict[str, Any]:
+def recipe_of(system: str, name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from ziggurat.checkpoint import format as checkpoints
     from ziggurat.errors import UserError
     from ziggurat.evaluate.written import asked
@@ -87,7 +87,7 @@ def recipe_of(system: str, name: str, folder: Path) -> dict[str, Any]:
         raise UserError(f"{system} cannot be asked for a text", "leave it out")
     objective = how.model_dump(mode="json", exclude_unset=True)
     return {
-        "name": f"{name}-{system}",
+        "name": f"{name}-{system}{args.suffix}",
         "system": system,
         "sources": {
             "task": {
@@ -103,7 +103,7 @@ def recipe_of(system: str, name: str, folder: Path) -> dict[str, Any]:
                 "init": str(found),
                 "data": "task",
                 "length": task["length"],
-                "epochs": task["epochs"],
+                "epochs": args.epochs or task["epochs"],
                 "objective": {
                     "kind": "seq2seq",
                     **objective,
@@ -111,7 +111,7 @@ def recipe_of(system: str, name: str, folder: Path) -> dict[str, Any]:
                     "metric": "rouge_l",
                     "generate": {"most": task["most"]},
                 },
-                "optim": {"lr": 5e-4},
+                "optim": {"lr": args.lr},
                 "batch": {"documents": 16},
                 "save": {"every": 200},
             }
@@ -174,6 +174,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="e2e-nlg", help="with commas for several")
     parser.add_argument("--only", default="")
+    parser.add_argument("--epochs", type=int, help="otherwise the task's")
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--suffix", default="", help="behind the names of the run folders")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--commit", default="of this tree")
     parser.add_argument("--machine", default="two cores")
@@ -191,7 +194,7 @@ def main() -> None:
         for system in args.only.split(",") if args.only else WRITERS:
             try:
                 with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-                    recipe = recipe_of(system, name, folder)
+                    recipe = recipe_of(system, name, folder, args)
                     json.dump(recipe, file)
                     file.flush()
                     ran = run(file.name)
