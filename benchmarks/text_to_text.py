@@ -155,7 +155,7 @@ def page(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> st
     ]
     for name, table in found.items():
         task = TASKS[name]
-        lines += ["", f"## {name}: {task['epochs']} epochs, length {task['length']}", ""]
+        lines += ["", f"## {name}: {args.epochs or task['epochs']} epochs, length {task['length']}", ""]
         lines += [
             "| | asked by | ROUGE-1 | ROUGE-2 | ROUGE-L | BLEU | chrF | test texts | seconds |",
             "|---|---|---|---|---|---|---|---|---|",
