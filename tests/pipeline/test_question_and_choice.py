@@ -86,7 +86,9 @@ def test_questions(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     scores = evaluate_checkpoint(folder / "finetune", path)
     assert scores["task/squad_f1"] == pytest.approx(answer_metric("squad_f1")(kept["gold"], kept["predicted"]))
 
-    ours = load(folder / "finetune")
+    ours, found = load(folder / "finetune"), kept["threshold"]
+    assert ours.predict([(row["question"], row["context"]) for row in rows]) == kept["predicted"], "asked as it was scored"
+    assert ours.objective["threshold"] == load(folder / "finetune" / "hf").objective["threshold"] == found
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder / "finetune" / "hf").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "finetune" / "hf")
     for row in rows[:4]:
@@ -99,7 +101,7 @@ def test_questions(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         pairs = [(float(out.start_logits[0, s] + out.end_logits[0, e]), s, e) for s in second for e in second if s <= e < s + 8]
         score, s, e = max(pairs)
         null = float(out.start_logits[0, 0] + out.end_logits[0, 0])
-        want = row["context"][spans[s][0] : spans[e][1]].strip() if null <= score else ""
+        want = row["context"][spans[s][0] : spans[e][1]].strip() if null - score <= found else ""
         assert ours.predict([pair]) == [want]
     shown = try_checkpoint(folder / "finetune", rows[0]["question"], rows[0]["context"])
     assert shown == "no answer" or shown in rows[0]["context"]

@@ -117,8 +117,8 @@ def best_threshold(
 ) -> tuple[float, float]:
     """The threshold on the margin of no answer over the best span with which the metric is best, and the metric with it (SQuAD 2.0).
 
-    A question is answered with its span where its margin is at most the threshold. Of equally good ones the smallest is taken; -inf
-    answers nothing.
+    A question is answered with its span where its margin is at most the threshold. Of equally good ones the smallest is taken; where none
+    of these questions should be answered, it is the number just below all margins.
     """
     answered = metric.statistics(gold, list(spans))[:, 0]
     silent = metric.statistics(gold, [""] * len(gold))[:, 0]
@@ -128,7 +128,11 @@ def best_threshold(
     last = np.append(ordered[1:] != ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
     allowed = np.concatenate([[True], last])  # equal margins are answered together
     best = int(np.argmax(np.where(allowed, totals, -np.inf)))
-    return (float("-inf") if best == 0 else float(ordered[best - 1])), float(totals[best] / max(len(gold), 1))
+    if best:
+        threshold = float(ordered[best - 1])
+    else:
+        threshold = float(np.nextafter(ordered[0], -np.inf)) if len(ordered) else 0.0
+    return threshold, float(totals[best] / max(len(gold), 1))
 
 
 METRICS: dict[str, Metric] = {

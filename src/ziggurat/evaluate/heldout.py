@@ -182,6 +182,8 @@ class Predictions:
     more: dict[str, list[Any]] = field(default_factory=dict)
     """What else is known, one entry an example: of a question `span`, the best one's text, and `margin`, by how much no answer scores
     better; of a multiple choice `scores`."""
+    threshold: float | None = None
+    """Of questions that may have no answer: what `margin` was compared with."""
 
     def score(self, objective: Objective) -> float:
         return metric_of(objective)(self.gold, self.predicted)

@@ -70,7 +70,7 @@ class QuestionAnswering(Labelled):
     """Whether questions may have no answer (SQuAD 2.0). Otherwise one is always given."""
     threshold: float | Literal["tuned"] = 0.0
     """`no_answer`: how much the score of no answer (start + end) must exceed that of the best span. `tuned`: the best one on the source's
-    `valid` rows."""
+    `valid` rows; it stays with the checkpoint, which is then asked with it."""
     metric: Literal["squad_f1", "squad_em", "cmrc_f1", "cmrc_em"] = "squad_f1"
     """The score reports quote; `cmrc_f1` and `cmrc_em` by the rules for Chinese of CMRC 2018."""
 

@@ -32,6 +32,7 @@ def complete(
     held_out = {source: kept for source, numbers in outcome.held_out.items() if (kept := _finite(numbers))}
     own = {
         **last,
+        **_asked(stage, last, predictions),
         "recipe": recipe.name,
         "origins": {name: origin(recipe.sources[name]) for name in stage.data},
         **({"start": choice.why} if choice is not None else {}),
@@ -41,6 +42,18 @@ def complete(
     }
     about = {k: v for k, v in recipe.card.model_dump(mode="json").items() if v}
     amend(checkpoint, lineage=(*before, own), more={"card": {**card.more.get("card", {}), **about}})
+
+
+def _asked(stage: Stage, last: Mapping[str, Any], predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+    """The objective as the model is asked from now on: a tuned threshold of no answer is the number that was found."""
+    objective = dict(last.get("objective", {}))
+    for source, found in predictions.items():
+        if found.threshold is not None and several(stage):
+            parts = dict(objective.get("parts", {}))
+            objective["parts"] = parts | {source: {**parts.get(source, {}), "threshold": found.threshold}}
+        elif found.threshold is not None:
+            objective["threshold"] = found.threshold
+    return {"objective": objective} if objective else {}
 
 
 def _tests(stage: Stage, predictions: Mapping[str, Predictions]) -> dict[str, Any]:

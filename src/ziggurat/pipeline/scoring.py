@@ -136,7 +136,9 @@ class Scorer:
         assert not isinstance(threshold, str)
         silent = [objective.no_answer and margin > threshold for margin in margins]
         given = ["" if none else text for none, text in zip(silent, said, strict=True)]
-        return Predictions(gold, given, {"span": said, "margin": margins} if objective.no_answer else {})
+        if not objective.no_answer:
+            return Predictions(gold, given)
+        return Predictions(gold, given, {"span": said, "margin": margins}, threshold)
 
     def _spans(
         self,
