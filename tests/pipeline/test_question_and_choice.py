@@ -88,7 +88,7 @@ def test_questions(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     ours, found = load(folder / "finetune"), kept["threshold"]
     assert ours.predict([(row["question"], row["context"]) for row in rows]) == kept["predicted"], "asked as it was scored"
-    assert ours.objective["threshold"] == load(folder / "finetune" / "hf").objective["threshold"] == found
+    assert ours.objective["threshold"] == found != 0
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder / "finetune" / "hf").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "finetune" / "hf")
     for row in rows[:4]:
