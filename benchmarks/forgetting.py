@@ -3,7 +3,7 @@
     ZIGGURAT_DATA=... [ZIGGURAT_MINILM=...] python benchmarks/forgetting.py [--starts own,minilm] [--write docs/results/forgetting.md]
 
 Starts: `own`, a GPT-2 of 4 layers of 256 trained here on Wikipedia (a masked language model of this size and budget stays on the plateau of word frequencies,
-where there is nothing to forget: docs/log.md), and `minilm`, a published encoder whose new masked-LM head is first trained alone on the same text. From each, every arm adapts to two domains (computing documentation, film reviews) with the same budget, for every seed; arms that are
+where there is nothing to forget: docs/log.md), and `minilm`, a published encoder, which has no masked-LM head and is first trained with a new one on the same text. From each, every arm adapts to two domains (computing documentation, film reviews) with the same budget, for every seed; arms that are
 not of the main comparison to the first domain only. Nothing is fine-tuned: gain and forgetting are held-out losses before and after, with the same masks.
 
 A killed run goes on where it was; a finished trial is only read. Trials lie in runs/forgetting-<start>/trials.
@@ -61,8 +61,7 @@ def recipe_of(start: str, args: argparse.Namespace) -> dict[str, Any]:
     if own:
         general |= {"tokens": args.general, "optim": {"lr": 1e-3}}
     else:
-        frozen = {"embeddings": True, "layers": 6}  # the whole body
-        general |= {"init": os.environ["ZIGGURAT_MINILM"], "tokens": args.head, "optim": {"lr": 1e-3}, "freeze": frozen}
+        general |= {"init": os.environ["ZIGGURAT_MINILM"], "tokens": args.minilm_general, "optim": {"lr": 4e-4}}
     stages = [general]
     for domain in DOMAINS:
         for arm, (both, extra) in arms(rate, 4 if own else 6).items():
@@ -119,7 +118,7 @@ def trial(run: Any, stage: Any, seed: int, folder: Path) -> dict[str, Any]:
         }
         if stage.title.endswith("-plain"):
             saved = checkpoints.load(jobs.trained(folder, outcome.steps))
-            line = interpolation.sweep(stage, job, run.scorer, saved, Interpolate(points=6))
+            line = interpolation.sweep(stage, job, run.scorer(run.reads(stage, "general")), saved, Interpolate(points=6))
             shifts = [(p.share, shift(stage, line.points[0].found, p.found)) for p in line.points]
             found["line"] = [[share, sum(s.gain.values()), s.forgetting["general"]] for share, s in shifts if s is not None]
         write_json(result, found)
@@ -253,7 +252,7 @@ def main() -> None:
     parser.add_argument("--starts", default="own,minilm" if "ZIGGURAT_MINILM" in os.environ else "own")
     parser.add_argument("--general", type=int, default=3_000_000, help="tokens of the own general model")
     parser.add_argument("--tokens", type=int, default=300_000, help="tokens of an adaptation from it")
-    parser.add_argument("--head", type=int, default=200_000, help="tokens of MiniLM's new head")
+    parser.add_argument("--minilm-general", type=int, default=600_000, help="tokens of MiniLM and its new head")
     parser.add_argument("--minilm-tokens", type=int, default=80_000, help="tokens of an adaptation from MiniLM")
     parser.add_argument("--looked", type=int, help="most held-out tokens of a source")
     parser.add_argument("--seeds", type=int, default=3)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from ziggurat.data.sources import Source, labelled, splits
+from ziggurat.data.sources import Source, splits
 from ziggurat.evaluate.frozen import probeable
 from ziggurat.objectives.base import Objective
 from ziggurat.train.adaptation import SAMPLE
 from ziggurat.train.stage import Stage
+from ziggurat.train.tasks import columns_lacking
 from ziggurat.tree import Node, nearest, tree
 
 
@@ -103,21 +104,13 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
 
 def _task_problems(name: str, task: Objective, sources: Mapping[str, Source]) -> Iterator[tuple[Any, ...]]:
     """What is wrong with a labelled source that a probe is to be asked about."""
-    source = sources.get(name)
+    source, place = sources.get(name), ("sources", name)
     if source is None:
-        yield "forgetting", f"unknown source '{name}'; {nearest(name, sources)}", ("sources", name)
+        yield "forgetting", f"unknown source '{name}'; {nearest(name, sources)}", place
         return
     if not probeable(task):
-        yield "forgetting", f"a linear probe answers classify, regress and tag, not '{task.kind}'", ("sources", name)
-    if not labelled(source):
-        yield (
-            "forgetting",
-            f"source '{name}' declares no labels; name their column, as in columns: {{label: ...}}",
-            ("sources", name),
-        )
+        yield "forgetting", f"a linear probe answers classify, regress and tag, not '{task.kind}'", place
+    elif message := columns_lacking(task, name, source):
+        yield "forgetting", message, place
     if not {"valid", "test"} & set(splits(source)):
-        yield (
-            "forgetting",
-            f"source '{name}' holds no rows out to be asked about; give it `test: file` or `test: 0.1`",
-            ("sources", name),
-        )
+        yield "forgetting", f"source '{name}' holds no rows out to be asked about; give it `test: file` or `test: 0.1`", place

@@ -81,19 +81,23 @@ def _columns(objective: Objective | None) -> tuple[str, ...]:
     return (*objective.columns, *(("group",) if getattr(objective, "metric", "") in ("f1_a", "group_em") else ()))
 
 
-def _source_problems(stage: Stage, name: str, source: Source) -> Iterator[tuple[Any, ...]]:
-    objective, place = stage.objective, ("sources", name)
+def columns_lacking(objective: Objective | None, name: str, source: Source) -> str:
+    """What the source of a labelled task must declare and does not, as a sentence; empty if nothing."""
     if objective is not None and objective.writes:
-        if not writes(source):
-            where = "name the column of what is to be written, as in columns: {text: ..., pair: ...}"
-            yield "data", f"source '{name}' has no second text; {where}", place
-    elif source.kind in ("files", "hub") and (lacks := [c for c in _columns(objective) if getattr(source.columns, c) is None]):
+        where = "name the column of what is to be written, as in columns: {text: ..., pair: ...}"
+        return "" if writes(source) else f"source '{name}' has no second text; {where}"
+    lacks = [c for c in _columns(objective) if getattr(source.columns, c) is None] if source.kind in ("files", "hub") else []
+    if lacks:
         columns = ", ".join(f"{c}: ..." for c in ("text", *_columns(objective)))
-        message = (
+        return (
             f"source '{name}' declares no {', '.join(f'`{c}`' for c in lacks)}; name their columns, as in columns: {{{columns}}}"
         )
+    return "" if labelled(source) else f"source '{name}' declares no labels; name their column, as in columns: {{label: ...}}"
+
+
+def _source_problems(stage: Stage, name: str, source: Source) -> Iterator[tuple[Any, ...]]:
+    place = ("sources", name)
+    if message := columns_lacking(stage.objective, name, source):
         yield "data", message, place
-    elif not labelled(source):
-        yield "data", f"source '{name}' declares no labels; name their column, as in columns: {{label: ...}}", place
     if "test" not in splits(source):
         yield "data", f"source '{name}' has no `test` rows to score on; give it `test: file` or `test: 0.1`", place
