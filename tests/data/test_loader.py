@@ -274,6 +274,18 @@ def test_once_is_every_document_and_the_same_every_time(sources: dict[str, Shard
     assert [fingerprint(b) for b in first] == [fingerprint(b) for b in second]
 
 
+def test_what_is_evaluated_is_asked_as_at_the_end_of_a_stage(sources: dict[str, Shards]) -> None:
+    asked = []
+
+    class Seen(Mask):
+        def corrupt(self, batch: Batch, ctx: Context) -> Batch:
+            asked.append(ctx.progress)
+            return super().corrupt(batch, ctx)
+
+    list(once(sources["general"], Seen(), ctx, row=16, tokens=64))
+    assert set(asked) == {1.0}
+
+
 def test_progress_is_what_was_read_before_the_block(sources: dict[str, Shards]) -> None:
     mask = Mask()
     stream = loader({"domain": sources["domain"]}, objective=mask, total_tokens=2 * sources["domain"].tokens)

@@ -116,14 +116,34 @@ def test_heads_and_weights() -> None:
     o = mixture("joint")
     assert set(o.heads(spec.Single())) == {"lm", "pooler", "sop"}
     assert [o.head_of(t) for t in ("mlm", "sop", "clm")] == ["lm", "sop", "lm"]
-    assert [o.weight_of(t) for t in ("mlm", "sop", "clm")] == pytest.approx([0.25, 0.25, 0.75])
+    assert [o.weight_of(t) for t in ("mlm", "sop", "clm")] == [1, 1, 1]
     assert mixture("twins").weight_of("mlm") == pytest.approx(1.0)
     late = mixture("schedule")
     assert [late.head_of(t) for t in ("clm", "unilm", "nsp")] == ["lm", "lm", "nsp"]
-    assert [late.weight_of(t) for t in ("clm", "unilm", "nsp")] == pytest.approx([0.5, 0.5, 0.5 / 3])
+    assert [late.weight_of(t) for t in ("clm", "unilm", "nsp")] == pytest.approx([1, 1, 1 / 3])
     both = [{"kind": "classify", "labels": ["a", "b"]}, {"kind": "classify", "labels": ["a", "b", "c"]}]
     with pytest.raises(UserError, match="different heads"):
         check_spec(Mixture, {"parts": both}, "m").heads(spec.Single())
+
+
+@pytest.mark.parametrize("name", ["joint", "directions", "schedule"])
+def test_a_step_is_the_mean_over_its_examples(name: str) -> None:
+    """Each part weighs as its examples in the step do, whatever the shares are on the mean of the stage; all of a joint part's losses as the part."""
+    o = mixture(name)
+    for progress in (0.0, 0.25, 0.9):
+        ctx = context(20, BERT, progress=progress)
+        formed = o.form(block(40), ctx)
+        drawn = np.bincount(formed.targets["mixture.part"].value, minlength=len(o.parts)) / len(formed)
+        weights = o.step_weights(o.counts(o.corrupt(formed, ctx)))
+        for number, part in enumerate(o.parts):
+            for target in {"joint": ("mlm", "sop")}.get(part.kind, (part.kind,)):
+                assert weights.get(target, 0.0) == pytest.approx(drawn[number] * part.weight_of(target), abs=0.06), (
+                    target,
+                    progress,
+                )
+    if name == "schedule":
+        start = o.corrupt(o.form(block(), context(20, BERT)), context(20, BERT))
+        assert o.step_weights(o.counts(start)) == {"clm": 1.0}, "a part that is not there yet takes nothing away"
 
 
 def test_what_it_needs_is_what_its_parts_need() -> None:

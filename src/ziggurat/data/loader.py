@@ -262,7 +262,8 @@ def once(
     documents: int | None = None,
     contiguous: int = 0,
 ) -> Iterator[Batch]:
-    """Every document once, in order and unshuffled, as of epoch 0: the same masks every time. For evaluation.
+    """Every document once, in order and unshuffled, as of epoch 0: the same masks every time. For evaluation: what moves in the course of a
+    stage (a rate of masking, the shares of a mixture) is as at its end.
 
     Within a block the packing decides the order of the examples; `batch.keys` says which is which. `contiguous` as in `Loader`.
     """
@@ -271,7 +272,7 @@ def once(
         sources,
         weights,
         objective,
-        ctx,
+        replace(ctx, progress=1.0),
         row=row,
         tokens=tokens,
         documents=documents,

@@ -240,3 +240,14 @@ class Objective(Spec):
     def counts(self, batch: Batch) -> dict[str, float]:
         """The summed target weights, known before the forward pass."""
         return {name: float(target.weight.sum()) for name, target in batch.targets.items()}
+
+
+EXAMPLES = "examples of "
+"""Before a target's name among the counts: of how many examples its predictions are."""
+
+
+def examples_of(batch: Batch, target: Target) -> np.ndarray:
+    """The examples that a target's predictions are of, each once: documents, or where these compete the keys they share."""
+    owner = target.index if target.at == "document" else batch.streams[target.stream].document()[target.index]
+    found: np.ndarray = np.unique(owner if target.group is None else batch.keys[owner])
+    return found

@@ -19,7 +19,7 @@ from ziggurat.data.pack import take
 from ziggurat.data.runs import bounds_of, ranges
 from ziggurat.errors import check
 from ziggurat.nn.spec import Head, Model
-from ziggurat.objectives.base import Lack, Objective, Supply
+from ziggurat.objectives.base import EXAMPLES, Lack, Objective, Supply, examples_of
 from ziggurat.objectives.joint import Joint
 from ziggurat.types import Batch, Part, Tokens, join_all, text_target
 
@@ -59,7 +59,8 @@ class Mixture(Objective):
     parts: tuple[AnyObjective, ...]
     """The objectives, at least two, each as it would be written alone."""
     weights: tuple[float, ...] = ()
-    """Shares of documents, one a part in their order (they need not sum to 1); equal if left out."""
+    """Shares of documents, one a part in their order (they need not sum to 1); equal if left out. The loss of a step is the mean over its examples,
+    so they are the parts' weights, too."""
     until: tuple[float, ...] = ()
     """Shares at the end of the stage: they move there in a straight line from `weights`. Left out, they do not move."""
 
@@ -172,11 +173,23 @@ class Mixture(Objective):
         return owners[0][1].head_of(target) if owners else target
 
     def weight_of(self, target: str) -> float:
-        """A part's mean loss weighs as its share of the documents does (of the mean over the stage where it moves), so that the sum
-        is the mixture's expected loss; one that several parts ask for weighs as all of them."""
-        shares = (self.shares(0.0) + self.shares(1.0)) / 2
+        """What the target weighs among those of its part; one that several parts ask for weighs as their mean, by their shares."""
         owners = self._owners(target) or list(enumerate(self.parts))
-        return float(sum(shares[number] * part.weight_of(target) for number, part in owners))
+        shares = [float((self.shares(0.0) + self.shares(1.0))[number]) for number, _ in owners]
+        return sum(s * part.weight_of(target) for s, (_, part) in zip(shares, owners, strict=True)) / sum(shares)
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """The summed target weights, of how many examples they are, and how many examples have any."""
+        own = super().counts(batch)
+        found = {name: examples_of(batch, target) for name, target in batch.targets.items()}
+        every = np.unique(np.concatenate([*found.values(), np.zeros(0, np.int64)]))
+        return own | {EXAMPLES + name: float(len(each)) for name, each in found.items()} | {EXAMPLES: float(len(every))}
+
+    def step_weights(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """A part's mean loss weighs as its share of the step's examples does, so that a step is the mean over its examples, whichever part
+        they are of, at every moment of shares that move."""
+        names = [name for name in counts if not name.startswith(EXAMPLES)]
+        return {name: self.weight_of(name) * counts[EXAMPLES + name] / max(counts[EXAMPLES], 1.0) for name in names}
 
     def _owners(self, target: str) -> Sequence[tuple[int, Objective]]:
         """The parts that ask for `target`: those it is called after, alone or before a dot (`unilm`, `ernie_gen.word`), joint ones by

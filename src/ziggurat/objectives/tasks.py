@@ -10,21 +10,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from ziggurat.context import Context
 from ziggurat.errors import check
 from ziggurat.nn.spec import Head, Model
 from ziggurat.nn.tasks import named, task_of
+from ziggurat.objectives.base import EXAMPLES, examples_of
 from ziggurat.objectives.labelled import Classify, Labelled, Regress, Tag
 from ziggurat.objectives.multiple_choice import MultipleChoice
 from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.types import Batch, Tokens
 
 KINDS = ("classify", "regress", "tag", "multiple_choice", "question_answering")
-EXAMPLES = "examples of "
-"""Before a target's name among the counts: of how many examples its predictions are."""
 
 
 def _labelled(value: Any) -> Any:
@@ -92,10 +90,7 @@ class Tasks(Labelled):
     def counts(self, batch: Batch) -> dict[str, float]:
         """The summed target weights, and of how many examples they are: a document each, or where documents compete those of one key."""
         own = super().counts(batch)
-        for name, target in batch.targets.items():
-            owner = target.index if target.at == "document" else batch.streams[target.stream].document()[target.index]
-            own[EXAMPLES + name] = float(len(np.unique(owner if target.group is None else batch.keys[owner])))
-        return own
+        return own | {EXAMPLES + name: float(len(examples_of(batch, target))) for name, target in batch.targets.items()}
 
     def step_weights(self, counts: Mapping[str, float]) -> dict[str, float]:
         """A task's mean loss weighs as its share of the step's examples does: a task that comes seldom is not made as loud as the rest

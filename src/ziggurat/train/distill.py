@@ -40,17 +40,16 @@ class Distilled:
 
     def counts(self, batch: Batch) -> dict[str, float]:
         own = self.objective.counts(batch)
-        return own | {name + BEHIND: count for name, count in own.items()}
+        return own | {name + BEHIND: own[name] for name in batch.targets}
 
     def remembered(self, batch: Batch) -> np.ndarray:
         return self.objective.remembered(batch)
 
-    def weight_of(self, target: str) -> float:
-        name = target.removesuffix(BEHIND)
-        return self.objective.weight_of(name) * (self.weight if target != name else 1 - self.weight)
-
     def step_weights(self, counts: Mapping[str, float]) -> dict[str, float]:
-        return {name: self.weight_of(name) for name in counts}
+        own = self.objective.step_weights({name: count for name, count in counts.items() if not name.endswith(BEHIND)})
+        return {name: (1 - self.weight) * w for name, w in own.items()} | {
+            name + BEHIND: self.weight * w for name, w in own.items()
+        }
 
     def losses(self, network: NetworkModel, batch: Batch) -> Losses:
         found: dict[str, Loss] = {}
