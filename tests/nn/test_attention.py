@@ -167,7 +167,7 @@ def test_dropout_thins_the_weights_and_keeps_their_mean(kernel: str, monkeypatch
     assert LENGTHS[alone] == 1
     ratios = (drawn[:, at] / v[at]).unique()
     torch.testing.assert_close(ratios.min(), torch.tensor(0.0, dtype=torch.float64))
-    torch.testing.assert_close(ratios.max(), torch.tensor(1 / 0.7, dtype=torch.float64))
+    torch.testing.assert_close(ratios.max(), torch.tensor(1 / 0.7, dtype=torch.float64), rtol=1e-5, atol=0)  # rates are 65,536ths
     spread = drawn.std(0) / 2000**0.5
     assert ((drawn.mean(0) - attend(q, k, v, layout)).abs() < 5 * spread + 1e-9).all()
 

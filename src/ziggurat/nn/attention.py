@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ziggurat.nn import spec
 from ziggurat.nn.cache import Past
+from ziggurat.nn.dropout import dropout as drop
 from ziggurat.nn.positions import FunctionalLayer, HubBucketLayer, RelativeLayer, RotaryLayer, build_distances
 from ziggurat.nn.visibility import Plan, allow
 
@@ -116,7 +117,7 @@ def plain(
         scores = scores if more is None else scores + more.to(scores.dtype)
     weights = torch.softmax(scores, -1, dtype=scores.dtype)
     if dropout:
-        weights = F.dropout(weights, dropout)
+        weights = drop(weights, dropout)
     upon, upon_own = (weights, None) if own is None else weights.split([k.shape[1], 1], -1)
     out = torch.bmm(upon.flatten(0, 1), v).view(rows, heads, q.shape[1], v.shape[2])
     out = out if own is None or upon_own is None else torch.addcmul(out, upon_own, own[1])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ziggurat.nn import spec
 from ziggurat.nn.boundary import BoundaryHeadLayer
+from ziggurat.nn.dropout import Dropout
 from ziggurat.nn.layers import ACTIVATIONS, norm_layer
 
 
@@ -71,7 +72,7 @@ class ClassHeadLayer(nn.Module):
         self.transform = TransformLayer(model) if head.by == "transform" else None
         self.activation = ACTIVATIONS[model.pool.activation]
         self.out = nn.Linear(model.width, head.outputs, bias=head.bias)
-        self.drop = nn.Dropout(0.0)
+        self.drop = Dropout(0.0)
 
     def forward(self, summary: Tensor) -> Tensor:
         x = self.drop(summary if self.transform is None else self.transform(summary))
@@ -87,7 +88,7 @@ class TokenHeadLayer(nn.Module):
         super().__init__()
         self.transform = TransformLayer(model) if model.pool.by == "transform" else None
         self.out = nn.Linear(model.width, head.outputs)
-        self.drop = nn.Dropout(0.0)
+        self.drop = Dropout(0.0)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.out(self.drop(hidden if self.transform is None else self.transform(hidden)))

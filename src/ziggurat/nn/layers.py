@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from ziggurat.nn import spec
 from ziggurat.nn.attention import AttentionLayer
 from ziggurat.nn.cache import LayerPast
+from ziggurat.nn.dropout import Dropout
 from ziggurat.nn.positions import sinusoid
 from ziggurat.nn.visibility import Plan
 from ziggurat.types import Stream
@@ -107,7 +108,7 @@ class BlockLayer(nn.Module):
         self.mlp = MlpLayer(part.mlp, width, hidden)
         self.mlp_norm = norm_layer(part.norm, width)
         self.pre = part.norm_at == "pre"
-        self.drop = nn.Dropout(0.0)
+        self.drop = Dropout(0.0)
 
     def forward(
         self,
@@ -156,7 +157,7 @@ class EmbedLayer(nn.Module):
         self.task = nn.Embedding(part.tasks, inner) if part.tasks else None
         self.norm = norm_layer(part.norm, inner) if part.norm else None
         self.widen = nn.Linear(inner, width) if inner != width or part.widen == "always" else None
-        self.drop = nn.Dropout(0.0)
+        self.drop = Dropout(0.0)
 
     def forward(self, stream: Stream, table: Tensor | None = None) -> Tensor:
         x = self.drop(self.summed(stream, table))
