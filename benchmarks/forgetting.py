@@ -177,10 +177,11 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def on_line(plain: dict[int, Any], gain: float) -> float:
-    """What plain adaptation's line has forgotten where it has gained as much; nan beyond its end."""
+def on_line(plain: dict[int, Any], arm: dict[int, Any]) -> float:
+    """What plain adaptation's line has forgotten where it has gained as much as the arm, seed by seed; nan beyond its end."""
     lost = []
-    for t in plain.values():
+    for seed, t in plain.items():
+        gain = arm[seed]["gain"]
         for (_, g0, f0), (_, g1, f1) in zip(t["line"], t["line"][1:], strict=False):
             if g0 <= gain <= g1 and g1 > g0:
                 lost.append(f0 + (f1 - f0) * (gain - g0) / (g1 - g0))
@@ -221,7 +222,7 @@ def page(rows: dict[str, Any], args: argparse.Namespace) -> str:
             ]
             for arm, t in sorted(here.items(), key=lambda item: statistics.mean(x["forgetting"] for x in item[1].values())):
                 gain, lost = statistics.mean(gains[arm]), [x["forgetting"] for x in t.values()]
-                same = on_line(here["plain"], gain)
+                same = on_line(here["plain"], t)
                 share = gain / whole if whole else float("nan")
                 line = f"{same:+.3f}" if same == same else "beyond"
                 lines.append(

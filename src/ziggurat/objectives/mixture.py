@@ -176,7 +176,7 @@ class Mixture(Objective):
         """What the target weighs among those of its part; one that several parts ask for weighs as their mean, by their shares."""
         owners = self._owners(target) or list(enumerate(self.parts))
         shares = [float((self.shares(0.0) + self.shares(1.0))[number]) for number, _ in owners]
-        return sum(s * part.weight_of(target) for s, (_, part) in zip(shares, owners, strict=True)) / sum(shares)
+        return sum(s * part.weight_of(target) for s, (_, part) in zip(shares, owners, strict=True)) / (sum(shares) or 1.0)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """The summed target weights, of how many examples they are, and how many examples have any."""
