@@ -29,7 +29,7 @@ from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import budget, lineage, loop, schedule, settings, tasks
-from ziggurat.train.adaptation import shift
+from ziggurat.train.adaptation import advice, shift
 from ziggurat.train.keeping import WITHIN, Ended, Ending, Keeping
 from ziggurat.train.optim import load_optimizer_tensors, optimizer_tensors
 from ziggurat.train.retention import Retention
@@ -254,7 +254,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         keeping.drop()
     moved = shift(stage, before, held_out)
     if moved is not None:
-        (log.warning if moved.passed and not job.title else say)("%s: %s", title, moved.sentence)
+        (log.warning if moved.passed and not job.title else say)("%s: %s%s", title, moved.sentence, advice(stage, moved))
     outcome = Outcome(
         progress.step,
         progress.tokens,
