@@ -110,7 +110,7 @@ def trial(run: Any, stage: Any, seed: int, folder: Path) -> dict[str, Any]:
         outcome = jobs.run_stage(folder, job)
         moved = shift(stage, outcome.before, outcome.held_out)
         assert moved is not None
-        found = {
+        found: dict[str, Any] = {
             "gain": sum(moved.gain.values()),
             "forgetting": moved.forgetting["general"],
             "seconds": outcome.seconds,
@@ -124,8 +124,7 @@ def trial(run: Any, stage: Any, seed: int, folder: Path) -> dict[str, Any]:
         write_json(result, found)
     for heavy in folder.glob("step-*"):
         shutil.rmtree(heavy)
-    found = json.loads(result.read_text("utf-8"))
-    return dict(found)
+    return dict(json.loads(result.read_text("utf-8")))
 
 
 def measured(start: str, args: argparse.Namespace, rows: dict[str, Any], write: Any) -> None:
@@ -140,7 +139,7 @@ def measured(start: str, args: argparse.Namespace, rows: dict[str, Any], write: 
     with running.session(folder) as signals:
         run = running.begin(recipe, folder, signals)
         first = recipe.stages[0]
-        run.done["general"] = running._one(run, first, folder / "general", recipe.seed, first.init)
+        run.done["general"] = running._one(run, first, folder / "general", recipe.seed, str(first.init))
         rows[start] = {"start": run.done["general"].outcome.held_out}
         by_title = {s.title: s for s in recipe.stages}
         for seed in range(args.seeds):

@@ -133,7 +133,9 @@ def carries(objective: Objective, name: str) -> str:
 
 def context(name: str, length: int) -> Context:
     rng = np.random.default_rng(0)
-    words = {(i,): [(j,) for j in rng.integers(200, VOCAB.size, 5).tolist()] for i in range(200, 10_000)}
+    words: dict[tuple[int, ...], list[tuple[int, ...]]] = {
+        (i,): [(j,) for j in rng.integers(200, VOCAB.size, 5).tolist()] for i in range(200, 10_000)
+    }
     tables = {"similar": SimilarWords.of(words)} if name == "mac" else {}
     if name in TWO_STACKS:
         layout = ONE_END if name == "span_corruption" else LAYOUT

@@ -85,8 +85,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         file, suite = Path(place) / "piqa.jsonl", Path(place) / "beside.yaml"
         rest = Path(place) / "train.jsonl"  # the baselines'
-        with gzip.open(Path(os.environ["ZIGGURAT_DATA"]) / "commonsense" / "piqa-dev.jsonl.gz", "rt", encoding="utf-8") as lines:
-            questions = [line for line in lines if clean(json.loads(line))]
+        with gzip.open(Path(os.environ["ZIGGURAT_DATA"]) / "commonsense" / "piqa-dev.jsonl.gz", "rt", encoding="utf-8") as given:
+            questions = [line for line in given if clean(json.loads(line))]
         file.write_text("".join(questions[: args.rows]), "utf-8")
         rest.write_text("".join(questions[args.rows :]), "utf-8")
         suite.write_text(SUITE.format(file=file, rest=rest), "utf-8")

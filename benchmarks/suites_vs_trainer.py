@@ -55,11 +55,11 @@ def train(checkpoint: Path, question: Any, seed: int) -> tuple[list[Any], list[A
     import transformers
 
     from ziggurat.objectives.labelled import Labels
-    from ziggurat.pipeline.outcome import _examples
+    from ziggurat.pipeline.examples import inputs_and_answers
 
     stage, objective = question.stage, question.objective
     names = objective.label_names() if isinstance(objective, Labels) else None
-    (x, y), (x_test, gold) = (_examples(question.documents(split), objective) for split in ("train", "test"))
+    (x, y), (x_test, gold) = (inputs_and_answers(question.documents(split), objective) for split in ("train", "test"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     transformers.set_seed(seed)
     kind = "TokenClassification" if objective.kind == "tag" else "SequenceClassification"
@@ -74,9 +74,12 @@ def train(checkpoint: Path, question: Any, seed: int) -> tuple[list[Any], list[A
             model, arguments(folder, stage, seed), train_dataset=rows, processing_class=tokenizer, data_collator=collator
         )
         done = trainer.train()
-        said = trainer.predict(encoded(tokenizer, x_test, gold, names, stage.length))
-    scores, labels = said.predictions, said.label_ids
+        rows_test: Any = encoded(tokenizer, x_test, gold, names, stage.length)
+        said = trainer.predict(rows_test)
+    scores: Any = said.predictions
+    labels: Any = said.label_ids
     if objective.kind == "tag":
+        assert names is not None
         outside = "O" if "O" in names else names[0]
         answers = [[names[p] for p, g in zip(a.argmax(-1), b) if g != IGNORED] for a, b in zip(scores, labels)]
         predicted = [row + [outside] * (len(true) - len(row)) for row, true in zip(answers, gold)]
@@ -119,6 +122,7 @@ def encoded(tokenizer: Any, x: Sequence[Any], y: Sequence[Any], names: Sequence[
     rows = []
     for text, answer in zip(x, y, strict=True):
         if isinstance(text, list):
+            assert names is not None, "words are labelled by name"
             row = dict(tokenizer(text, is_split_into_words=True, truncation=True, max_length=length))
             words = tokenizer(text, is_split_into_words=True, truncation=True, max_length=length).word_ids()
             begins = [w is not None and w != before for w, before in zip(words, [None, *words])]
