@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from blocks import BERT, VOCAB, context, random_documents, tokens
 from lawful import check_laws, documents
@@ -20,6 +21,7 @@ from ziggurat.errors import UserError
 from ziggurat.nn import spec
 from ziggurat.objectives import AnyObjective, Objective
 from ziggurat.objectives.mixture import Mixture, some_texts
+from ziggurat.train.distill import Distilled
 from ziggurat.types import Batch, Tokens, join
 
 MIXTURES: dict[str, dict[str, Any]] = {
@@ -144,6 +146,15 @@ def test_a_step_is_the_mean_over_its_examples(name: str) -> None:
     if name == "schedule":
         start = o.corrupt(o.form(block(), context(20, BERT)), context(20, BERT))
         assert o.step_weights(o.counts(start)) == {"clm": 1.0}, "a part that is not there yet takes nothing away"
+
+
+def test_distilled_its_parts_keep_their_weights() -> None:
+    o, ctx = mixture("joint"), context(20, BERT)
+    batch = o.corrupt(o.form(block(40), ctx), ctx)
+    own = o.step_weights(o.counts(batch))
+    both = Distilled(o, torch.nn.Module(), weight=0.25, temperature=2.0)  # type: ignore[arg-type]
+    found = both.step_weights(both.counts(batch))
+    assert found == pytest.approx({n: 0.75 * w for n, w in own.items()} | {f"{n}_distilled": 0.25 * w for n, w in own.items()})
 
 
 def test_what_it_needs_is_what_its_parts_need() -> None:

@@ -27,6 +27,7 @@ from ziggurat.pipeline.run import load_recipe, run
 from ziggurat.pipeline.show import batch_of
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import loop
+from ziggurat.train.adaptation import Shift, advice
 
 HEAD = RECIPE[: RECIPE.index("stages:")]
 ARMS = """\
@@ -102,6 +103,13 @@ def test_what_the_recipe_fills_in(arms: Path) -> None:
     assert [s.forgetting.general if s.forgetting else None for s in recipe.stages] == [None, ("general",), ("general",)]
     assert off.stages[2].forgetting is not None and off.stages[2].forgetting.general == () and off.resolved() == off
     assert recipe.resolved() == recipe and recipe.stages[1].reads == ("domain", "general")
+
+
+def test_the_warning_names_a_means_that_the_stage_has_not(arms: Path) -> None:
+    _, held, low = load_recipe(arms / "arms.yaml").stages
+    beyond, within = (Shift({"domain": 0.4}, {"general": rise}, 0.1) for rise in (0.2, 0.05))
+    assert "`interpolate: 0.8`" in advice(low, beyond)
+    assert advice(held, beyond) == advice(low, within) == ""
 
 
 def test_frozen_weights_keep_their_bits(arms: Path) -> None:
