@@ -236,8 +236,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "ernie_gen/base": {"type_vocab_size": 4},
     "ernie2/base": {"use_task_id": True},
     "gpt/base": {},
-    "modernbert/base": {},
+    "modernbert/base": {"classifier_pooling": "mean"},
     "modernbert/large": {
+        "classifier_pooling": "mean",
         "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 2624,
     },
     "xlnet/tiny": {"d_model": 128, "n_layer": 2, "n_head": 2, "d_inner": 512},

@@ -110,7 +110,7 @@ MODERNBERT = System(
         opening="plain",
         final_norm=NORM,
         project=VocabProjection(transform=True, bias=True, dense_bias=False),
-        pool=Pool(at="first", by="transform"),
+        pool=Pool(at="mean", by="transform"),
         init=Init(std=0.02, truncated=True, residual="scaled"),
     ),
     sizes={
