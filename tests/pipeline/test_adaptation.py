@@ -324,3 +324,35 @@ def test_text_near_the_task(world: Path) -> None:
     settings = json.loads((runs(world) / "tapt/stage.json").read_text("utf-8"))["data"]
     assert settings["domain"] != settings["task"]
     assert "documents" in batch_of("near.yaml", stage="tapt")
+
+
+QUESTIONS = """\
+stages:
+  - {stage: pretrain, data: general, steps: 6, objective: {kind: clm}}
+  - {stage: dapt, name: hidden, data: domain, steps: 6, objective: {kind: mlm}}
+  - {stage: dapt, name: words, init: hidden, data: domain, steps: 6, objective: {kind: mlm, unit: word}}
+worth: false
+"""
+
+
+def test_a_stage_with_another_question_is_asked_its_own(world: Path) -> None:
+    """Trained by causal LM, then by masked LM: the causal loss would say nothing of the second stage, and its gain is masked LM's."""
+    (world / "questions.yaml").write_text(HEAD + QUESTIONS, "utf-8")
+    run("questions.yaml")
+    for stage, name in (("pretrain", "clm"), ("hidden", "mlm"), ("words", "mlm")):
+        found = outcome(world, stage)
+        assert found["held_out"].keys() == {"general", "domain"} and all(name in n for n in found["held_out"].values())
+        assert all(name in n for n in found["before"].values())
+    report = json.loads((runs(world) / "report.json").read_text("utf-8"))
+    (note,) = report["notes"]
+    assert note == (
+        "The held-out losses are of different questions and cannot be compared between stages: clm after pretrain; mlm after hidden, words."
+    )
+
+
+def test_other_units_of_one_question_are_compared(world: Path) -> None:
+    (world / "units.yaml").write_text(HEAD + QUESTIONS.replace("{kind: clm}", "{kind: mlm, unit: span}"), "utf-8")
+    run("units.yaml")
+    assert outcome(world, "words")["before"] == outcome(world, "hidden")["held_out"]
+    assert outcome(world, "hidden")["before"] == outcome(world, "pretrain")["held_out"]
+    assert json.loads((runs(world) / "report.json").read_text("utf-8"))["notes"] == []

@@ -109,6 +109,37 @@ def test_questions(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         try_checkpoint(folder / "finetune", "Where?")
 
 
+def test_a_tuned_threshold_among_several_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tasks of questions, each with its own threshold: both stay with the checkpoint, and each head is asked with its own."""
+    monkeypatch.chdir(tmp_path)
+    for name, n, seed in (("train", 60, 0), ("valid", 12, 1), ("test", 14, 2)):
+        write(f"{name}.jsonl", questions(n, seed, True))
+        write(f"other-{name}.jsonl", questions(n, seed + 7, True))
+    columns = "{text: question, pair: context, answers: answers}"
+    part = "{kind: question_answering, no_answer: true, threshold: tuned, longest: 8}"
+    text = RECIPE.format(
+        name="two",
+        system="bert",
+        tokenizer=TOKENIZERS["bert"],
+        columns=columns,
+        length=44,
+        objective=f"{{kind: tasks, parts: {{task: {part}, other: {part}}}}}",
+    )
+    other = f"  other: {{path: other-train.jsonl, valid: other-valid.jsonl, test: other-test.jsonl, columns: {columns}}}\n"
+    text = text.replace("defaults:", other + "defaults:").replace("data: task", "data: {task: 1, other: 1}")
+    Path("two.yaml").write_text(text.replace("epochs: 2", "steps: 12"), "utf-8")
+    folder = run("two.yaml") / "finetune"
+    found = {}
+    for task, seed in (("task", 2), ("other", 9)):
+        kept = json.loads((folder / "predictions" / f"{task}.json").read_text("utf-8"))
+        ours = load(folder, task=task)
+        rows = questions(14, seed, True)
+        assert ours.predict([(row["question"], row["context"]) for row in rows]) == kept["predicted"], task
+        found[task] = kept["threshold"]
+        assert ours.objective["threshold"] == found[task]
+    assert len({0.0, *found.values()}) == 3
+
+
 def options(n: int, seed: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     rows = []

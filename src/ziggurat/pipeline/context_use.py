@@ -82,13 +82,15 @@ def write(scorer: Scorer, stage: Stage, folder: Path, steps: int) -> None:
         some = Subset(shards, long[: int(np.searchsorted(sizes, stage.evaluate.tokens)) + 1])
         by_length = {}
         for length in (n for n in all_lengths if n <= longest):
-            numbers = held_out(network, objective, scorer.batches(some, objective, length, network), dtype)
+            numbers = held_out(network, objective, scorer.batches(some, objective, length, network.spec.model), dtype)
             by_length[length] = numbers[main_loss(numbers)]
         target = main_loss(numbers)
         if not isinstance(network.spec.heads.get(objective.head_of(target)), VocabHead):
             log.warning("%s: no token is predicted in %s: the use of context is not measured", stage.title, name)
             continue
-        spans = by_position(network, objective, scorer.batches(some, objective, longest, network), target, edges(longest), dtype)
+        spans = by_position(
+            network, objective, scorer.batches(some, objective, longest, network.spec.model), target, edges(longest), dtype
+        )
         found[name] = {"target": target, "documents": len(some), "lengths": by_length, "positions": [s._asdict() for s in spans]}
         said = ", ".join(f"{loss:.3f} in windows of {length}" for length, loss in by_length.items())
         log.info("%s: %d long held-out documents of %s: loss %s", stage.title, len(some), name, said)

@@ -108,6 +108,18 @@ def _loss(numbers: Mapping[str, float], per_byte: bool) -> float | None:
     return numbers.get(PER_BYTE if per_byte else main_loss(numbers))
 
 
+def _questions(done: Mapping[str, Done]) -> list[str]:
+    """A warning if the held-out losses of the text stages answer different questions."""
+    asked: dict[str, list[str]] = defaultdict(list)
+    for title, one in done.items():
+        if one.stage.stage != "finetune" and (names := {main_loss(n) for n in one.outcome.held_out.values()} - {""}):
+            asked[", ".join(sorted(names))].append(title)
+    if len(asked) < 2:
+        return []
+    said = "; ".join(f"{name} after {', '.join(titles)}" for name, titles in asked.items())
+    return [f"The held-out losses are of different questions and cannot be compared between stages: {said}."]
+
+
 def _losses(done: Done, per_byte: bool) -> dict[str, float]:
     found = {source: _loss(numbers, per_byte) for source, numbers in done.outcome.held_out.items()}
     return {source: loss for source, loss in found.items() if loss is not None}
@@ -184,7 +196,10 @@ def _facts(
         "sources": [_source(run, name) for name, split in prepared.shards if split == "train"],
         "doctor": run.before,
         "choices": [_choice(choice) for choice in run.choices.values()],
-        "notes": [f"{t}: {end.sentence}" for t, done in run.done.items() if (end := done.outcome.ending(done.stage))],
+        "notes": [
+            *(f"{t}: {end.sentence}" for t, done in run.done.items() if (end := done.outcome.ending(done.stage))),
+            *_questions(run.done),
+        ],
         "config": dump(recipe),
         "commands": [shlex.join(["ziggurat", "run", *arguments])],
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from ziggurat.data.subset import Subset
 from ziggurat.errors import check
 from ziggurat.evaluate.answer_scores import answer_metric, best_threshold
 from ziggurat.evaluate.answers import choices, spans
-from ziggurat.evaluate.heldout import Predictions, first, held_out, per_byte, predict
+from ziggurat.evaluate.heldout import Predictions, first, held_out, main_loss, per_byte, predict
 from ziggurat.evaluate.scores import GROUPED
 from ziggurat.evaluate.written import write
 from ziggurat.nn.network import NetworkModel
+from ziggurat.nn.spec import Model
 from ziggurat.nn.tasks import view
 from ziggurat.objectives.base import Objective, context_of
 from ziggurat.objectives.labelled import column_of
@@ -64,10 +66,26 @@ class Scorer:
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Those that were read so far, by the objective in full."""
 
-    @property
-    def measure(self) -> tuple[Objective | None, int]:
-        """The objective and the memory that held-out losses are measured with: the same after every stage, so that they can be compared."""
-        return next(((s.objective, s.memory) for s in self.recipe.stages if s.stage != "finetune"), (None, 0))
+    def asked_with(self, model: Model, heads: Container[str], own: Objective, stage: Stage) -> tuple[Objective, int]:
+        """The objective and the memory that a stage's held-out losses are measured with: those of the recipe's first text stage, the same
+        after every stage, so that they can be compared; the stage's own where the network cannot be asked that, or is trained for
+        another question (causal LM first, then masked LM)."""
+        first = next((s for s in self.recipe.stages if s.stage != "finetune"), None)
+        if first is None or first.objective is None or stage.stage == "finetune" or own == first.objective:
+            return own, stage.memory
+        general = first.objective
+        if general.misfits(model) or any(name not in heads for name in general.heads(model)):
+            return own, stage.memory
+        asked, learnt = (self._questions(one, model, stage.length) for one in (general, own))
+        return (general, first.memory) if not learnt or main_loss(asked) in learnt else (own, stage.memory)
+
+    def _questions(self, objective: Objective, model: Model, length: int) -> dict[str, float]:
+        """What an objective asks of held-out text, as the names of its losses: by the first documents that it asks anything of."""
+        for shards in (one for (_, split), one in self.shards.items() if split != "train"):
+            for batch in islice(self.batches(leading(shards, TOKENS), objective, length, model), 1):
+                if batch.targets:
+                    return dict.fromkeys(batch.targets, 0.0)
+        return {}
 
     def losses(self, network: NetworkModel, own: Objective, stage: Stage, dtype: torch.dtype) -> dict[str, dict[str, float]]:
         """Source -> its numbers. After a text stage: language-model losses on the valid split of every source, on the test
@@ -78,11 +96,8 @@ class Scorer:
                 found |= self.losses(view(network, name), own.parts[name], one, dtype)
             return found
         supervised = stage.stage == "finetune"
-        general, memory = self.measure
-        objective = general or own
         model = network.spec.model
-        if supervised or objective.misfits(model) or any(name not in network.heads for name in objective.heads(model)):
-            objective, memory = own, stage.memory
+        objective, memory = self.asked_with(model, network.spec.heads, own, stage)
         memory = 0 if objective.forgets(model, memory) else memory
         found = {}
         texts = dict.fromkeys(n for s in self.recipe.stages for n in (*s.reads, *s.measures))
@@ -90,7 +105,7 @@ class Scorer:
             split = "valid" if (name, "valid") in self.shards or supervised else "test"
             if (name, split) in self.shards:
                 some = leading(self.shards[name, split], stage.evaluate.tokens)
-                batches = first(self.batches(some, objective, stage.length, network, memory), LONG * stage.evaluate.tokens)
+                batches = first(self.batches(some, objective, stage.length, model, memory), LONG * stage.evaluate.tokens)
                 numbers = held_out(network, objective, batches, dtype, memory)
                 found[name] = numbers | per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
         return found
@@ -110,7 +125,9 @@ class Scorer:
         order = shards.keys.tolist()
         if getattr(objective, "metric", "") in GROUPED:
             groups = dict(zip(order, column_of(shards.read(np.arange(len(shards))), "group"), strict=True))
-        return predict(network, objective, self.batches(shards, objective, stage.length, network), dtype, groups, order)
+        return predict(
+            network, objective, self.batches(shards, objective, stage.length, network.spec.model), dtype, groups, order
+        )
 
     def _answered(
         self, network: NetworkModel, objective: QuestionAnswering, name: str, split: Split, length: int, dtype: torch.dtype
@@ -191,13 +208,13 @@ class Scorer:
         return Predictions([gold[i] for i in shards.ids(every)], predicted)
 
     def batches(
-        self, shards: Shards | Subset, objective: Objective, length: int, network: NetworkModel, memory: int = 0
+        self, shards: Shards | Subset, objective: Objective, length: int, model: Model, memory: int = 0
     ) -> Iterator[Batch]:
         """Packed batches of these documents, each once, as the objective asks of them."""
         key = objective.model_dump_json()
         if key not in self.tables:
             self.tables[key] = objective.tables(self.tokenizer, self.run)
-        ctx = context_of(network.spec.model, self.tokenizer, length, self.recipe.seed, self.tables[key])
+        ctx = context_of(model, self.tokenizer, length, self.recipe.seed, self.tables[key])
         row = objective.rows(ctx)
         tokens = max(TOKENS, sum(row.values()))
         return once(shards, objective, ctx, row=row, tokens=tokens, contiguous=int(memory > 0))

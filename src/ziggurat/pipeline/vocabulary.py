@@ -137,7 +137,7 @@ def before(folder: Path, stage: Stage, start: Start, scorer: Scorer, identity: s
     if path.exists() and json.loads(path.read_text("utf-8"))["identity"] == identity:
         return
     assert stage.objective is not None
-    objective = scorer.measure[0] or stage.objective
+    objective, _ = scorer.asked_with(start.model, start.heads, stage.objective, stage)
     found: dict[str, float] = {}
     if not objective.misfits(start.model) and all(name in start.heads for name in objective.heads(start.model)):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
