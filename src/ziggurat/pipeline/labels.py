@@ -114,7 +114,7 @@ def _cut(stage: Stage, name: str, prepared: Prepared) -> Iterator[Finding]:
     share = float(np.mean(lengths > room)) if len(lengths) else 0.0
     if share > CUT:
         text = f"{share:.0%} of the training rows are longer than length {stage.length} and are cut (95% of them have up to "
-        text += f"{int(np.percentile(lengths, 95)):,} tokens)"
+        text += f"{int(np.percentile(lengths, 95)):,} tokens); TF-IDF reads them whole"
         yield Finding(
             "warning", "length", f"{stage.title} on {name}", text, "raise `length` if the end of a text matters for its label"
         )
