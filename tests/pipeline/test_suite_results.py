@@ -50,6 +50,8 @@ def test_exactly_the_majority_s_score_is_a_collapse_and_a_near_one_is_not() -> N
     found = score("m", "checkpoint", runs(at, near), ACCURACY, [], {"majority": 0.5})
     assert set(found.collapsed) == {0}
     assert not score("majority", "baseline", runs(["yes"] * 200), ACCURACY, [], {}).collapsed, "a baseline is what it is"
+    other = {"majority": 0.4, "TF-IDF + logistic regression": 0.5}
+    assert not score("m", "checkpoint", runs(at), ACCURACY, [], other).collapsed, "a baseline that reads is met by chance"
 
 
 def test_no_verdict_hangs_on_collapsed_runs() -> None:

@@ -148,13 +148,13 @@ def score(
     runs: Mapping[int, Answers],
     metric: Metric,
     further: Sequence[Metric],
-    floor: Mapping[str, float],
+    baselines: Mapping[str, float],
 ) -> Score:
     """The score of one model from its answers by seed."""
     values = {seed: metric(run.gold, run.predicted) for seed, run in runs.items()}
     flags: dict[int, str] = {}
     if kind == "checkpoint":
-        found = {s: worth.collapse(worth.Trial(values[s], run.predicted), run.gold, floor) for s, run in runs.items()}
+        found = {s: worth.collapse(worth.Trial(values[s], run.predicted), run.gold, baselines) for s, run in runs.items()}
         flags = {seed: why for seed, why in found.items() if why}
     sound = [v for seed, v in values.items() if seed not in flags]
     numbers = list(values.values())

@@ -26,6 +26,8 @@ from ziggurat.evaluate.scores import Metric
 from ziggurat.pipeline.intervals import Interval, interval, resampled
 
 Verdict = Literal["paid", "no measurable gain", "cost", "undecided"]
+ONE_ANSWER = ("majority", "mean")
+"""Baselines that say the same to every example."""
 NAMES = {"dapt": "DAPT", "tapt": "TAPT", "general": "General pre-training"}
 
 
@@ -165,8 +167,7 @@ def measure(
             if gold is not None and trial.predictions is not None:
                 got = len(trial.predictions)
                 check(got == len(gold), f"{name!r}, seed {seed}: {got} predictions for {len(gold)} test examples")
-    floor = {name: s for name, s in (baselines or {}).items() if name in ("majority", "mean")}
-    prefixes = tuple(_prefix(name, table[name], seeds, gold, floor) for name in names)
+    prefixes = tuple(_prefix(name, table[name], seeds, gold, baselines or {}) for name in names)
     guesses = {name: [p for seed in seeds if (p := row[seed].predictions) is not None] for name, row in table.items()}
     kept = gold is not None and len(gold) > 1 and all(len(row) == len(seeds) for row in guesses.values())
     draws = resampled(guesses, gold, metric, resamples) if gold is not None and kept else {}
@@ -205,8 +206,9 @@ def stage_name(prefix: str) -> str:
     return NAMES.get(name.lower(), name)
 
 
-def collapse(trial: Trial, gold: Sequence[Any] | None, floor: Mapping[str, float]) -> str:
-    """Why this run counts as collapsed, in a few words; empty if it does not."""
+def collapse(trial: Trial, gold: Sequence[Any] | None, baselines: Mapping[str, float]) -> str:
+    """Why this run counts as collapsed, in a few words; empty if it does not. To score what a baseline of one answer scores is a sign of
+    it; what one that reads scores, as TF-IDF does, may be met by chance on a few hundred rows."""
     if math.isnan(trial.score):
         return "its score is undefined"
     if trial.predictions is not None and len(trial.predictions) > 1:
@@ -219,17 +221,17 @@ def collapse(trial: Trial, gold: Sequence[Any] | None, floor: Mapping[str, float
             return "its predictions hardly differ from each other"
         if gold is not None and count > 0.99 * len(flat) and Counter(_flat(gold))[top] < 0.95 * len(flat):
             return f"it predicts {_short(top)} for {100 * count / len(flat):.1f}% of the test"
-    for name, score in floor.items():
-        if abs(trial.score - score) < 1e-9:
+    for name in ONE_ANSWER:
+        if name in baselines and abs(trial.score - baselines[name]) < 1e-9:
             return f"it scores exactly what the {name} baseline scores"
     return ""
 
 
 def _prefix(
-    name: str, row: Mapping[int, Trial], seeds: tuple[int, ...], gold: Sequence[Any] | None, floor: Mapping[str, float]
+    name: str, row: Mapping[int, Trial], seeds: tuple[int, ...], gold: Sequence[Any] | None, baselines: Mapping[str, float]
 ) -> Prefix:
     values = [row[seed].score for seed in seeds]
-    flags = {seed: collapse(row[seed], gold, floor) for seed in seeds}
+    flags = {seed: collapse(row[seed], gold, baselines) for seed in seeds}
     return Prefix(
         name,
         {seed: row[seed].score for seed in seeds},
