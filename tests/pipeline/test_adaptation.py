@@ -24,6 +24,7 @@ from ziggurat.log import read_metrics
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.prepare import parts
 from ziggurat.pipeline.run import load_recipe, run
+from ziggurat.pipeline.scoring import Scorer
 from ziggurat.pipeline.show import batch_of
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import loop
@@ -356,3 +357,14 @@ def test_other_units_of_one_question_are_compared(world: Path) -> None:
     assert outcome(world, "words")["before"] == outcome(world, "hidden")["held_out"]
     assert outcome(world, "hidden")["before"] == outcome(world, "pretrain")["held_out"]
     assert json.loads((runs(world) / "report.json").read_text("utf-8"))["notes"] == []
+
+
+def test_all_stages_are_measured_with_the_memory_of_the_first(world: Path) -> None:
+    (world / "questions.yaml").write_text(HEAD + QUESTIONS.replace("{kind: mlm}", "{kind: clm}"), "utf-8")
+    recipe = load_recipe("questions.yaml")
+    first, second = recipe.stages[0].model_copy(update={"memory": 16}), recipe.stages[1]
+    run("questions.yaml")
+    opened = open_checkpoint(runs(world) / "hidden")
+    assert opened.tokenizer is not None and second.objective is not None and second.objective == first.objective
+    scorer = Scorer(recipe.model_copy(update={"stages": (first, *recipe.stages[1:])}), {}, opened.tokenizer, runs(world))
+    assert scorer.asked_with(opened.network.model, opened.network.heads, second.objective, second) == (first.objective, 16)

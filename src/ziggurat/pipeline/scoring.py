@@ -71,13 +71,16 @@ class Scorer:
         after every stage, so that they can be compared; the stage's own where the network cannot be asked that, or is trained for
         another question (causal LM first, then masked LM)."""
         first = next((s for s in self.recipe.stages if s.stage != "finetune"), None)
-        if first is None or first.objective is None or stage.stage == "finetune" or own == first.objective:
+        if first is None or first.objective is None or stage.stage == "finetune":
             return own, stage.memory
         general = first.objective
         if general.misfits(model) or any(name not in heads for name in general.heads(model)):
             return own, stage.memory
-        asked, learnt = (self._questions(one, model, stage.length) for one in (general, own))
-        return (general, first.memory) if not learnt or main_loss(asked) in learnt else (own, stage.memory)
+        if own != general:
+            asked, learnt = (self._questions(one, model, stage.length) for one in (general, own))
+            if learnt and main_loss(asked) not in learnt:
+                return own, stage.memory
+        return general, first.memory
 
     def _questions(self, objective: Objective, model: Model, length: int) -> dict[str, float]:
         """What an objective asks of held-out text, as the names of its losses: by the first documents that it asks anything of."""
