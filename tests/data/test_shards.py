@@ -79,6 +79,17 @@ def test_a_mark_without_a_token_names_its_document(tmp_path: Path, mark: Mark) -
     assert not list(tmp_path.iterdir())
 
 
+def test_a_word_outside_all_spans_may_be_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    marks = (Mark(0, 3, "B-X"), Mark(4, 5, "O"), Mark(6, 7, "O"))
+    document = Document({"text": "abc ~ d"}, "f:7", marks)
+    part = write_shards(tmp_path / "s", [document], tokenizer).read(np.array([0])).parts["text"]
+    assert part.marks.tolist() == [[0, 1, 0], [1, 2, 1]] and part.labels == ("B-X", "O")
+    assert module.with_tokens(document, tokenizer) == [True, False, True]
+    assert "left out 1 word(s) tagged O that the tokenizer drops, as '~' (f:7)" in caplog.text
+    with pytest.raises(UserError, match="covers no token"):
+        write_shards(tmp_path / "t", [Document({"text": "abc ~ d"}, "f:7", (Mark(4, 4, "O"),))], tokenizer)
+
+
 def test_keys_are_of_the_text_and_unique(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["x y", *texts(300), "x y", "z", "x y"]
     one = write_shards(tmp_path / "a", (Document({"text": t}) for t in lines), tokenizer)

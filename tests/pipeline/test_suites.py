@@ -63,6 +63,8 @@ tasks:
   few:
     without: 32 training rows only
 """
+DROPPED = "\ufffd"
+"""A word that the tokenizer drops."""
 
 
 @pytest.fixture
@@ -89,6 +91,8 @@ def suite(world: Path) -> Path:
             write("onesided.jsonl", [{**row, "same": 1} for row in rows])
     for name, count in (("tags.jsonl", 24), ("tags-test.jsonl", 12)):
         found = [text(14).split() for _ in range(count)]
+        for words in found[::3]:
+            words[2] = DROPPED
         write(name, [{"words": w, "tags": ["B-X" if len(x) > 6 else "O" for x in w]} for w in found])
     (world / "mini.yaml").write_text(SUITE, "utf-8")
     return Path("mini.yaml")
@@ -152,8 +156,11 @@ def test_every_kind_of_task_on_two_checkpoints(suite: Path, start: list[Path], n
             assert score.interval is None or score.interval[0] <= score.interval[1]
         assert [s.model for s in task.models if s.kind == "baseline"]
         assert [d.model for d in task.differences] == ["dapt"] and task.differences[0].verdict == "undecided"
-    # words behind the cut count, too: 14 of them, of which 10 fit
-    assert {len(row) for row in kept(results, "long", "dapt", 0)["gold"]} == {14}
+    # words behind the cut count, too: 14 of them, of which 10 fit; so do those without a token
+    tagged, lines = kept(results, "long", "dapt", 0), Path("tags-test.jsonl").read_text("utf-8").splitlines()
+    assert tagged["gold"] == [json.loads(line)["tags"] for line in lines]
+    assert {len(row) for row in tagged["predicted"]} == {14}
+    assert {row[2] for row in tagged["predicted"][::3]} == {"O"}
     assert not list(Path("evaluations").rglob("model.safetensors"))  # weights go once the answers are kept
     before = {p: p.stat().st_mtime_ns for p in Path("evaluations/results").rglob("*") if p.is_file()}
     no_training()

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +23,13 @@ from ziggurat.data.shards import DTYPES, FORMAT, SENTENCE, WORD, Shards, sha256_
 from ziggurat.errors import UserError
 from ziggurat.types import Document
 
+log = logging.getLogger(__name__)
 CHUNK = 1 << 19
 """Characters tokenized at a time; it bounds the memory of writing."""
+
+
+OUTSIDE = "O"
+"""The label of words outside all spans: it counts as said of a word whose characters the tokenizer drops."""
 
 
 class CoversNothing(UserError):
@@ -69,7 +75,7 @@ class ShardWriter:
     A context manager: everything goes to `<folder>.writing`, and only a clean exit gives it its name (replacing what was
     there). All documents must have the same parts (texts and lists) and the same field names. A document without a single token is
     dropped and counted. A mark covers every token that shares a character with it; a mark that is empty or covers no
-    token is an error. Texts of more than `CHUNK` characters without marks are tokenized in stretches cut at white space.
+    token is an error, unless it says `OUTSIDE`: such words are left out, with a warning. Texts of more than `CHUNK` characters without marks are tokenized in stretches cut at white space.
     """
 
     def __init__(self, folder: str | Path, tokenizer: Encoder, *, source: str = ""):
@@ -87,6 +93,7 @@ class ShardWriter:
         self._totals: dict[str, int] = {}
         self._labels: dict[str, int] = {}
         self._words = self._unknown = 0
+        self._outside: list[str] = []
         self._ids = np.dtype("<u2" if tokenizer.vocab.size <= 1 << 16 else "<u4")
 
     def __enter__(self) -> Self:
@@ -187,18 +194,20 @@ class ShardWriter:
         if not marks:
             return []
         starts, ends = (np.array([m[i] for m in marks]) for i in (0, 1))
-        first = np.searchsorted(encoded.offsets[:, 1], starts, "right")
-        last = np.searchsorted(encoded.offsets[:, 0], ends, "left")
-        bad = np.flatnonzero((first >= last) | (starts >= ends))
-        if len(bad):
-            m = marks[bad[0]]
-            raise CoversNothing(
-                f"{document.id or 'a document'}: the mark {m.label!r} on characters {m.start} to {m.end} "
-                f"({document.texts[part][m.start : m.end]!r}) covers no token",
-                "the tokenizer drops these characters; take the word out of the row or write something visible in its place",
-            )
-        labels = [self._labels.setdefault(m.label, len(self._labels)) for m in marks]
-        return list(zip(first.tolist(), last.tolist(), labels, strict=True))
+        first, last = _covered(starts, ends, encoded.offsets)
+        found = []
+        for m, begin, end in zip(marks, first.tolist(), last.tolist(), strict=True):
+            if m.start < m.end and begin < end:
+                found.append((begin, end, self._labels.setdefault(m.label, len(self._labels))))
+            elif m.start < m.end and m.label == OUTSIDE:
+                self._outside.append(f"{document.texts[part][m.start : m.end]!r} ({document.id or 'a document'})")
+            else:
+                raise CoversNothing(
+                    f"{document.id or 'a document'}: the mark {m.label!r} on characters {m.start} to {m.end} "
+                    f"({document.texts[part][m.start : m.end]!r}) covers no token",
+                    "the tokenizer drops these characters; take the word out of the row or write something visible in its place",
+                )
+        return found
 
     def _list_marks(self, document: Document, part: str, encoded: _Listed) -> list[tuple[int, int, int]]:
         """One mark a text."""
@@ -233,6 +242,8 @@ class ShardWriter:
             file.flush()
             os.fsync(file.fileno())
         self._close()
+        if self._outside:
+            log.warning("left out %d word(s) tagged O that the tokenizer drops, as %s", len(self._outside), self._outside[0])
         if self.count:
             _number_duplicates(self._tmp / "keys.bin", self.count)
         meta = {
@@ -261,6 +272,18 @@ class ShardWriter:
             self.folder.rename(old)
         self._tmp.rename(self.folder)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def with_tokens(document: Document, tokenizer: Encoder, part: str = "text") -> list[bool]:
+    """Of each mark of `part` whether a token stands under it. The others are left out of shards, or refused: see `ShardWriter`."""
+    marks = [m for m in document.marks if m.part == part]
+    first, last = _covered([m.start for m in marks], [m.end for m in marks], tokenizer.encode([document.texts[part]])[0].offsets)
+    return (first < last).tolist()
+
+
+def _covered(starts: Sequence[int] | np.ndarray, ends: Sequence[int] | np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First token that shares a character with [start, end) and one after the last; they do not ascend where there is none."""
+    return np.searchsorted(offsets[:, 1], starts, "right"), np.searchsorted(offsets[:, 0], ends, "left")
 
 
 class _Stretched:

@@ -22,6 +22,7 @@ import torch
 from ziggurat import __version__
 from ziggurat.atomic import write_json
 from ziggurat.config import given, spelled
+from ziggurat.data.writing import with_tokens
 from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.objectives.base import Objective
@@ -106,7 +107,7 @@ def _as_it_is(question: Question) -> Predictions:
 
 def _whole(question: Question, found: Predictions) -> tuple[list[Any], list[Any]]:
     """Gold and answers as the official scorers want them: labels again where they were written as text, and a label for words, too,
-    that did not fit into `length` (the label of words outside any span)."""
+    that did not fit into `length` or that the tokenizer drops (the label of words outside any span)."""
     objective = question.objective
     if question.as_text:
         gold = [_gold(objective, d) for d in question.documents("test")]
@@ -116,10 +117,13 @@ def _whole(question: Question, found: Predictions) -> tuple[list[Any], list[Any]
     names = objective.label_names()
     outside = "O" if "O" in names else names[0]
     named = dict(zip(map(str, objective.labels), names))
-    whole = [[named[m.label] for m in d.marks] for d in question.documents("test")]
-    if len(whole) != len(found.gold) or any(row[: len(cut)] != cut for row, cut in zip(whole, found.gold)):
-        return found.gold, found.predicted  # words without tokens stand in the middle
-    return whole, [[*cut, *[outside] * (len(row) - len(cut))] for row, cut in zip(whole, found.predicted)]
+    assert question.opened.tokenizer is not None
+    gold, answers = [], []
+    for document, said in zip(question.documents("test"), found.predicted, strict=True):
+        each = iter(said)
+        gold.append([named[m.label] for m in document.marks])
+        answers.append([next(each, outside) if read else outside for read in with_tokens(document, question.opened.tokenizer)])
+    return gold, answers
 
 
 def _gold(objective: Objective, document: Document) -> Any:
