@@ -300,6 +300,24 @@ def test_several_references_are_rows_to_learn_from_and_one_to_be_scored_on(tmp_p
     assert not seen & {d.texts["text"] for d in documents(halves, "test")}  # references of one text stay on one side
 
 
+def test_rows_of_a_group_are_references_of_one_test_row(tmp_path: Path) -> None:
+    """Each is a row to learn from; no share and no number of rows takes a group apart."""
+    rows = [{"text": f"t{n}", "pair": f"p{n}{k}", "of": n} for k in range(3) for n in range(8)]
+    rows.append({"text": "t0", "pair": "p00", "of": 0})
+    path = str(write(tmp_path / "a.jsonl", jsonl(rows)))
+    test = str(write(tmp_path / "b.jsonl", jsonl(rows)))
+    source = Files(path=path, valid=0.0, test=test, columns=Columns(pair="pair", group="of"))
+    assert [d.texts["pair"] for d in documents(source, "train")] == [row["pair"] for row in rows]
+    merged = list(documents(source, "test"))
+    assert [(d.texts["text"], d.fields["references"]) for d in merged] == [
+        (f"t{n}", [f"p{n}{k}" for k in range(3)]) for n in range(8)
+    ]
+    assert len(list(documents(source.model_copy(update={"test_rows": 5}), "test"))) == 5
+    halves = Files(path=path, valid=0.0, test=0.5, columns=Columns(pair="pair", group="of"))
+    learnt, asked = ({d.fields["group"] for d in documents(halves, split)} for split in ("train", "test"))
+    assert learnt and asked and not learnt & asked and learnt | asked == set(range(8))
+
+
 def test_line_ends_and_marks_of_byte_order(tmp_path: Path) -> None:
     texts = ["one\u2028still one\x85and\x0bmore", "two"]
     crlf = b"\xef\xbb\xbf" + jsonl([{"text": t} for t in texts]).replace(b"\n", b"\r\n")

@@ -154,7 +154,13 @@ def test_interpolate_command(arms: Path, capsys: pytest.CaptureFixture[str], tmp
     assert "domain loss" in printed and "chosen" in printed and "0.25" in printed
     start, end = weights(arms, "pretrain", 6), weights(arms, "low", 7)
     name = "model.blocks.0.mlp.up.weight"
-    torch.testing.assert_close(open_checkpoint(tmp_path / "soup").tensors[name], 0.75 * start[name] + 0.25 * end[name])
+    soup = open_checkpoint(tmp_path / "soup")
+    torch.testing.assert_close(soup.tensors[name], 0.75 * start[name] + 0.25 * end[name])
+    # the losses in its lineage are its own, as the table printed them
+    (row,) = (line.split() for line in printed.splitlines() if line.split()[:1] == ["0.25"])
+    said = soup.lineage[-1]["held_out"]
+    assert {f"{numbers['mlm']:.3f}" for numbers in said.values()} <= set(row)
+    assert said["domain"]["mlm"] != open_checkpoint(runs(arms) / "low").lineage[-1]["held_out"]["domain"]["mlm"]
 
 
 @pytest.mark.parametrize("inside", [{"held": 2, "low": 5}, {"held": 5, "low": 4}])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ziggurat.evaluate.scores import METRICS
+from ziggurat.pipeline.intervals import resampled
 from ziggurat.pipeline.suite_report import grid, to_csv
 from ziggurat.pipeline.suite_results import Answers, Results, TaskResult, averages, compare, score
 
@@ -45,13 +46,40 @@ def test_a_run_with_one_answer_for_everything_stands_beside_the_mean_it_is_in() 
     assert row["collapsed"] == "1"
 
 
-def test_exactly_the_majority_s_score_is_a_collapse_and_a_near_one_is_not() -> None:
+def test_answers_of_every_kind_may_score_what_the_majority_scores() -> None:
     at, near = right(0.5, 3), right(0.51, 4)
-    found = score("m", "checkpoint", runs(at, near), ACCURACY, [], {"majority": 0.5})
-    assert set(found.collapsed) == {0}
+    assert not score("m", "checkpoint", runs(at, near), ACCURACY, [], {"majority": 0.5}).collapsed, "met by chance"
     assert not score("majority", "baseline", runs(["yes"] * 200), ACCURACY, [], {}).collapsed, "a baseline is what it is"
-    other = {"majority": 0.4, "TF-IDF + logistic regression": 0.5}
-    assert not score("m", "checkpoint", runs(at), ACCURACY, [], other).collapsed, "a baseline that reads is met by chance"
+
+
+def test_what_is_asked_untrained_is_judged_by_its_test_rows() -> None:
+    """One run is all there is; seeds decide nothing."""
+    one, better, level = (("m", {0: runs(right(share, n))[0]}) for share, n in ((0.5, 1), (0.8, 2), (0.52, 3)))
+    assert compare(one, better, ACCURACY, {}).verdict == "undecided"
+    said = compare(one, better, ACCURACY, {}, drawn=False)
+    assert said.verdict == "better" and said.over_examples is not None and "at least three" not in said.sentence
+    assert compare(better, one, ACCURACY, {}, drawn=False).verdict == "worse"
+    assert compare(one, level, ACCURACY, {}, drawn=False).verdict == "no measurable difference"
+
+
+def test_nothing_is_decided_on_different_test_rows() -> None:
+    good = ("a", runs(*(right(0.85, n) for n in range(3))))
+    fewer = ("b", {s: Answers(GOLD[1:], row[1:]) for s, row in enumerate(right(0.5, n) for n in range(7, 10))})
+    said = compare(good, fewer, ACCURACY, {})
+    assert said.verdict == "undecided" and "their test rows differ" in said.sentence
+
+
+def test_draws_without_a_score_leave_the_others_to_decide() -> None:
+    """A bootstrap draw that holds one class only has no correlation."""
+    gold = [0.0] * 38 + [1.0] * 2
+    pearson = METRICS["pearson"]
+    good = [g + 0.01 * n for n, g in enumerate(gold)]
+    bad = [float(n % 7) for n, _ in enumerate(gold)]
+    draws = resampled({"": [good]}, gold, pearson, 2000)[""]
+    assert 0.05 < np.isnan(draws).mean() < 0.3
+    before, after = ("a", {s: Answers(gold, bad) for s in range(3)}), ("b", {s: Answers(gold, good) for s in range(3)})
+    said = compare(before, after, pearson, {})
+    assert (said.over_examples is None) == (np.isnan(draws).mean() > 0.1)
 
 
 def test_no_verdict_hangs_on_collapsed_runs() -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from ziggurat.cli import app
 from ziggurat.errors import Stopped, UserError
 from ziggurat.evaluate.likelihood import Likelihood
 from ziggurat.pipeline.model import load
+from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import run
 from ziggurat.pipeline.suite_files import is_suite, load_suite
+from ziggurat.pipeline.suite_question import question
 from ziggurat.pipeline.suite_results import Results
 from ziggurat.pipeline.suites import evaluate_suite, labels
 from ziggurat.train import loop
@@ -307,6 +310,14 @@ def test_structures_that_write(system: str, tokenizer: str, suite: Path, start: 
     made = Path("evaluations/data/as-text").glob("opinions-*/train.jsonl")
     row = json.loads(next(made).read_text("utf-8").splitlines()[0])
     assert row["text"].startswith("opinions text: ") and row["answer"] in ("neg", "pos")
+    # all training rows, as a head has them, each with its own text
+    assert result(written, "opinions").train_rows == result(head, "opinions").train_rows == 40
+    asked = question(load_suite(suite, options), "opinions", "it", open_checkpoint(folder))
+    given = [
+        json.loads(line)["text"] for line in next(iter(Path("evaluations/data/as-text").glob("opinions-*/train.jsonl"))).open()
+    ]
+    assert len(asked.prepared.shards["task", "train"]) == 40 == len(given)
+    assert [f"opinions text: {d.texts['text']}" for d in asked.documents("train")] == given
 
 
 def test_labels_and_choices_by_likelihood(suite: Path, start: list[Path]) -> None:
@@ -344,6 +355,62 @@ def test_labels_and_choices_by_likelihood(suite: Path, start: list[Path]) -> Non
     assert list(result(shot, "opinions").of("pretrain").scores) == [0, 1] and result(shot, "opinions").train_rows == 2
 
 
+@pytest.mark.parametrize("way", ["likelihood", "text"])
+def test_rows_of_a_group_are_scored_together(way: str, suite: Path) -> None:
+    """Whichever way the answers come; the counts are those of the rule written out (SuperGLUE's MultiRC)."""
+    Path("gpt2.yaml").write_text(STARTS.format(system="gpt2", tokenizer="{kind: bpe, vocab: 400}"), "utf-8")
+    folder = run("gpt2.yaml") / "pretrain"
+    for name in ("pairs.jsonl", "pairs-test.jsonl"):
+        lines = [json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
+        made = [{"q": r["a"], "right": r["same"], "of": n // 3} for n, r in enumerate(lines)]
+        Path(f"group-{name}").write_text("".join(json.dumps(r) + "\n" for r in made), "utf-8")
+    more = """\
+  together:
+    local: {path: group-pairs.jsonl, test: group-pairs-test.jsonl, columns: {text: q, label: right, group: of}}
+    objective: {kind: classify, labels: [0, 1], names: ["no", "yes"], metric: f1_a}
+    further: [group_em]
+"""
+    suite.write_text(SUITE + more, "utf-8")
+    results = evaluate_suite([folder], suite, [f"answers={way}", "only=[together]", "seeds=1"])
+    answers = kept(results, "together", "pretrain", 0)
+    gold, said = answers["gold"], answers["predicted"]
+    assert [len(row) for row in gold] == [len(row) for row in said] == [3, 3, 3, 3]
+    flat = [(g, s) for group, row in zip(gold, said, strict=True) for g, s in zip(group, row, strict=True)]
+    hits = sum(g == s == "yes" for g, s in flat)
+    f1 = 200 * hits / (sum(g == "yes" for g, _ in flat) + sum(s == "yes" for _, s in flat)) if hits else 0.0
+    found = result(results, "together").of("pretrain")
+    assert 100 * found.mean == pytest.approx(f1)
+    assert found.further["group_em"] == np.mean([g == s for g, s in zip(gold, said, strict=True)])
+
+
+def test_what_decides_an_answer_is_in_its_key(suite: Path, start: list[Path]) -> None:
+    """The rows on which a threshold is tuned, and how a model of the same weights is asked."""
+    rows = [{"q": "who", "c": f"row {n} tells of stone", "a": [{"text": "stone", "answer_start": 0}]} for n in range(9)]
+    for row in rows:
+        row["a"] = [{"text": "stone", "answer_start": row["c"].index("stone")}]  # type: ignore[index, union-attr]
+    for name, some in (("qa", rows[:6]), ("qa-valid", rows[6:7]), ("qa-test", rows[7:])):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some), "utf-8")
+    more = """\
+  asked:
+    local: {path: qa.jsonl, valid: qa-valid.jsonl, test: qa-test.jsonl, columns: {text: q, pair: c, answers: a}}
+    objective: {kind: question_answering, no_answer: true, threshold: tuned}
+"""
+    suite.write_text(SUITE + more, "utf-8")
+    opened = open_checkpoint(start[0])
+
+    def key(name: str, *options: str) -> str:
+        return question(load_suite(suite, options), name, "it", opened).key
+
+    tuned, fixed = key("asked"), key("asked", "tasks.asked.objective.threshold=0")
+    Path("qa-valid.jsonl").write_text(json.dumps({**rows[6], "a": []}) + "\n", "utf-8")
+    assert key("asked") != tuned and key("asked", "tasks.asked.objective.threshold=0") == fixed
+    Path("gpt2.yaml").write_text(STARTS.format(system="gpt2", tokenizer="{kind: bpe, vocab: 400}"), "utf-8")
+    opened = open_checkpoint(run("gpt2.yaml") / "pretrain")
+    asked, head = key("opinions", "answers=likelihood"), key("opinions")
+    opened = replace(opened, lineage=({**opened.lineage[-1], "objective": {"kind": "seq2seq"}},))
+    assert key("opinions", "answers=likelihood") != asked and key("opinions") == head
+
+
 def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> None:
     """A recipe's suites take the last text stage's checkpoint, with the options given there."""
     recipe = Path("text.yaml")
@@ -373,6 +440,8 @@ def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> No
         ("tasks.opinions.local.test=null", "has no `test` rows"),
         ("tasks.opinions.settings.init=here", "is not for a suite to set"),
         ("tasks.opinions.local=null", "has no rows"),
+        ("tasks.opinions.further=[rouge_l]", "'classify' has no metric 'rouge_l'"),
+        ("tasks.opinions.further=[group_em]", "'group_em' is a score of rows that belong together (`group`), 'f1' of answers"),
         ("tasks.few.without=''", "has no objective"),
         ("tasks.opinions.prompt='{txt}'", "the texts are called {text} and {pair}"),
         ("only=[opinion]", "did you mean 'opinions'?"),

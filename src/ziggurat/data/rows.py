@@ -41,7 +41,8 @@ class Columns(Spec):
     """The answers to the question `text` in the context `pair`, as SQuAD has them: a list of {text, answer_start}, or {text: [...],
     answer_start: [...]}, in characters. An empty list: it cannot be answered."""
     group: str | None = None
-    """What rows that are scored together have in common, as the answers to one question (MultiRC)."""
+    """What rows that are scored together have in common, as the answers to one question (MultiRC). Of texts to be written (`pair`, no
+    `label`) these are several right ones: test rows of a group are one, scored against all of them (E2E NLG)."""
     tokens: str | None = None
     """Instead of `text`: the words, as a list or separated by spaces."""
     tags: str | None = None
@@ -72,6 +73,11 @@ class Columns(Spec):
     @property
     def labelled(self) -> bool:
         return bool(self.label or self.tags or self.answers)
+
+    @property
+    def alternatives(self) -> bool:
+        """Whether rows of a group are several right texts to be written."""
+        return bool(self.group and self.pair) and not self.labelled
 
     def used(self) -> list[str]:
         """The columns that every row must have."""
@@ -239,6 +245,17 @@ def one_each(document: Document) -> Iterator[Document]:
     for n, text in enumerate(several):
         name = f"{document.id}#{n}" if n else document.id
         yield replace(document, id=name, texts={**document.texts, "pair": text}, fields=fields)
+
+
+def together(documents: Iterable[Document]) -> Iterator[Document]:
+    """A document for each group, with the written texts of all its rows as references. Holds them all in memory."""
+    first, texts = dict[Any, Document](), dict[Any, list[str]]()
+    for document in documents:
+        group = document.fields["group"]
+        first.setdefault(group, document)
+        texts.setdefault(group, []).extend(document.fields.get("references", [document.texts["pair"]]))
+    for group, document in first.items():
+        yield replace(document, fields={**document.fields, "references": list(dict.fromkeys(texts[group]))})
 
 
 def _text(value: Any, name: str) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import heapq
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -21,10 +20,10 @@ from ziggurat.data import docstrings, files, rows
 from ziggurat.data.found import Collocations
 from ziggurat.data.reading import Reading, nearest
 from ziggurat.data.rows import Columns
+from ziggurat.data.shares import Split, Stream, chosen, hash_of, side
 from ziggurat.errors import UserError, check
 from ziggurat.types import Document
 
-Split = Literal["train", "valid", "test"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Paths = str | list[str]
 
@@ -223,10 +222,6 @@ def fingerprint(source: Source, split: Split = "train") -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-Stream = Callable[[Reading], Iterator[Document]]
-"""Starts a pass over documents; what is left out goes to the reading."""
-
-
 def _split(source: Source, split: Split) -> Stream:
     valid, test = _valid(source), getattr(source, "test", None)
     apart = {"valid": valid, "test": test}.get(split)
@@ -241,10 +236,16 @@ def _split(source: Source, split: Split) -> Stream:
 
         def stream(reading: Reading) -> Iterator[Document]:
             for document in islice(whole(reading), source.limit):
-                if _side(document, *shares) == split:
+                if side(document, *shares) == split:
                     yield document
 
-    return _chosen(stream, rows_wanted) if rows_wanted else stream
+    if split == "test" and source.kind in ("files", "hub") and source.columns.alternatives:
+        stream = _together(stream)
+    return chosen(stream, rows_wanted) if rows_wanted else stream
+
+
+def _together(stream: Stream) -> Stream:
+    return lambda reading: rows.together(stream(reading))
 
 
 def _whole(source: Source, split: Split) -> Stream:
@@ -275,12 +276,12 @@ def _backticks(source: DocstringBackticks, split: Split) -> Stream:
             f"{source.package} has {len(found)} sentences with backticks, test_rows takes {source.test_rows}",
             "take fewer for the test, or another package",
         )
-        last = sorted(map(_hash, found))[source.test_rows - 1]
+        last = sorted(map(hash_of, found))[source.test_rows - 1]
         if split == "test":
-            yield from (d for d in found if _hash(d) <= last)
+            yield from (d for d in found if hash_of(d) <= last)
         else:
-            pool = [d for d in found if _hash(d) > last][: source.limit]
-            yield from (d for d in pool if _side(d, 0.0, source.valid or 0.0) == split)
+            pool = [d for d in found if hash_of(d) > last][: source.limit]
+            yield from (d for d in pool if side(d, 0.0, source.valid or 0.0) == split)
 
     return stream
 
@@ -300,29 +301,6 @@ def _accounted(source: Source, split: Split, stream: Stream, reading: Reading) -
                 f"give a larger share or files of its own under `{split}:`",
             )
         raise UserError(f"{name}: there is no text in it", "name files with text")
-
-
-def _chosen(stream: Stream, wanted: int) -> Stream:
-    """The `wanted` documents with the smallest hashes, in their order. One more pass, flat memory."""
-
-    def chosen(reading: Reading) -> Iterator[Document]:
-        first = Reading(allowed=reading.allowed)
-        smallest = heapq.nsmallest(wanted, ((_hash(d), n) for n, d in enumerate(stream(first))))
-        keep = {n for _, n in smallest}
-        yield from (d for n, d in enumerate(stream(reading)) if n in keep)
-
-    return chosen
-
-
-def _hash(document: Document) -> int:
-    text = "\0".join(document.texts.values())
-    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8, person=b"split").digest(), "big")
-
-
-def _side(document: Document, test: float, valid: float) -> Split:
-    """Test takes the low end of the hashes and valid the high end, so that changing one does not move the other."""
-    place = _hash(document) / 2**64
-    return "test" if place < test else "valid" if place >= 1 - valid else "train"
 
 
 def _valid(source: Source) -> float | Paths | None:

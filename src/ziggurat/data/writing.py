@@ -281,7 +281,9 @@ def with_tokens(document: Document, tokenizer: Encoder, part: str = "text") -> l
     return (first < last).tolist()
 
 
-def _covered(starts: Sequence[int] | np.ndarray, ends: Sequence[int] | np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _covered(
+    starts: Sequence[int] | np.ndarray, ends: Sequence[int] | np.ndarray, offsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """First token that shares a character with [start, end) and one after the last; they do not ascend where there is none."""
     return np.searchsorted(offsets[:, 1], starts, "right"), np.searchsorted(offsets[:, 0], ends, "left")
 

@@ -21,6 +21,7 @@ from ziggurat.errors import check
 from ziggurat.evaluate.heldout import language_loss
 from ziggurat.log import ProgressBar
 from ziggurat.nn.network import NetworkModel
+from ziggurat.pipeline.provenance import losses
 from ziggurat.train import job as jobs
 from ziggurat.train.adaptation import Interpolate, Shift, shift
 from ziggurat.train.job import Job, Outcome
@@ -124,10 +125,12 @@ def interpolated(stage: Stage, job: Job, scorer: Scorer, folder: Path, outcome: 
 
 
 def write(folder: Path, line: Line, job: Job, trained: checkpoints.Saved, step: int | None = None) -> Path:
-    """The chosen weights as a checkpoint in `folder`."""
+    """The chosen weights as a checkpoint in `folder`, with their own held-out losses in its lineage."""
     weights = between(job.start.load(), trained.tensors, line.chosen)
     *before, last = trained.card.lineage
-    card = replace(trained.card, lineage=(*before, {**last, "interpolated": line.chosen}))
+    card = replace(
+        trained.card, lineage=(*before, {**last, "interpolated": line.chosen, "held_out": losses(line.at(line.chosen).found)})
+    )
     step = int(trained.state["progress"]["step"]) if step is None else step
     return checkpoints.save(folder, step, card, weights, state=trained.state, tokenizer=trained.tokenizer, keep=1)
 

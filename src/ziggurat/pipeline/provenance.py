@@ -29,7 +29,7 @@ def complete(
     """Write scores, origins and the recipe's `card` into the card of a stage's last checkpoint."""
     card = checkpoints.card(checkpoint)
     *before, last = card.lineage
-    held_out = {source: kept for source, numbers in outcome.held_out.items() if (kept := _finite(numbers))}
+    held_out = losses(outcome.held_out)
     own = {
         **last,
         **_asked(stage, last, predictions),
@@ -42,6 +42,11 @@ def complete(
     }
     about = {k: v for k, v in recipe.card.model_dump(mode="json").items() if v}
     amend(checkpoint, lineage=(*before, own), more={"card": {**card.more.get("card", {}), **about}})
+
+
+def losses(held_out: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Held-out numbers by source as a lineage keeps them: without undefined ones."""
+    return {source: kept for source, numbers in held_out.items() if (kept := _finite(numbers))}
 
 
 def _asked(stage: Stage, last: Mapping[str, Any], predictions: Mapping[str, Predictions]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import dump, load, spelled
 from ziggurat.context import Context
 from ziggurat.data.shards import Shards
-from ziggurat.data.sources import Split
+from ziggurat.data.shares import Split
 from ziggurat.data.subset import Subset
 from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions

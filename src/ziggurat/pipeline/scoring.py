@@ -14,7 +14,8 @@ import torch
 
 from ziggurat.data.loader import once
 from ziggurat.data.shards import Shards
-from ziggurat.data.sources import Split, documents
+from ziggurat.data.shares import Split
+from ziggurat.data.sources import documents
 from ziggurat.data.subset import Subset
 from ziggurat.errors import check
 from ziggurat.evaluate.answer_scores import answer_metric, best_threshold

@@ -90,8 +90,8 @@ def _tuned(question: Question, folder: Path, seed: int, signals: Signals) -> tup
 
 def _clear(folder: Path) -> None:
     """Remove the weights of a fine-tuning whose answers are kept."""
-    for step in folder.glob("step-*"):
-        shutil.rmtree(step)
+    for weights in (*folder.glob("step-*"), *folder.glob("within")):
+        shutil.rmtree(weights)
     (folder / "predictions.json").unlink(missing_ok=True)
 
 
@@ -110,8 +110,10 @@ def _whole(question: Question, found: Predictions) -> tuple[list[Any], list[Any]
     that did not fit into `length` or that the tokenizer drops (the label of words outside any span)."""
     objective = question.objective
     if question.as_text:
-        gold = [_gold(objective, d) for d in question.documents("test")]
-        return gold, [verbalised.understand(objective, text) for text in found.predicted]
+        rows = question.documents("test")
+        told = [_gold(objective, d) for d in rows], [verbalised.understand(objective, text) for text in found.predicted]
+        gold, answers = (scored(rows, objective, side) for side in told)
+        return gold, answers
     if not isinstance(objective, Tag):
         return found.gold, found.predicted
     names = objective.label_names()

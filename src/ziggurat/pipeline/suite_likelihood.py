@@ -15,6 +15,7 @@ from ziggurat.evaluate.likelihood import Prompt, scores
 from ziggurat.objectives.base import context_of
 from ziggurat.objectives.labelled import Classify
 from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.pipeline.examples import scored
 from ziggurat.pipeline.suite_question import Question
 from ziggurat.train.loop import precision_of
 from ziggurat.types import Document
@@ -33,16 +34,16 @@ def choose(question: Question, seed: int, shots: int) -> Predictions:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = opened.build().to(device)
     ctx = context_of(network.spec.model, opened.tokenizer, question.longest, seed)
-    before = dict(opened.lineage[-1].get("objective", {})) if opened.lineage else {}
     dtype = precision_of(question.stage.precision, device)
-    found = scores(network, before, opened.tokenizer, ctx, prompts, choices, task.likelihood, dtype)
+    found = scores(network, question.before, opened.tokenizer, ctx, prompts, choices, task.likelihood, dtype)
     best = [int(np.argmax(row)) for row in found]
     if isinstance(objective, Classify):
-        return Predictions([_right(d, objective) for d in rows], [objective.label_names()[n] for n in best])
+        gold, answers = [_right(d, objective) for d in rows], [objective.label_names()[n] for n in best]
+        return Predictions(scored(rows, objective, gold), scored(rows, objective, answers))
     right = [objective.numbers(d.fields["label"], len(c)) for d, c in zip(rows, choices, strict=True)]
     if objective.metric != "accuracy":
-        gold: list[Any] = [[c[n] for n in numbers] for c, numbers in zip(choices, right, strict=True)]
-        return Predictions(gold, [c[n] for c, n in zip(choices, best, strict=True)])
+        texts: list[Any] = [[c[n] for n in numbers] for c, numbers in zip(choices, right, strict=True)]
+        return Predictions(texts, [c[n] for c, n in zip(choices, best, strict=True)])
     one = all(len(numbers) == 1 for numbers in right)
     return Predictions([n for (n,) in right] if one else list(right), best)
 

@@ -50,6 +50,10 @@ SOURCE = "task"
 """What the one source of a task is called in its recipe, whatever the suite calls the task."""
 
 
+ANSWERS = 2
+"""Raised by every change of the code that changes answers, so that those kept before are not taken for new ones."""
+
+
 class CannotAsk(Exception):
     """Why a task is not scored: with these rows, or for this checkpoint."""
 
@@ -105,7 +109,8 @@ class Question:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = self.opened.tokenizer
         assert tokenizer is not None
-        splits = ("train", "test", *(("valid",) if self.stage.evaluate.chooses else ()))
+        chooses = self.stage.evaluate.chooses or getattr(self.trained, "threshold", None) == "tuned"
+        splits = ("train", "test", *(("valid",) if chooses else ()))
         state = {
             "network": spelled(self.opened.network),
             "weights": self.opened.fingerprint,
@@ -117,11 +122,16 @@ class Question:
             "zero_shot": self.task.zero_shot,
             "likelihood": None
             if self.shots is None
-            else [self.shots, self.task.prompt, spelled(self.task.likelihood), spelled(self.objective)],
+            else [self.shots, self.task.prompt, spelled(self.task.likelihood), spelled(self.objective), self.before],
             "precision": str(precision_of(self.stage.precision, device)),
-            "version": __version__,
+            "version": [__version__, ANSWERS],
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """What the checkpoint was trained with last, which says how it is asked; empty for one without a history."""
+        return dict(self.opened.lineage[-1].get("objective", {})) if self.opened.lineage else {}
 
     @property
     def longest(self) -> int:
@@ -222,10 +232,12 @@ def _source(suite: Suite, task: Task) -> Source:
         raise CannotAsk(f"no data: the task has no `{suite.rows}` rows (`rows={other}` takes those it has)")
     if source.kind not in ("files", "hub"):
         return source
-    limits = {k: v for k, v in (("train_rows", suite.train_rows), ("test_rows", suite.test_rows)) if v}
+    limits: dict[str, Any] = {k: v for k, v in (("train_rows", suite.train_rows), ("test_rows", suite.test_rows)) if v}
     for name, most in limits.items():
         own = getattr(source, name)
         limits[name] = min(most, own) if own else most
+    if source.valid is None and not sources.labelled(source):
+        limits["valid"] = 0.0  # pairs of texts count as text, of which a share would be held out for a loss that nobody asks for
     return source.model_copy(update=limits)
 
 

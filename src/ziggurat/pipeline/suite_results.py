@@ -190,8 +190,10 @@ def compare(
     model: tuple[str, Mapping[int, Answers]],
     metric: Metric,
     baselines: Mapping[str, float],
+    drawn: bool = True,
 ) -> Difference:
-    """The second checkpoint against the first, seed by seed and example by example."""
+    """The second checkpoint against the first, seed by seed and example by example. `drawn`: whether seeds decide anything. Where the
+    test rows differ, as one tokenizer may drop a row, nothing is decided."""
     gold = list(next(iter(against[1].values())).gold)
     seeds = [seed for seed in against[1] if seed in model[1]]
     alike = all(list(side[1][seed].gold) == gold for side in (against, model) for seed in seeds)
@@ -204,15 +206,16 @@ def compare(
         }
         for name, side in zip(names, (against, model))
     }
-    ledger = worth.measure(trials, metric, gold=gold if alike else None, baselines=baselines, resamples=RESAMPLES)
+    ledger = worth.measure(trials, metric, gold=gold if alike else None, baselines=baselines, resamples=RESAMPLES, drawn=drawn)
     gain = ledger.total
     assert gain is not None
-    verdict = VERDICTS[gain.verdict]
+    verdict = VERDICTS[gain.verdict if alike else "undecided"]
     span = max((i for i in (gain.over_seeds, gain.over_examples) if i), key=lambda i: i[1] - i[0], default=None)
     between = f" [{ledger.show(span[0], True)}, {ledger.show(span[1], True)}]" if span else ""
     fallen = sum(len(p.collapsed) for p in ledger.prefixes)
     sentence = f"{model[0]} against {against[0]}: {ledger.show(gain.mean, signed=True)}{between}, {verdict}"
-    sentence += f" ({len(seeds)} seed{'s' * (len(seeds) > 1)} only: run at least three)" if len(seeds) < 3 else ""
+    sentence += "" if alike else " (their test rows differ)"
+    sentence += f" ({len(seeds)} seed{'s' * (len(seeds) > 1)} only: run at least three)" if drawn and len(seeds) < 3 else ""
     sentence += f"; {fallen} of {2 * len(seeds)} runs collapsed" if fallen else ""
     return Difference(model[0], against[0], gain.mean, gain.over_seeds, gain.over_examples, verdict, sentence + ".")
 

@@ -156,7 +156,8 @@ def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskRe
     nothing = float("nan")
     scores += [Score(n, "checkpoint", {}, nothing, nothing, None, {}, None, {}, without=why) for n, why in refused.items()]
     first = next(iter(answers))
-    pairs = [compare((first, answers[first]), (o, answers[o]), metric, floor) for o in answers if o != first]
+    drawn = asked.trains or bool(asked.shots)
+    pairs = [compare((first, answers[first]), (o, answers[o]), metric, floor, drawn) for o in answers if o != first]
     train, test, leaks = asked.rows
     result = TaskResult(
         name,

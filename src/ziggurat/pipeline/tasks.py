@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ziggurat.atomic import write_json
-from ziggurat.data.sources import Split
+from ziggurat.data.shares import Split
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.nn.tasks import view
 from ziggurat.pipeline.opened import open_checkpoint

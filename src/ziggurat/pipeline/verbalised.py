@@ -18,7 +18,8 @@ from ziggurat.config import given
 from ziggurat.data import sources
 from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.rows import Columns
-from ziggurat.data.sources import Files, Source, Split
+from ziggurat.data.shares import Split
+from ziggurat.data.sources import Files, Source
 from ziggurat.evaluate.written import asked
 from ziggurat.nn import spec
 from ziggurat.objectives.base import Objective
@@ -88,7 +89,8 @@ def written_source(source: Source, objective: Objective, name: str, prompt: str,
             write_text(folder / f"{split}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         before = {"identity": identity, "leaks": len(leaks)}
         write_json(made, before)
-    found = Files(path=str(folder / "train.jsonl"), test=str(folder / "test.jsonl"), columns=Columns(text="text", pair="answer"))
+    columns = Columns(text="text", pair="answer")
+    found = Files(path=str(folder / "train.jsonl"), valid=0.0, test=str(folder / "test.jsonl"), columns=columns)
     return found, before["leaks"]
 
 

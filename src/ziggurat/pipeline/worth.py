@@ -28,6 +28,8 @@ from ziggurat.pipeline.intervals import Interval, interval, resampled
 Verdict = Literal["paid", "no measurable gain", "cost", "undecided"]
 ONE_ANSWER = ("majority", "mean")
 """Baselines that say the same to every example."""
+DEFINED = 0.9
+"""Share of the bootstrap's draws that must have a score; a draw of few rows may have no correlation."""
 NAMES = {"dapt": "DAPT", "tapt": "TAPT", "general": "General pre-training"}
 
 
@@ -143,12 +145,13 @@ def measure(
     control: Control | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
+    drawn: bool = True,
 ) -> Ledger:
     """The ledger of `trials[prefix][seed]`, prefixes in pipeline order, e.g. scratch, +general, +dapt, +tapt.
 
     `gold` are the test labels that the trials' predictions are about. `baselines` are the scores by name of
-    `evaluate.baselines`; `control`: an arm among them that is no prefix of the pipeline; a trial whose score is that of `majority` or `mean` counts as collapsed. Raises `UserError` if
-    the prefixes have different seeds or a trial another number of predictions than `gold`.
+    `evaluate.baselines`; `control`: an arm among them that is no prefix of the pipeline. `drawn`: whether seeds decide anything; what is asked untrained has one
+    run, and its verdict rests on the test examples alone. Raises `UserError` if the prefixes have different seeds or a trial another number of predictions than `gold`.
     """
     table = {
         name: {seed: t if isinstance(t, Trial) else Trial(float(t)) for seed, t in row.items()} for name, row in trials.items()
@@ -180,7 +183,7 @@ def measure(
     by_name = {p.name: p for p in prefixes}
 
     def gain(before: str, last: str, stage: str) -> Gain:
-        return _gain(stage, by_name[before], by_name[last], draws, metric, confidence)
+        return _gain(stage, by_name[before], by_name[last], draws, metric, confidence, drawn)
 
     ledger = Ledger(
         metric=metric.name,
@@ -207,8 +210,8 @@ def stage_name(prefix: str) -> str:
 
 
 def collapse(trial: Trial, gold: Sequence[Any] | None, baselines: Mapping[str, float]) -> str:
-    """Why this run counts as collapsed, in a few words; empty if it does not. To score what a baseline of one answer scores is a sign of
-    it; what one that reads scores, as TF-IDF does, may be met by chance on a few hundred rows."""
+    """Why this run counts as collapsed, in a few words; empty if it does not. Its answers say so; only where there are none is it a sign
+    to score what a baseline of one answer scores, which answers of every kind meet by chance in some of a hundred runs."""
     if math.isnan(trial.score):
         return "its score is undefined"
     if trial.predictions is not None and len(trial.predictions) > 1:
@@ -221,6 +224,7 @@ def collapse(trial: Trial, gold: Sequence[Any] | None, baselines: Mapping[str, f
             return "its predictions hardly differ from each other"
         if gold is not None and count > 0.99 * len(flat) and Counter(_flat(gold))[top] < 0.95 * len(flat):
             return f"it predicts {_short(top)} for {100 * count / len(flat):.1f}% of the test"
+        return ""
     for name in ONE_ANSWER:
         if name in baselines and abs(trial.score - baselines[name]) < 1e-9:
             return f"it scores exactly what the {name} baseline scores"
@@ -241,7 +245,15 @@ def _prefix(
     )
 
 
-def _gain(stage: str, before: Prefix, after: Prefix, draws: Mapping[str, np.ndarray], metric: Metric, confidence: float) -> Gain:
+def _gain(
+    stage: str,
+    before: Prefix,
+    after: Prefix,
+    draws: Mapping[str, np.ndarray],
+    metric: Metric,
+    confidence: float,
+    drawn: bool,
+) -> Gain:
     sign = 1 if metric.better == "higher" else -1
     seeds = list(before.scores)
     differences = {seed: sign * (after.scores[seed] - before.scores[seed]) for seed in seeds}
@@ -254,11 +266,13 @@ def _gain(stage: str, before: Prefix, after: Prefix, draws: Mapping[str, np.ndar
         if draws and chosen:
             columns = [seeds.index(seed) for seed in chosen]
             means = sign * (draws[after.name][:, columns] - draws[before.name][:, columns]).mean(1)
-            if np.isfinite(means).all():
+            defined = means[np.isfinite(means)]
+            if len(defined) >= DEFINED * len(means):
                 tail = 50 * (1 - confidence)
-                low, high = np.percentile(means, [tail, 100 - tail])
+                low, high = np.percentile(defined, [tail, 100 - tail])
                 over_examples = float(low), float(high)
-        return over_seeds, over_examples, _verdict([over_seeds, *([over_examples] if over_examples else [])])
+        rests_on = [*([over_seeds] if drawn else []), *([over_examples] if draws or not drawn else [])]
+        return over_seeds, over_examples, _verdict(rests_on)
 
     over_seeds, over_examples, verdict = judge(seeds)
     # A prefix whose every run collapsed is an outcome like any other; a few collapsed runs are an accident, and a

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from ziggurat.config import Problem, Spec
 from ziggurat.data.sources import Source, splits
 from ziggurat.evaluate.likelihood import Likelihood
+from ziggurat.evaluate.scores import GROUPED
 from ziggurat.objectives import AnyObjective
+from ziggurat.objectives.base import Objective
 from ziggurat.train.stage import NAME, StageFields
 from ziggurat.tree import nearest
 
@@ -141,9 +143,30 @@ class Suite(Options):
                 yield Problem(
                     (*place, "objective"), f"'{task.objective.kind}' is several objectives; write each as a task of the suite"
                 )
+            else:
+                yield from _further_problems((*place, "further"), task.objective, task.further)
             if task.local is None and task.hub is None:
                 yield Problem(place, "has no rows; give it `local` files or a `hub` dataset, or say why not in `without`")
             for kind in ("local", "hub"):
                 source = getattr(task, kind)
                 if source is not None and "test" not in splits(source):
                     yield Problem((*place, kind), "has no `test` rows to score on")
+
+
+def _further_problems(place: tuple[str, ...], objective: Objective, further: tuple[str, ...]) -> Iterator[Problem]:
+    """Metrics that the objective does not have, or that want the answers in another form than its own metric."""
+    annotation: Any = type(objective).model_fields["metric"].annotation if "metric" in type(objective).model_fields else None
+    known: tuple[str, ...] = get_args(annotation)
+    own = str(getattr(objective, "metric", ""))
+    for name in further:
+        if name not in known:
+            yield Problem(place, f"'{objective.kind}' has no metric '{name}'; {nearest(name, known)}")
+        elif _form(objective, name) != _form(objective, own):
+            yield Problem(place, f"'{name}' is a score of {_form(objective, name)}, '{own}' of {_form(objective, own)}")
+
+
+def _form(objective: Objective, metric: str) -> str:
+    """What a metric is given."""
+    if metric in GROUPED:
+        return "rows that belong together (`group`)"
+    return "numbers of choices" if objective.kind == "multiple_choice" and metric == "accuracy" else "answers one by one"
