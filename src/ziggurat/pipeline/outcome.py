@@ -28,6 +28,7 @@ from ziggurat.evaluate.heldout import PER_BYTE, main_loss, metric_of
 from ziggurat.log import read_metrics
 from ziggurat.objectives.base import Objective
 from ziggurat.pipeline import context_use, interpolation, probes, tasks, vocabulary, worth
+from ziggurat.pipeline.advice import advice
 from ziggurat.pipeline.examples import inputs_and_answers, scored
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.report import write_report
@@ -193,6 +194,7 @@ def _facts(
             if done.stage.vocabulary is not None
         ],
         "worth": ledger,
+        "advice": advice(ledger) if ledger is not None else "",
         "sources": [_source(run, name) for name, split in prepared.shards if split == "train"],
         "doctor": run.before,
         "choices": [_choice(choice) for choice in run.choices.values()],

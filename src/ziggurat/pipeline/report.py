@@ -72,7 +72,7 @@ def html(facts: Mapping[str, Any]) -> str:
     notes = [*facts.get("notes", ()), *(ledger.notes if ledger else ()), *by_task.notes(facts.get("tasks", ()))]
     parts += [f'<p class="note">{escape(note)}</p>' for note in notes]
     if ledger:
-        parts += [_figures(ledger), _verdicts(ledger), _scores(facts, ledger)]
+        parts += [_figures(ledger), _verdicts(ledger, facts.get("advice", "")), _scores(facts, ledger)]
     parts += [
         _tasks(facts),
         _account(facts),
@@ -125,12 +125,13 @@ def _figures(ledger: Ledger) -> str:
     return f'<div class="figures">{made}</div>'
 
 
-def _verdicts(ledger: Ledger) -> str:
+def _verdicts(ledger: Ledger, advice: str) -> str:
     gains = [*ledger.gains, *ledger.controls, *([ledger.total] if ledger.total and len(ledger.gains) > 1 else [])]
     if not gains:
         return ""
     items = "".join(f'<li><span class="chip {g.verdict}">{g.verdict}</span><span>{escape(g.sentence)}</span></li>' for g in gains)
-    return f'<h2>What each stage was worth</h2><ul class="verdicts">{items}</ul>{_method(ledger)}'
+    said = f"<p><b>{escape(advice)}</b></p>" if advice else ""
+    return f'<h2>What each stage was worth</h2><ul class="verdicts">{items}</ul>{said}{_method(ledger)}'
 
 
 def _method(ledger: Ledger) -> str:

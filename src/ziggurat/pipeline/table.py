@@ -173,6 +173,7 @@ def terminal_table(facts: Mapping[str, Any], width: int | None = None) -> Render
         if ledger
         else []
     )
+    lines += [text] if (text := facts.get("advice")) else []
     about = facts.get("tasks", ())
     lines += [text for _, text in by_task.sentences(about)]
     notes = [*facts.get("notes", ()), *(ledger.notes if ledger else ()), *by_task.notes(about)]
