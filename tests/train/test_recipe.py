@@ -183,6 +183,15 @@ def test_all_at_once(path: Path) -> None:
     assert found.startswith("5 mistakes")
 
 
+def test_large_models_are_not_fine_tuned_many_times_unasked(path: Path) -> None:
+    large = ["system=roberta/large", "model={layers: 24, width: 1024}"]
+    assert load(path, large, model=Recipe).resolved().worth is None
+    assert load(path, [*large, "model.layers=12"], model=Recipe).resolved().worth is not None
+    asked = load(path, [*large, "worth=true"], model=Recipe).resolved().worth
+    assert asked is not None and asked.seeds == (0, 1, 2)
+    assert load(path, ["system=roberta/base", "model={layers: 12, width: 768}"], model=Recipe).resolved().worth is not None
+
+
 def test_worth_needs_a_finetune_stage(path: Path) -> None:
     text = TEXT[: TEXT.index("  - stage: finetune")]
     path.write_text(text, "utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 TEXT_STAGES = ("pretrain", "dapt", "tapt")
+LARGE = 200_000_000
 RESERVED = ("tokenizer", "shards", "vocabulary", "worth", "evaluate", "suites", "scratch", "previous")
 
 
@@ -140,7 +141,8 @@ class Recipe(Spec):
     worth: Annotated[Worth | None, BeforeValidator(lambda v: {True: Worth(), False: None}[v] if isinstance(v, bool) else v)] = (
         Worth()
     )
-    """Fine-tune from every prefix of the pipeline, to say what each stage was worth; false = off."""
+    """Fine-tune from every prefix of the pipeline, to say what each stage was worth; false = off. Left out: on, but for a size of more
+    than 200 M weights in its layers (bert/large), whose fine-tunings take long."""
     suites: Annotated[
         dict[str, Options] | None, BeforeValidator(_named, json_schema_input_type=str | list[str] | dict[str, Options] | None)
     ] = None
@@ -240,7 +242,14 @@ def resolve(recipe: Recipe, root: Node | None = None) -> Node:
     merged["stages"] = Node(stages, root.at(("stages",)).where)
     if "worth" not in merged and all(s.stage != "finetune" for s in recipe.stages):
         merged["worth"] = Node(None, "no finetune stage")
+    elif "worth" not in merged and "model" in merged and large(merged["model"].plain()):
+        merged["worth"] = Node(None, "a large model; `worth: true` measures it all the same")
     return Node(merged, root.where)
+
+
+def large(dials: Mapping[str, Any]) -> bool:
+    """Whether a model's layers have more weights than are fine-tuned many times over without being asked: 12 x width^2 a layer."""
+    return 12 * int(dials.get("layers") or 0) * int(dials.get("width") or 0) ** 2 > LARGE
 
 
 def split(name: str) -> tuple[System | None, str]:
