@@ -53,6 +53,13 @@ def test_choices_have_names_in_some_data(tmp_path: Path) -> None:
     assert "none of 'choices.label'" in reading.examples[0] and "does not name each choice" in reading.examples[1]
 
 
+def test_choices_may_be_named_by_themselves(tmp_path: Path) -> None:
+    """ReCoRD and C3: the label is the text of the right choice, or a list of them."""
+    rows = [{"q": "who?", "c": ["Anna ", "Bert", "Cole"], "l": label} for label in ("Anna ", ["Cole", "Bert"])]
+    found, _ = read(tmp_path / "a.jsonl", rows, text="q", choices="c", choice_names="c", label="l")
+    assert [d.fields["label"] for d in found] == [0, [2, 1]]
+
+
 def test_bad_choices_name_the_row(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"q": "one", "c": c, "l": 0} for c in (["x", "y"], ["x"], "x, y", ["x", ""], ["x", 3])]
     found, reading = read(tmp_path / "a.jsonl", rows, text="q", choices="c", label="l")

@@ -220,9 +220,9 @@ def joined(before: str, text: str) -> str:
 def _chosen(label: Any, values: Mapping[str, Any], name: str, count: int) -> Any:
     """The label, or list of labels, as numbers of choices."""
     known = value_of(values, name)
-    if not isinstance(known, (list, tuple)) or len(known) != count or len({str(one) for one in known}) < count:
+    if not isinstance(known, (list, tuple)) or len(known) != count or len({str(one).strip() for one in known}) < count:
         raise BadRow(f"{name!r} does not name each choice", f"it is {_shown(known)} for {count} choices")
-    place = {str(one): n for n, one in enumerate(known)}
+    place = {str(one).strip(): n for n, one in enumerate(known)}  # as labels are
     wrong = [one for one in (label if isinstance(label, list) else [label]) if str(one) not in place]
     if wrong:
         raise BadRow(f"the label is none of {name!r}", f"{_shown(wrong[0])} of {_shown(list(known))}")
