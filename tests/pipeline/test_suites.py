@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -653,6 +654,24 @@ def test_built_in_suites(name: str) -> None:
                 assert all(str(p).startswith("$ZIGGURAT_DATA/") for p in (source.path, source.test) if isinstance(p, str))
     found = CliRunner().invoke(app, ["list", "suites"])
     assert found.exit_code == 0 and name in found.stdout
+
+
+def test_chinese_is_asked_in_chinese() -> None:
+    """By likelihood: of every label and choice a Chinese text is scored, after a Chinese prompt; those of iflytek in the order of its labels."""
+    suite, han = load_suite("chinese"), re.compile("[\u4e00-\u9fff]")
+    asked = {name: task for name, task in suite.tasks.items() if isinstance(task.objective, (Classify, MultipleChoice))}
+    assert len(asked) == 11
+    for name, task in asked.items():
+        assert han.search(task.prompt), name
+        # an abbreviation is one in Chinese, too
+        names = task.objective.label_names() if isinstance(task.objective, Classify) else ()
+        assert [n for n in names if not han.search(n)] == (["MOBA"] if name == "iflytek" else []), name
+    objective = suite.tasks["iflytek"].objective
+    assert isinstance(objective, Classify) and len(objective.labels) == 119
+    called = dict(zip(objective.labels, objective.names))
+    assert (called[0], called[10], called[20], called[118]) == ("打车", "社区服务", "棋牌中心", "其他")
+    there = by_names(load_suite("chinese", ["rows=hub"]), suite.tasks["iflytek"]).objective
+    assert there == objective  # classes are called by their numbers there
 
 
 @pytest.mark.skipif("ZIGGURAT_DATA" not in os.environ, reason="ZIGGURAT_DATA names no folder of real tasks")
