@@ -53,6 +53,13 @@ def test_choices_have_names_in_some_data(tmp_path: Path) -> None:
     assert "none of 'choices.label'" in reading.examples[0] and "does not name each choice" in reading.examples[1]
 
 
+def test_choices_may_be_named_by_themselves(tmp_path: Path) -> None:
+    """ReCoRD and C3: the label is the text of the right choice, or a list of them."""
+    rows = [{"q": "who?", "c": ["Anna ", "Bert", "Cole"], "l": label} for label in ("Anna ", ["Cole", "Bert"])]
+    found, _ = read(tmp_path / "a.jsonl", rows, text="q", choices="c", choice_names="c", label="l")
+    assert [d.fields["label"] for d in found] == [0, [2, 1]]
+
+
 def test_bad_choices_name_the_row(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"q": "one", "c": c, "l": 0} for c in (["x", "y"], ["x"], "x, y", ["x", ""], ["x", 3])]
     found, reading = read(tmp_path / "a.jsonl", rows, text="q", choices="c", label="l")
@@ -102,3 +109,23 @@ def test_the_turns_of_a_dialogue_are_lines(tmp_path: Path) -> None:
         tmp_path / "a.jsonl", [{"text": ["男：好。", "女：不好。"]}, {"text": "one"}, {"text": []}, {"text": ["a", 3]}]
     )
     assert [d.texts["text"] for d in found] == ["男：好。\n女：不好。", "one"] and reading.skipped == 2
+
+
+def test_a_text_of_several_columns(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"w": "bank", "a": "the bank", "b": ["one", "two"], "at": {"p": 3, "q": 0}, "l": 1},
+        {"w": "", "a": "a {brace}", "b": "b", "at": {"p": 3, "q": 1}, "l": 0},
+        {"w": None, "a": "a", "b": "b", "at": {"p": 3, "q": 1}, "l": 0},
+    ]
+    found, reading = read(tmp_path / "a.jsonl", rows, text="{w}: {a}", pair="{{{b}}}", group="{at.p}-{at.q}", label="l")
+    assert [d.texts for d in found] == [
+        {"text": "bank: the bank", "pair": "{one\ntwo}"},
+        {"text": ": a {brace}", "pair": "{b}"},
+    ]
+    assert [d.fields["group"] for d in found] == ["3-0", "3-1"] and "'w' is null" in reading.examples[0]
+    assert Columns(text="{w}: {a}", group="{at.p}-{w}").used() == ["w", "a", "at.p"]
+    with pytest.raises(UserError, match=r"there is no column 'word'.*\n.*the file has: w, a, b, at, l"):
+        read(tmp_path / "b.jsonl", rows * 4, text="{word}: {a}", label="l")
+    for wrong, said in (("{w", "is no template"), ("{w!r}", "and nothing else"), ("{}", "and nothing else")):
+        with pytest.raises(ValidationError, match=said):
+            Columns(text=wrong)

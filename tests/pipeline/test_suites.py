@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,13 +21,16 @@ from sklearn.metrics import accuracy_score, f1_score
 from typer.testing import CliRunner
 
 from ziggurat.cli import app
+from ziggurat.data.sources import Files
 from ziggurat.errors import Stopped, UserError
 from ziggurat.evaluate.likelihood import Likelihood
+from ziggurat.objectives.labelled import Classify
+from ziggurat.objectives.multiple_choice import MultipleChoice
 from ziggurat.pipeline.model import load
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import run
 from ziggurat.pipeline.suite_files import is_suite, load_suite
-from ziggurat.pipeline.suite_question import question
+from ziggurat.pipeline.suite_question import CannotAsk, by_names, question
 from ziggurat.pipeline.suite_results import Results
 from ziggurat.pipeline.suites import evaluate_suite, labels
 from ziggurat.train import loop
@@ -516,7 +520,127 @@ tasks:
         evaluate_suite(start[:1], "hub.yaml")
 
 
-BUILT_IN = {"glue": 9, "superglue": 8, "squad": 2, "ner": 4, "choice": 6, "generation": 4, "chinese": 15}
+SUPERGLUE: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "copa": (
+        [
+            {
+                "premise": "The river rose.",
+                "choice1": "It rained.",
+                "choice2": "A captain sang.",
+                "question": "cause",
+                "label": 0,
+            },
+            {"premise": "The window broke.", "choice1": "He sang.", "choice2": "Glass fell.", "question": "effect", "label": 1},
+        ],
+        [{"premise": "The stone fell.", "choice1": "Winter came.", "choice2": "It hit.", "question": "effect", "label": 1}] * 3,
+    ),
+    "multirc": (
+        [
+            {"paragraph": "A captain by the river.", "question": "Who?", "answer": answer, "label": right}
+            | {"idx": {"paragraph": 9, "question": 0, "answer": n}}
+            for n, (answer, right) in enumerate([("the captain", 1), ("a garden", 0), ("the stone", 0), ("someone", 1)])
+        ],
+        [
+            {"paragraph": f"Paper and music {p}.", "question": f"What {q}?", "answer": answer, "label": right}
+            | {"idx": {"paragraph": p, "question": q, "answer": n}}
+            for p, q, answers in ((0, 0, "10"), (0, 1, "010"), (1, 0, "11"))
+            for n, (answer, right) in enumerate(zip(["paper", "stone", "music"], map(int, answers)))
+        ],
+    ),
+    "record": (
+        [
+            {
+                "passage": "Rhine and Elbe are rivers.",
+                "query": "@placeholder flows.",
+                "entities": ["Elbe", "Rhine"],
+                "answers": ["Elbe"],
+            }
+        ]
+        * 2,
+        [
+            {"passage": "Anna met Bert Brown.", "query": "@placeholder came.", "entities": ["Anna", "Bert", "Bert Brown"]}
+            | {"answers": ["Bert", "Bert Brown"]},
+            {"passage": "Cole met Dora.", "query": "@placeholder left.", "entities": ["Cole", "Dora"], "answers": ["Dora"]},
+        ],
+    ),
+    "wic": (
+        [
+            {"word": "bank", "sentence1": "A river bank.", "sentence2": "Paper in a bank.", "label": 0, "start1": 8},
+            {"word": "stone", "sentence1": "A grey stone.", "sentence2": "The stone fell.", "label": 1, "start1": 7},
+        ],
+        [{"word": "music", "sentence1": "Hear music.", "sentence2": "Winter music.", "label": 1, "start1": 5}] * 3,
+    ),
+    "wsc": (
+        [
+            {"text": "Anna met Bert and he sang.", "span1_text": "Anna", "span2_text": "he", "span1_index": 0, "label": 0},
+            {"text": "Cole met Dora and she sang.", "span1_text": "Dora", "span2_text": "she", "span1_index": 2, "label": 1},
+        ],
+        [{"text": "A captain saw a river; it was cold.", "span1_text": "A river", "span2_text": "it", "label": 1}] * 3,
+    ),
+}
+"""Training and test rows as the hub's dataset has them, with labels as numbers."""
+
+
+def test_superglue(start: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every task reads what it asks about, and is scored as it should be."""
+    monkeypatch.chdir(tmp_path)
+    suite = load_suite("superglue", ["seeds=1", "defaults.epochs=1", "defaults.length=32", "only=[copa,multirc,record,wic,wsc]"])
+    tasks = {}
+    for name, splits in SUPERGLUE.items():
+        for split, rows in zip(("train", "test"), splits, strict=True):
+            lines = [json.dumps(row) + "\n" for row in rows]
+            (tmp_path / f"{name}-{split}.jsonl").write_text("".join(lines), "utf-8")
+        hub = suite.tasks[name].hub
+        assert hub is not None and hub.kind == "hub"
+        local = Files(path=f"{name}-train.jsonl", test=f"{name}-test.jsonl", columns=hub.columns)
+        tasks[name] = suite.tasks[name].model_copy(update={"local": local, "without": ""})
+    suite = suite.model_copy(update={"tasks": {**suite.tasks, **tasks}})
+    read = {name: question(suite, name, "dapt", open_checkpoint(start[1])).documents("test")[0] for name in tasks}
+    assert {name: d.texts | d.lists for name, d in read.items()} == {
+        "copa": {"text": "The stone fell.", "pair": "What was the effect of this?", "choices": (" Winter came.", " It hit.")},
+        "multirc": {"text": "Paper and music 0.", "pair": "What 0? paper"},
+        "record": {"text": "Anna met Bert Brown.", "pair": "@placeholder came.", "choices": (" Anna", " Bert", " Bert Brown")},
+        "wic": {"text": "music: Hear music.", "pair": "Winter music."},
+        "wsc": {"text": "A captain saw a river; it was cold.", "pair": "it is A river"},
+    }
+    results = evaluate_suite(start[1:], suite)
+    assert {t.task: t.metric for t in results.scored} == {
+        "copa": "accuracy",
+        "multirc": "f1_a",
+        "record": "squad_f1",
+        "wic": "accuracy",
+        "wsc": "accuracy",
+    }
+    found = {name: kept(results, name, "dapt", 0) for name in tasks}
+    assert found["copa"]["gold"] == [1, 1, 1] and set(found["wic"]["gold"]) == {"True"}
+    multirc = found["multirc"]  # two questions on one passage are two groups
+    assert multirc["gold"] == [["True", "False"], ["False", "True", "False"], ["True", "True"]]
+    assert [len(group) for group in multirc["predicted"]] == [2, 3, 2]
+    pairs = [(g, p) for gold, said in zip(multirc["gold"], multirc["predicted"]) for g, p in zip(gold, said)]
+    score = result(results, "multirc").of("dapt")
+    hits, said = sum(g == p == "True" for g, p in pairs), sum(p == "True" for _, p in pairs)
+    assert score.mean == pytest.approx(2 * hits / (said + 4))
+    assert score.further["group_em"] == pytest.approx(np.mean([g == p for g, p in zip(multirc["gold"], multirc["predicted"])]))
+    record = found["record"]
+    assert record["gold"] == [["Bert", "Bert Brown"], ["Dora"]]
+    first = {"Anna": 0.0, "Bert": 1.0, "Bert Brown": 1.0}[record["predicted"][0]]
+    assert result(results, "record").of("dapt").mean == pytest.approx((first + (record["predicted"][1] == "Dora")) / 2)
+
+
+def test_labels_as_the_hub_calls_them() -> None:
+    """COPA's classes are called choice1 and choice2 on the hub, and are numbers in files; names stay where there are some."""
+    suite = load_suite("superglue", ["rows=hub"])
+    asked, there = suite.tasks["copa"].objective, by_names(suite, suite.tasks["copa"]).objective
+    assert isinstance(asked, MultipleChoice) and isinstance(there, MultipleChoice)
+    assert asked.numbers(1, 2) == there.numbers("choice2", 2) == [1]
+    called = load_suite("glue", ["rows=hub", "tasks.cola.hub_labels=[bad, good]"])
+    cola = by_names(called, called.tasks["cola"]).objective
+    assert isinstance(cola, Classify) and cola.labels == ("bad", "good") and cola.label_names() == ("unacceptable", "acceptable")
+    with pytest.raises(UserError, match="2 for the 3 labels of the objective"):
+        load_suite("superglue", ["tasks.copa.objective.labels=[0,1,2]"])
+
+
+BUILT_IN = {"glue": 10, "superglue": 8, "squad": 2, "ner": 4, "choice": 7, "generation": 4, "chinese": 16}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -532,12 +656,28 @@ def test_built_in_suites(name: str) -> None:
     assert found.exit_code == 0 and name in found.stdout
 
 
+def test_chinese_is_asked_in_chinese() -> None:
+    """By likelihood: of every label and choice a Chinese text is scored, after a Chinese prompt; those of iflytek in the order of its labels."""
+    suite, han = load_suite("chinese"), re.compile("[\u4e00-\u9fff]")
+    asked = {name: task for name, task in suite.tasks.items() if isinstance(task.objective, (Classify, MultipleChoice))}
+    assert len(asked) == 11
+    for name, task in asked.items():
+        assert han.search(task.prompt), name
+        # an abbreviation is one in Chinese, too
+        names = task.objective.label_names() if isinstance(task.objective, Classify) else ()
+        assert [n for n in names if not han.search(n)] == (["MOBA"] if name == "iflytek" else []), name
+    objective = suite.tasks["iflytek"].objective
+    assert isinstance(objective, Classify) and len(objective.labels) == 119
+    called = dict(zip(objective.labels, objective.names))
+    assert (called[0], called[10], called[20], called[118]) == ("打车", "社区服务", "棋牌中心", "其他")
+    there = by_names(load_suite("chinese", ["rows=hub"]), suite.tasks["iflytek"]).objective
+    assert there == objective  # classes are called by their numbers there
+
+
 @pytest.mark.skipif("ZIGGURAT_DATA" not in os.environ, reason="ZIGGURAT_DATA names no folder of real tasks")
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_suites_fit_their_rows(name: str, start: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every declared column is there and every label is known."""
-    from ziggurat.pipeline.opened import open_checkpoint
-    from ziggurat.pipeline.suite_question import CannotAsk, question
 
     monkeypatch.chdir(tmp_path)
     suite, opened = load_suite(name, ["train_rows=300", "test_rows=200"]), open_checkpoint(start[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -24,7 +25,8 @@ GLUED = ((0x2E80, 0x9FFF), (0xF900, 0xFAFF), (0xFE30, 0xFE4F), (0xFF00, 0xFFEF),
 
 
 class Columns(Spec):
-    """Which columns of a file hold what. A dot leads into a column that holds several: `choices.text`."""
+    """Which columns of a file hold what. A dot leads into a column that holds several: `choices.text`. `text`, `pair` and `group` may be made of
+    several columns, with their names in braces: `{word}: {sentence1}`."""
 
     text: str = "text"
     """The text; a list of texts (the turns of a dialogue) is joined by line breaks."""
@@ -68,6 +70,8 @@ class Columns(Spec):
             raise ValueError("a tagged row has no `choices` and no `answers`")
         if not isinstance(self.choices, str) and self.choices is not None and len(self.choices) < 2:
             raise ValueError("`choices`: name the column of a list, or two columns and more")
+        for name in ("text", "pair", "group"):
+            _check_template(name, getattr(self, name) or "")
         return self
 
     @property
@@ -80,20 +84,44 @@ class Columns(Spec):
         return bool(self.group and self.pair) and not self.labelled
 
     def used(self) -> list[str]:
-        """The columns that every row must have."""
+        """The columns that every row must have; those of a template one by one."""
         choices = (self.choices,) if isinstance(self.choices, str) else self.choices or ()
         first = (self.tokens or self.text, self.pair, *choices, self.choice_names, self.label, self.answers, self.group)
-        return [name for name in (*first, self.tags, self.spans) if name]
+        found = [one for name in (*first, self.tags, self.spans) if name for one in (_inner(name) or [name])]
+        return list(dict.fromkeys(found))
+
+
+def _check_template(field: str, template: str) -> None:
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as e:
+        raise ValueError(f"`{field}`: {template!r} is no template: {e}") from None
+    for _, name, form, conversion in pieces:
+        if name is not None and (not name or form or conversion):
+            raise ValueError(f"`{field}`: braces in {template!r} hold the name of a column and nothing else")
+
+
+def _inner(name: str) -> list[str]:
+    """The columns that a template names; none: it is no template."""
+    return [inner for _, inner, _, _ in string.Formatter().parse(name) if inner] if "{" in name else []
 
 
 def value_of(values: Mapping[str, Any], name: str) -> Any:
-    """What stands in a column, or behind the dots of its name; `LookupError` where there is none."""
+    """What stands in a column, behind the dots of its name, or what its template gives; `LookupError` where there is none."""
     if name in values:
         return values[name]
+    if _inner(name):
+        pieces = string.Formatter().parse(name)
+        return "".join(before + (_part(value_of(values, inner), inner) if inner else "") for before, inner, _, _ in pieces)
     first, dot, rest = name.partition(".")
     if not dot or not isinstance(values.get(first), Mapping):
         raise LookupError(name)
     return value_of(values[first], rest)
+
+
+def _part(value: Any, name: str) -> str:
+    """A column within a template: a text, which may be empty there, texts, or a whole number."""
+    return str(value) if type(value) is int else value if isinstance(value, str) and not value.strip() else _lines(value, name)
 
 
 def _holds(values: Mapping[str, Any], name: str) -> bool:
@@ -192,9 +220,9 @@ def joined(before: str, text: str) -> str:
 def _chosen(label: Any, values: Mapping[str, Any], name: str, count: int) -> Any:
     """The label, or list of labels, as numbers of choices."""
     known = value_of(values, name)
-    if not isinstance(known, (list, tuple)) or len(known) != count or len({str(one) for one in known}) < count:
+    if not isinstance(known, (list, tuple)) or len(known) != count or len({str(one).strip() for one in known}) < count:
         raise BadRow(f"{name!r} does not name each choice", f"it is {_shown(known)} for {count} choices")
-    place = {str(one): n for n, one in enumerate(known)}
+    place = {str(one).strip(): n for n, one in enumerate(known)}  # as labels are
     wrong = [one for one in (label if isinstance(label, list) else [label]) if str(one) not in place]
     if wrong:
         raise BadRow(f"the label is none of {name!r}", f"{_shown(wrong[0])} of {_shown(list(known))}")

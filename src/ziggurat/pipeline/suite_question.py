@@ -218,9 +218,13 @@ def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
 
 
 def by_names(suite: Suite, task: Task) -> Task:
-    """The task with its labels called by their names where the rows come from the hub, which gives classes by their names."""
+    """The task with its labels called as the rows of the hub call them: by `hub_labels`, or by their names."""
     objective = task.objective
-    if suite.rows == "local" or not isinstance(objective, Labels) or not objective.names:
+    if suite.rows == "local":
+        return task
+    if isinstance(objective, (Labels, MultipleChoice)) and task.hub_labels:
+        return task.model_copy(update={"objective": objective.model_copy(update={"labels": task.hub_labels})})
+    if not isinstance(objective, Labels) or not objective.names:
         return task
     return task.model_copy(update={"objective": objective.model_copy(update={"labels": objective.names, "names": ()})})
 

@@ -75,7 +75,9 @@ class Task(Spec):
     """Files with the rows, with a `test` split; `$NAME` in a path is an environment variable."""
     hub: Source | None = None
     """The same from a dataset of the Hugging Face hub. Integer classes are read by their names there, so that `labels` of the
-    objective are matched by its `names`."""
+    objective are matched by its `names`, or by `hub_labels`."""
+    hub_labels: tuple[str | int, ...] = ()
+    """What the rows of the hub call the objective's `labels`, in their order; left out: its `names`."""
     objective: AnyObjective | None = None
     """A labelled objective; its `metric` is the score that tables quote."""
     further: tuple[str, ...] = ()
@@ -145,6 +147,9 @@ class Suite(Options):
                 )
             else:
                 yield from _further_problems((*place, "further"), task.objective, task.further)
+            count = len(getattr(task.objective, "labels", ()))
+            if task.hub_labels and len(task.hub_labels) != count:
+                yield Problem((*place, "hub_labels"), f"{len(task.hub_labels)} for the {count} labels of the objective")
             if task.local is None and task.hub is None:
                 yield Problem(place, "has no rows; give it `local` files or a `hub` dataset, or say why not in `without`")
             for kind in ("local", "hub"):
