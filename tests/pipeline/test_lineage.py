@@ -15,12 +15,14 @@ from ziggurat.checkpoint import format as checkpoints
 from ziggurat.checkpoint.amend import amend
 from ziggurat.data.shards import Shards
 from ziggurat.errors import UserError
+from ziggurat.nn import spec
+from ziggurat.nn.network import NetworkModel
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.run import run
 from ziggurat.pipeline.show import show
-from ziggurat.systems import modelcard
-from ziggurat.systems.hub import export_checkpoint
+from ziggurat.systems import model_of, modelcard
+from ziggurat.systems.hub import export_checkpoint, to_hub
 
 
 def front(folder: Path) -> tuple[dict[str, Any], str]:
@@ -42,6 +44,8 @@ def test_every_ancestor_says_what_it_was(finished: Path) -> None:
             shards = Shards.open(folder / "shards" / source / "train")
             assert (data["content"], data["tokens"]) == (content(shards), shards.tokens)
     general = lineage[0]
+    assert general["settings"]["schedule"] == {"kind": "linear", "warmup": 0.06, "floor": 0.0, "decay": 0.1}
+    assert not {"memory", "vocabulary", "new_tokens"} & set(general)
     assert general["budget"] == {"steps": 9} and general["data"]["general"]["weight"] == 0.7
     assert general["origins"] == {"general": {"files": ["general.txt"]}, "domain": {"files": ["domain.txt"]}}
     predictions = json.loads((folder / "finetune/predictions.json").read_text("utf-8"))
@@ -68,6 +72,33 @@ def test_checkpoints_of_earlier_versions_are_shown(finished: Path, tmp_path: Pat
     assert "import\n" in text and "└─ dapt" in text and "54 documents" in text and "None" not in text
     made = export_checkpoint(tmp_path, tmp_path / "hf")
     assert "| dapt |" in (made.folder / "README.md").read_text("utf-8")
+
+
+def test_a_folder_of_the_hub_is_shown(tmp_path: Path) -> None:
+    """It says what its files say: no lineage is made up. An export of ours has its lineage elsewhere, and is not called foreign."""
+    network = NetworkModel(
+        spec.Network(model=model_of("bert/tiny", {"layers": 1, "width": 32, "heads": 2, "mlp": 48}, 50), heads={})
+    )
+    to_hub(network.spec, network.state_dict(), None, "bert", tmp_path / "hf")
+    said = show(str(tmp_path / "hf"))
+    assert "no lineage: an export of Ziggurat, whose README.md says how it was made" in said
+    (tmp_path / "hf/README.md").write_text("# Somebody's model\n", "utf-8")
+    lines = show(str(tmp_path / "hf")).splitlines()
+    # token, position and segment tables and their norm; q, k, v, o and their biases, norm, up, down, norm
+    count = (50 + 512 + 2 + 2) * 32 + 4 * (32 * 32 + 32) + 2 * 64 + (32 * 48 + 48) + (48 * 32 + 32)
+    for line in ("system: bert", "architecture: BertModel", f"parameters: {count:,}", "tokenizer: none"):
+        assert line in lines
+    assert "no lineage: not made by Ziggurat" in lines and "network:" in lines
+
+
+def test_a_folder_of_the_hub_with_a_tokenizer_and_labels(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "runs/small/finetune/hf", tmp_path / "hf")
+    said = show(str(tmp_path / "hf"))
+    size = open_checkpoint(tmp_path / "hf").network.model.vocab
+    assert f"tokenizer: {size:,} tokens" in said and "labels: neg, pos" in said
+    (tmp_path / "hf/model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        show(str(tmp_path / "hf"))
 
 
 def test_amending_is_one_move(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +172,20 @@ def test_what_the_user_says_is_in_the_card(world: Path) -> None:
     (world / "out/README.md").write_text("# My own page\n", "utf-8")
     export_checkpoint(folder / "pretrain", world / "out")
     assert (world / "out/README.md").read_text("utf-8") == "# My own page\n"
+
+
+def test_the_card_tells_schedule_memory_and_new_tokens() -> None:
+    schedule = {"kind": "wsd", "warmup": 100, "floor": 0.1, "decay": 0.2}
+    entry = {
+        "name": "dapt",
+        "settings": {"schedule": schedule},
+        "memory": 384,
+        "vocabulary": {"extend": 2000},
+        "new_tokens": 1999,
+    }
+    text = modelcard.page(modelcard.Facts("xlnet", "XLNetLMHeadModel", 7, lineage=[{"name": "old"}, entry]))
+    assert "| old |  |  |  |  |  |  |  |" in text
+    assert "| dapt |  |  |  |  | wsd, warmup 100, floor 0.1, decay 0.2 | 384 tokens | 1,999 |" in text
 
 
 def test_a_card_of_nothing_but_weights() -> None:

@@ -30,7 +30,8 @@ from ziggurat.pipeline.model import load
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import run
 from ziggurat.pipeline.suite_files import is_suite, load_suite
-from ziggurat.pipeline.suite_question import CannotAsk, by_names, question
+from ziggurat.pipeline.suite_notes import cut_rows
+from ziggurat.pipeline.suite_question import CannotAsk, Question, by_names, question
 from ziggurat.pipeline.suite_results import Results
 from ziggurat.pipeline.suites import evaluate_suite, labels
 from ziggurat.train import loop
@@ -220,6 +221,31 @@ def test_answers_are_found_under_other_names(suite: Path, start: list[Path], no_
         evaluate_suite(start[:1], "other.yaml", ["only=[views]", "tasks.views.settings.epochs=1"])
     with pytest.raises(AssertionError, match="trained again"):  # and so are other weights
         evaluate_suite(start[1:], "other.yaml", ["only=[views]"])
+
+
+def test_rows_that_are_cut_are_said(suite: Path, start: list[Path]) -> None:
+    """Of texts, pairs, words and choices; once where it is the same for all checkpoints."""
+    for name in ("pairs.jsonl", "pairs-test.jsonl"):
+        lines = [json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
+        rows = [{"q": r["a"], "one": "stone", "two": "stone" + " winter" * 40 * (n < 3), "right": 0} for n, r in enumerate(lines)]
+        Path(f"choice-{name}").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    more = """\
+  choice:
+    local: {path: choice-pairs.jsonl, test: choice-pairs-test.jsonl, columns: {text: q, choices: [one, two], label: right}}
+    objective: {kind: multiple_choice}
+"""
+    suite.write_text(SUITE + more, "utf-8")
+    results = evaluate_suite(start, suite, ["seeds=1", "only=[opinions,long,choice]"])
+    said = {t.task: [note for note in t.notes if "are cut" in note] for t in results.tasks}
+    assert said["opinions"] == []
+    assert said["long"] == ["100% of the test rows are longer than length 12 and are cut."]
+    assert said["choice"] == ["25% of the test rows are longer than length 32 and are cut."]
+    assert any(note.startswith("long: 100% of the test rows") for note in results.notes)
+    asked = {"a": question(load_suite(suite), "long", "a", open_checkpoint(start[0])), "b": "it cannot"}
+    other = question(load_suite(suite, ["tasks.long.settings.length=30"]), "long", "c", open_checkpoint(start[0]))
+    assert cut_rows({**asked, "c": other}) == ["a: 100% of the test rows are longer than length 12 and are cut."]
+    by_likelihood = replace(asked["a"], shots=0) if isinstance(asked["a"], Question) else ""
+    assert cut_rows({"a": by_likelihood}) == []
 
 
 @pytest.mark.parametrize("how", ["crash", "signal"])

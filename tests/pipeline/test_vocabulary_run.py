@@ -19,7 +19,7 @@ from ziggurat.errors import UserError
 from ziggurat.pipeline.evaluate import evaluate_checkpoint
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import load_recipe, prepare, run
-from ziggurat.pipeline.show import batch_of
+from ziggurat.pipeline.show import batch_of, show
 from ziggurat.text.tokenizer import Tokenizer
 
 RECIPE = """\
@@ -69,6 +69,9 @@ def test_stages_behind_it_read_the_new_tokens_and_those_before_do_not(folder: Pa
         for seed in (0, 1):
             card = checkpoints.card(folder / f"worth/{arm}/seed-{seed}")
             assert (card.fingerprint, card.network.model.vocab) == (expected.fingerprint, expected.vocab.size)
+    lineage = open_checkpoint(folder / "finetune").lineage
+    assert [e.get("new_tokens") for e in lineage] == [None, 10, None, None] and lineage[1]["vocabulary"]["extend"] == 10
+    assert "new_tokens 10" in show(str(folder / "dapt")) and "| 10 |" in (folder / "dapt/hf/README.md").read_text("utf-8")
     assert not (folder / "vocabulary/dapt/shards/general/train").exists()  # nothing reads it with the new tokens
     assert (folder / "vocabulary/dapt/shards/general/valid/meta.json").exists()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -71,6 +73,26 @@ def test_the_base_with_the_additions_is_the_merged_export(tmp_path: Path, case: 
     for name, tensor in merged.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
     assert any(not torch.equal(base[n], merged[n]) for n in merged)
+
+
+def test_it_has_a_card(tmp_path: Path) -> None:
+    """Of the same facts as an export's, without the folder of the base; a page of somebody's own stays."""
+    network, system = made(tmp_path, "classify")
+    lineage = [{"name": "finetune", "stage": "finetune", "recipe": "mine", "steps": 7}]
+    how: dict[str, Any] = {"rank": 2, "alpha": 6.0, "base": str(tmp_path / "base"), "lineage": lineage}
+    how |= {"labels": ("a", "b", "c"), "about": {"license": "mit", "base_model": "somebody/model"}}
+    pairs = {"model.blocks.0.attention.q": (torch.zeros(2, 32), torch.zeros(32, 2))}
+    write_adapter(tmp_path / "adapter", network, system, pairs, **how)
+    _, front, body = (tmp_path / "adapter/README.md").read_text("utf-8").split("---\n", 2)
+    found = yaml.safe_load(front)
+    assert found["library_name"] == "peft" and found["pipeline_tag"] == "text-classification"
+    assert found["license"] == "mit" and found["base_model"] == "somebody/model"
+    assert "# mine finetune" in body and "LoRA additions of rank 2, 128 parameters" in body and "made in 1 stage" in body
+    assert 'PeftModel.from_pretrained(base, "FOLDER")' in body and "`a`, `b`, `c`" in body and "| finetune |" in body
+    assert str(tmp_path) not in body
+    (tmp_path / "adapter/README.md").write_text("# My own page\n", "utf-8")
+    write_adapter(tmp_path / "adapter", network, system, pairs, **how)
+    assert (tmp_path / "adapter/README.md").read_text("utf-8") == "# My own page\n"
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -12,13 +12,19 @@ import yaml
 from ziggurat.checkpoint.format import card, find
 from ziggurat.config import spelled
 from ziggurat.log import duration
+from ziggurat.pipeline.opened import in_hub_format
+from ziggurat.systems.hub import from_hub
+from ziggurat.systems.modelcard import MARK
+from ziggurat.text.tokenizer import Tokenizer
 
 SHORT = 12
 """Digits of a hash that are shown."""
 
 
 def show_checkpoint(folder: Path) -> str:
-    """A checkpoint's place, its family tree (oldest stage first) and its network."""
+    """A checkpoint's place, its family tree (oldest stage first) and its network; of a Hugging Face folder what its files say."""
+    if in_hub_format(folder):
+        return _show_foreign(folder)
     found = find(folder)
     about = card(found)
     state = json.loads((found / "state.json").read_text("utf-8"))
@@ -27,6 +33,32 @@ def show_checkpoint(folder: Path) -> str:
     lines += [f"{key}: {_flow(value)}" for key, value in about.more.get("card", {}).items()]
     lines += ["", *tree(about.lineage), "", "network:", *_indented(spelled(about.network))]
     return "\n".join(lines)
+
+
+def _show_foreign(folder: Path) -> str:
+    """A Hugging Face folder, read as `open_checkpoint` reads it."""
+    found = from_hub(folder)
+    tokenizer = Tokenizer.load(found.tokenizer) if found.tokenizer else None
+    page = folder / "README.md"
+    ours = page.is_file() and MARK in page.read_text("utf-8", "replace")
+    return "\n".join(
+        [
+            f"# {folder}",
+            f"system: {found.system}",
+            f"architecture: {', '.join(found.config.get('architectures') or ()) or 'not said'}",
+            f"parameters: {sum(tensor.numel() for tensor in found.tensors.values()):,}",
+            f"tokenizer: {f'{tokenizer.vocab.size:,} tokens, {tokenizer.fingerprint}' if tokenizer else 'none'}",
+            *([f"labels: {', '.join(found.labels)}"] if found.labels else []),
+            *(f"note: {note}" for note in found.notes),
+            "",
+            "no lineage: an export of Ziggurat, whose README.md says how it was made"
+            if ours
+            else "no lineage: not made by Ziggurat",
+            "",
+            "network:",
+            *_indented(spelled(found.network)),
+        ]
+    )
 
 
 def tree(lineage: Sequence[Mapping[str, Any]]) -> Iterator[str]:

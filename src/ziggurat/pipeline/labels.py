@@ -12,9 +12,12 @@ import numpy as np
 from ziggurat.context import Context
 from ziggurat.data.census import copies
 from ziggurat.data.shards import Shards
+from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
+from ziggurat.objectives.multiple_choice import MultipleChoice
 from ziggurat.pipeline.findings import Finding
 from ziggurat.pipeline.prepare import Prepared
+from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.stage import Stage
 
 MAJORITY = 0.8
@@ -106,15 +109,38 @@ def _torn(shards: Shards, objective: Any, where: str) -> Iterator[Finding]:
 
 def _cut(stage: Stage, name: str, prepared: Prepared) -> Iterator[Finding]:
     """Labelled texts that are longer than the stage reads."""
-    if not isinstance(stage.objective, (Labels, Regress)):  # others go through long texts in windows, or write
-        return
-    shards, tokenizer = prepared.shards[name, "train"], prepared.tokenizer
-    room = Context(tokenizer.vocab, tokenizer.layout, stage.length).layout.room(stage.length, pair="pair" in shards.parts)
-    lengths = np.sum([shards.lengths(part) for part in shards.parts], axis=0)
-    share = float(np.mean(lengths > room)) if len(lengths) else 0.0
+    assert stage.objective is not None
+    share, lengths = cut_share(stage.objective, prepared.shards[name, "train"], prepared.tokenizer, stage.length)
     if share > CUT:
-        text = f"{share:.0%} of the training rows are longer than length {stage.length} and are cut (95% of them have up to "
+        text = f"{said_of_cut(share, 'training', stage.length)} (95% of them have up to "
         text += f"{int(np.percentile(lengths, 95)):,} tokens); TF-IDF reads them whole"
         yield Finding(
             "warning", "length", f"{stage.title} on {name}", text, "raise `length` if the end of a text matters for its label"
         )
+
+
+def cut_share(objective: Objective, shards: Shards, tokenizer: Tokenizer, length: int) -> tuple[float, np.ndarray]:
+    """The share of rows that do not fit into `length`, and the tokens of each row; of choices the longest counts. No row counts of an
+    objective that goes through long texts in windows, or writes."""
+    if not isinstance(objective, (Labels, Regress, MultipleChoice)) or not len(shards):
+        return 0.0, np.zeros(0, np.int64)
+    several = isinstance(objective, MultipleChoice)
+    lengths = np.sum([shards.lengths(part) for part in shards.parts if part != "choices"], axis=0)
+    if several:
+        lengths = lengths + _longest_choices(shards)
+    room = Context(tokenizer.vocab, tokenizer.layout, length).layout.room(length, pair=several or "pair" in shards.parts)
+    return float(np.mean(lengths > room)), lengths
+
+
+def said_of_cut(share: float, rows: str, length: int) -> str:
+    """The words for it."""
+    return f"{share:.0%} of the {rows} rows are longer than length {length} and are cut"
+
+
+def _longest_choices(shards: Shards) -> np.ndarray:
+    """int64[D]: tokens of each row's longest choice."""
+    found = []
+    for start in range(0, len(shards), 4096):
+        part = shards.read(np.arange(start, min(start + 4096, len(shards)))).parts["choices"]
+        found.append(np.maximum.reduceat(part.marks[:, 1] - part.marks[:, 0], part.mark_bounds[:-1]))
+    return np.concatenate(found)

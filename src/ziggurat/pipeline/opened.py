@@ -77,7 +77,7 @@ def open_checkpoint(folder: Path | str) -> Opened:
     check(
         folder.is_dir(), f"there is no folder {folder}", "give the folder of a checkpoint, of a stage, or in Hugging Face format"
     )
-    if (folder / "config.json").exists() and not (folder / checkpoints.MANIFEST).exists():
+    if in_hub_format(folder):
         found = from_hub(folder)
         for note in found.notes:
             log.info("%s: %s", folder, note)
@@ -90,6 +90,11 @@ def open_checkpoint(folder: Path | str) -> Opened:
     labels = tuple(card.more.get("labels", ()))
     tasks = {name: tuple(card.more.get("tasks", {}).get(name, ())) for name in tasks_of(card.network)}
     return Opened(saved.folder, card.network, saved.tensors, tokenizer, card.system, labels, card.lineage, tasks)
+
+
+def in_hub_format(folder: Path) -> bool:
+    """Whether a folder is one in Hugging Face format and none of ours."""
+    return (folder / "config.json").exists() and not (folder / checkpoints.MANIFEST).exists()
 
 
 def called(folder: str) -> str:

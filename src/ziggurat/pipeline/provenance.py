@@ -25,8 +25,9 @@ def complete(
     outcome: Outcome,
     predictions: Mapping[str, Predictions],
     choice: Choice | None,
+    new_tokens: int = 0,
 ) -> None:
-    """Write scores, origins and the recipe's `card` into the card of a stage's last checkpoint."""
+    """Write scores, origins and the recipe's `card` into the card of a stage's last checkpoint, and how many tokens it brought."""
     card = checkpoints.card(checkpoint)
     *before, last = card.lineage
     held_out = losses(outcome.held_out)
@@ -35,6 +36,7 @@ def complete(
         **_asked(stage, last, predictions),
         "recipe": recipe.name,
         "origins": {name: origin(recipe.sources[name]) for name in stage.data},
+        **({"new_tokens": new_tokens} if new_tokens else {}),
         **({"start": choice.why} if choice is not None else {}),
         **({"ended": ending.entry} if (ending := outcome.ending(stage)) else {}),
         **({"held_out": held_out} if held_out else {}),

@@ -40,6 +40,7 @@ from ziggurat.pipeline.tasks import answers, export_stage
 from ziggurat.pipeline.vocabulary import before, prepare_stages
 from ziggurat.systems import find
 from ziggurat.systems.adapter import write_adapter
+from ziggurat.systems.hub import of_task
 from ziggurat.train import job as jobs
 from ziggurat.train import settings
 from ziggurat.train.job import Job, Outcome
@@ -293,7 +294,8 @@ def _one(
         if export:
             choice = run.choices.get(stage.title)
             choice = choice if choice and choice.chosen == init else None
-            complete(run.recipe, stage, jobs.result(folder, outcome.steps), outcome, predictions, choice)
+            new = len(prepared.added) if stage.vocabulary is not None else 0
+            complete(run.recipe, stage, jobs.result(folder, outcome.steps), outcome, predictions, choice, new)
             export_stage(stage, folder)
             if stage.lora is not None:
                 _adapter(run, stage, folder, job, outcome)
@@ -313,12 +315,15 @@ def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -
     if init in run.done:  # any task's folder has the body
         earlier = run.done[init]
         base = str(earlier.folder / "hf" / (next(iter(single(earlier.stage))) if several(earlier.stage) else ""))
-    how: dict[str, Any] = {"rank": stage.lora.rank, "alpha": stage.lora.alpha, "base": base}
+    card = checkpoints.card(jobs.result(folder, outcome.steps))
+    how: dict[str, Any] = {"rank": stage.lora.rank, "alpha": stage.lora.alpha, "base": base, "about": card.more.get("card", {})}
     for task in single(stage) if several(stage) else [""]:
         network, tensors = alone(saved.card.network, saved.tensors, task) if task else (saved.card.network, saved.tensors)
         new = [name for name in network.heads if (named(name, task) if task else name) in fresh]
         heads = {n: t for n, t in tensors.items() if n.startswith("heads.") and n.split(".")[1] in new}
         try:
+            how["lineage"] = of_task(card.lineage, task) if task else card.lineage
+            how["labels"] = card.more.get("tasks", {}).get(task, ()) if task else card.more.get("labels", ())
             write_adapter(folder / "adapter" / task, network, job.system, pairs, heads=heads, **how)
         except UserError as error:
             log.info("%s: there is no folder adapter%s: %s", stage.title, f"/{task}" if task else "", error.message)

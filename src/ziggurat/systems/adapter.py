@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ziggurat.checkpoint import templates
 from ziggurat.checkpoint.names import Line
 from ziggurat.errors import check
 from ziggurat.nn import spec
-from ziggurat.systems import SYSTEMS, find
+from ziggurat.systems import SYSTEMS, find, modelcard
 from ziggurat.systems.base import NoHubClass, system_of
 from ziggurat.systems.classes import headless, heads_wanted
 
@@ -34,12 +34,17 @@ def write_adapter(
     alpha: float,
     base: str,
     heads: Mapping[str, Tensor] | None = None,
+    labels: Sequence[str] = (),
+    lineage: Sequence[Mapping[str, Any]] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what was added to a network's matrices.
 
     added   our module's name -> (first [rank, in], second [out, rank])
     base    what the additions belong to: a folder in Hugging Face format
     heads   parameters of new heads by our names, which were trained whole
+    labels, lineage, about
+            for the model card, README.md, as in `hub.to_hub`; one that somebody else wrote is kept
 
     Where the Hub lays several of our matrices in one (GPT-2's queries, keys and values), their additions become one of so many times the rank.
     Raises `UserError` when the Hub has no class for the network, or stores a matrix in a form that no addition fits.
@@ -84,6 +89,19 @@ def write_adapter(
     temporary = folder / "adapter_model.safetensors.part"
     save_file(stored, temporary, metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    facts = modelcard.Facts(
+        page.name,
+        architecture,
+        sum(tensor.numel() for tensor in stored.values()),
+        page.loads,
+        labels=labels if {"classify", "tag"} & set(chosen) else (),
+        lineage=lineage,
+        about=about or {},
+        rank=rank,
+    )
+    own = folder / "README.md"
+    if not own.is_file() or modelcard.MARK in own.read_text("utf-8", "replace"):
+        own.write_text(modelcard.page(facts), "utf-8")
     os.replace(temporary, folder / "adapter_model.safetensors")
 
 

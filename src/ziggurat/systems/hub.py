@@ -226,7 +226,7 @@ def export_checkpoint(
         )
     else:
         alone, labels = tasks.alone(card.network, tensors, task), card.more.get("tasks", {}).get(task, ())
-        card, tensors = replace(card, network=alone.network, lineage=_of_task(card.lineage, task)), alone.tensors
+        card, tensors = replace(card, network=alone.network, lineage=of_task(card.lineage, task)), alone.tensors
     return to_hub(
         card.network,
         tensors,
@@ -242,7 +242,7 @@ def export_checkpoint(
     )
 
 
-def _of_task(lineage: Sequence[Mapping[str, Any]], task: str) -> tuple[Mapping[str, Any], ...]:
+def of_task(lineage: Sequence[Mapping[str, Any]], task: str) -> tuple[Mapping[str, Any], ...]:
     """The lineage as a model of one task tells it: of the last stage's test scores its own."""
     *before, last = lineage or ({},)
     test = last.get("tests", {}).get(task)

@@ -70,6 +70,8 @@ class Facts:
     """As `train.lineage` describes it; any key may be missing."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """language, license, base_model, datasets, tags: what the user said."""
+    rank: int = 0
+    """Of LoRA's additions, which are then all that is there; 0: a whole model."""
 
 
 def page(facts: Facts) -> str:
@@ -95,7 +97,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
     found = {
         "language": said.get("language"),
         "license": said.get("license"),
-        "library_name": "transformers" if facts.loads else None,
+        "library_name": None if not facts.loads else "peft" if facts.rank else "transformers",
         "pipeline_tag": task,
         "base_model": said.get("base_model"),
         "datasets": list(dict.fromkeys([*said.get("datasets", ()), *hub])),
@@ -127,7 +129,11 @@ def _body(facts: Facts) -> Iterator[str]:
     yield f"# {name(facts)}"
     stages = [e for e in facts.lineage if e.get("stage") != "import"]
     came = f", made in {len(stages)} stage{'s' * (len(stages) != 1)} with ziggurat" if stages else ""
-    yield f"A {facts.system} model (`{facts.architecture}`) of {facts.parameters:,} parameters{came}."
+    if facts.rank:
+        kind = f"LoRA additions of rank {facts.rank}, {facts.parameters:,} parameters with new heads, to a {facts.system} model"
+        yield f"{kind} (`{facts.architecture}`){came}. `adapter_config.json` names the model that they belong to."
+    else:
+        yield f"A {facts.system} model (`{facts.architecture}`) of {facts.parameters:,} parameters{came}."
     if facts.loads:
         yield _use(facts)
     if facts.labels:
@@ -137,7 +143,8 @@ def _body(facts: Facts) -> Iterator[str]:
         yield "## Scores\n\n" + _table(["after", "on", "score"], scores)
     if facts.lineage:
         rows = [_row(entry) for entry in facts.lineage]
-        yield "## How it was made\n\nStages, oldest first.\n\n" + _table(["stage", "objective", "steps", "tokens", "seed"], rows)
+        header = ["stage", "objective", "steps", "tokens", "seed", "schedule", "memory", "new tokens"]
+        yield "## How it was made\n\nStages, oldest first.\n\n" + _table(header, rows)
     data = list(_data(facts.lineage))
     if data:
         said = "`content` identifies the tokens, labels and order of the documents."
@@ -154,6 +161,10 @@ def _use(facts: Facts) -> str:
         "AutoModelForSeq2SeqLM" if two else "AutoModelForCausalLM" if task == "text-generation" else AUTO.get(task, "AutoModel")
     )
     known = auto if task else facts.architecture
+    if facts.rank:
+        lines = ["from peft import PeftModel", f"from transformers import {known}", ""]
+        lines += [f'base = {known}.from_pretrained("BASE")', 'model = PeftModel.from_pretrained(base, "FOLDER")']
+        return "\n".join(["```python", *lines, "```"])
     names = [known, "AutoTokenizer"] if facts.tokenizer else [known]
     lines = [f"from transformers import {', '.join(sorted(names))}", ""]
     lines += ['tokenizer = AutoTokenizer.from_pretrained("FOLDER")'] if facts.tokenizer else []
@@ -184,7 +195,19 @@ def _row(entry: Mapping[str, Any]) -> list[str]:
     named = [f"{n}: {p['kind']}" for n, p in parts.items()] if isinstance(parts, Mapping) else [p["kind"] for p in parts]
     kind = " + ".join(named) or objective.get("kind", "")
     numbers = [f"{entry[key]:,}" if key in entry else "" for key in ("steps", "tokens")]
-    return [str(entry.get("name", "")), str(kind), *numbers, str(entry.get("seed", ""))]
+    return [str(entry.get("name", "")), str(kind), *numbers, str(entry.get("seed", "")), *_means(entry)]
+
+
+def _means(entry: Mapping[str, Any]) -> list[str]:
+    """Schedule, memory and new tokens; empty where there were none, or an earlier version did not say."""
+    schedule = entry.get("settings", {}).get("schedule", {})
+    shown = ", ".join(
+        str(v) if k == "kind" else f"{k} {v:g}" for k, v in schedule.items() if k != "decay" or schedule["kind"] == "wsd"
+    )
+    memory = f"{entry['memory']:,} tokens" if entry.get("memory") else ""
+    asked = entry.get("vocabulary", {}).get("extend", 0)
+    new = entry.get("new_tokens", asked)
+    return [shown, memory, f"{new:,}" if new else ""]
 
 
 def _data(lineage: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:

@@ -5,10 +5,12 @@
     data                {source: {documents, tokens, weight, content, source}}; `content` identifies the tokens, labels and order of
                         the documents, `source` the files they were read from
     budget              {unit: amount}, as the recipe gives it
-    settings            learning rate, batch, length, dropout, precision
+    settings            learning rate and its schedule, batch, length, dropout, precision
     steps, tokens, seconds, seed
     replay, nearest, anchor, distill, freeze, lora
                         what the stage did against forgetting, where it did
+    memory              tokens of earlier text that it remembered, where it did
+    vocabulary          how it looked for new tokens, where it did; new_tokens: how many it found, added when the stage is done
     versions            of the packages that decide about numbers
     ended               {why, trained, by, score}: where the weights are of an evaluation before the last step, `trained`; `why` as in
                         `keeping.Ended`; added when the stage is done
@@ -31,9 +33,9 @@ from ziggurat.config import spelled
 from ziggurat.data.order import Corpus
 from ziggurat.train.stage import Stage
 
-MEANS = ("replay", "nearest", "anchor", "distill", "freeze", "lora")
+MEANS = ("replay", "nearest", "anchor", "distill", "freeze", "lora", "memory", "vocabulary")
 """Fields of a stage that are repeated where they are set."""
-SETTINGS = ("length", "batch", "accumulate", "dropout", "optim", "precision")
+SETTINGS = ("length", "batch", "accumulate", "dropout", "optim", "schedule", "precision")
 
 
 def entry(

@@ -1,0 +1,31 @@
+"""What a reader of a suite's scores must know of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ziggurat.pipeline.labels import cut_share, said_of_cut
+from ziggurat.pipeline.suite_question import SOURCE, Question
+
+CUT = 0.01
+"""Share of test rows that `length` cuts above which the reader is told."""
+
+
+def cut_rows(questions: Mapping[str, Question | str]) -> list[str]:
+    """That test rows are cut: once where it is the same for all checkpoints, and else for each, as their tokenizers differ."""
+    asked = {label: one for label, one in questions.items() if isinstance(one, Question)}
+    found = {label: _cut(one) for label, one in asked.items()}
+    said = {f"{text}." for text in found.values()}
+    if len(said) == 1:
+        return sorted(said - {"."})
+    return [f"{label}: {text}." for label, text in found.items() if text]
+
+
+def _cut(question: Question) -> str:
+    """Nothing where the model is asked by likelihood: what it reads then is a prompt, which loses its beginning."""
+    tokenizer = question.opened.tokenizer
+    if question.shots is not None or tokenizer is None:
+        return ""
+    length = question.stage.length
+    share, _ = cut_share(question.trained, question.prepared.shards[SOURCE, "test"], tokenizer, length)
+    return said_of_cut(share, "test", length) if share > CUT else ""
