@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from conftest import RECIPE, sentence, write_world
 from ziggurat.checkpoint import format as checkpoints
@@ -142,6 +143,53 @@ def test_interpolation_is_exact(arms: Path) -> None:
     assert now["held_out"] == next(p["found"] for p in line["points"] if p["share"] == share)
     gains = {p["share"]: now["before"]["domain"]["mlm"] - p["found"]["domain"]["mlm"] for p in line["points"]}
     assert gains[share] == max(gains.values())
+
+
+def test_an_adapter_goes_as_far_as_the_weights(world: Path) -> None:
+    """Start plus what the folder `adapter` adds is what the stage hands on, whatever share of the way that is."""
+    stages = "stages:\n  - {stage: pretrain, data: general, steps: 2}\n  - {stage: dapt, data: domain, steps: 4, interpolate: 0.25, optim: {lr: 1e-2}, lora: {rank: 2, targets: [up]}}\n"
+    (world / "part.yaml").write_text(HEAD + stages, "utf-8")
+    folder = run("part.yaml")
+    start, found = (load_file(folder / stage / "hf/model.safetensors") for stage in ("pretrain", "dapt"))
+    added = load_file(folder / "dapt/adapter/adapter_model.safetensors")
+    config = json.loads((folder / "dapt/adapter/adapter_config.json").read_text("utf-8"))
+    scale, compared = config["lora_alpha"] / config["r"], 0
+    for name, a in added.items():
+        if "lora_A" in name:
+            b = added[name.replace("lora_A", "lora_B")]
+            own = next(n for n in start if n.endswith(name.removeprefix("base_model.model.").replace("lora_A.weight", "weight")))
+            assert not torch.equal(start[own], found[own])
+            torch.testing.assert_close(start[own] + scale * (b @ a), found[own], atol=1e-6, rtol=1e-5)
+            compared += 1
+    assert compared
+
+
+def test_no_weights_are_chosen_without_held_out_text(world: Path) -> None:
+    """Neither by nothing nor by the text of test rows; a given share chooses nothing."""
+    (world / "arms.yaml").write_text(HEAD + ARMS, "utf-8")
+    for changes, message in (
+        (["stages.held.data=task"], "`interpolate` needs text to choose by, and source 'task' has no `valid` split"),
+        (["sources.domain.valid=0"], "`interpolate` needs text to choose by, and source 'domain' has no `valid` split"),
+        (
+            [
+                "sources.general.valid=0",
+                "sources.general.test=0.1",
+                "stages.held.interpolate=0.5",
+                "stages.held.evaluate.every=2",
+                "stages.held.forgetting={stop: true}",
+            ],
+            "`forgetting: {stop: true}` needs text to choose by, and source 'general' has no `valid` split",
+        ),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            load_recipe("arms.yaml", changes)
+    assert load_recipe("arms.yaml", ["stages.held.data=task", "stages.held.interpolate=0.5"])
+    (world / "few.txt").write_text("a river and a stone\na window and a garden\n", "utf-8")
+    few = HEAD.replace("{path: domain.txt, txt: line, valid: 0.1}", "{path: few.txt, txt: line}")
+    (world / "few.yaml").write_text(few + ARMS, "utf-8")
+    with pytest.raises(UserError, match="`interpolate` needs rows to choose by, and none of source 'domain' are held out"):
+        run("few.yaml")
+    assert not (runs(world) / "pretrain").exists()  # before anything is trained
 
 
 def test_interpolate_command(arms: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -293,6 +341,23 @@ def test_the_wrong_domain_as_a_control(world: Path) -> None:
     assert list(lineage["data"]) == ["general"] and lineage["steps"] == 3
     assert [s["name"] for s in report["stages"]] == ["pretrain", "dapt", "tapt", "finetune"]
     assert "dapt on general" in (runs(world) / "report.html").read_text("utf-8")
+
+
+def test_the_control_goes_the_same_way(world: Path) -> None:
+    """As far between start and trained weights as the right domain's stage, and to its last step whatever it forgets."""
+    changes = [
+        "worth={seeds: [0], control: other}",
+        "stages.dapt.steps=4",
+        "stages.finetune.epochs=1",
+        "sources.other={path: general.txt, txt: line, valid: 0.1}",
+    ]
+    changes += ["stages.dapt.interpolate={points: 3, limit: 50}", "stages.dapt.optim.lr=1e-2"]
+    changes += ["stages.dapt.forgetting={limit: 0.5, stop: true}", "stages.dapt.evaluate.every=2"]
+    folder = run("small.yaml", changes)
+    right, wrong = (open_checkpoint(path).lineage[-1] for path in (folder / "dapt", folder / "worth/control/dapt"))
+    assert right["interpolated"] == wrong["interpolated"] > 0 and right["steps"] == wrong["steps"]
+    start, end = (open_checkpoint(path).tensors for path in (folder / "pretrain", folder / "worth/control/dapt"))
+    assert any(not torch.equal(start[name], end[name]) for name in start)
 
 
 def test_text_near_the_task(world: Path) -> None:

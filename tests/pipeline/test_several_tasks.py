@@ -298,9 +298,7 @@ def test_lora_adapters_are_of_one_task_each(fresh: Path) -> None:
     assert config["r"] == 2 and config["modules_to_save"] == ["classifier"]
     assert Path("runs/low/finetune/adapter/task/adapter_model.safetensors").exists()
     card = Path("runs/low/finetune/adapter/ner/README.md").read_text("utf-8")
-    assert (
-        "library_name: peft" in card and "token-classification" in card and "`O`" in card
-    )
+    assert "library_name: peft" in card and "token-classification" in card and "`O`" in card
     assert Path("runs/low/finetune/hf/same/model.safetensors").exists()
 
 

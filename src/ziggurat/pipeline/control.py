@@ -5,8 +5,9 @@ What it adds is what more training adds; what the right domain adds beyond it is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ziggurat.pipeline import interpolation
 from ziggurat.pipeline import run as running
 from ziggurat.pipeline.worth import Control
 from ziggurat.train.stage import BUDGETS, Share, Stage
@@ -33,7 +34,14 @@ def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
     name = f"{stage.title} on {worth.control}"
     steps = dict.fromkeys(BUDGETS) | {"steps": run.done[stage.title].outcome.steps}
     last_weights = stage.evaluate.model_copy(update={"keep": "last", "patience": None})  # or it would have fewer steps
-    update = {"data": {worth.control: Share()}, "nearest": {}, "name": name.replace(" ", "-"), "evaluate": last_weights, **steps}
+    update: dict[str, Any] = {"data": {worth.control: Share()}, "nearest": {}, "name": name.replace(" ", "-")}
+    update |= {"evaluate": last_weights, **steps}
+    if stage.forgetting is not None:  # the wrong domain forgets more, and would be stopped sooner
+        update["forgetting"] = stage.forgetting.model_copy(update={"stop": False})
+    if stage.interpolate is not None:  # as far on the way as the right domain's
+        line = interpolation.read(run.folder / stage.title)
+        assert line is not None
+        update["interpolate"] = stage.interpolate.model_copy(update={"share": line["chosen"]})
     other = stage.model_copy(update=update)
     folder = run.folder / "worth" / "control"
     if stage.title in run.read:  # with the right domain's tokens, if it brought some

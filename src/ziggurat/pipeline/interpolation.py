@@ -24,6 +24,7 @@ from ziggurat.nn.network import NetworkModel
 from ziggurat.pipeline.provenance import losses
 from ziggurat.train import job as jobs
 from ziggurat.train.adaptation import Interpolate, Shift, shift
+from ziggurat.train.arms import deciding
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.keeping import RESULT
 from ziggurat.train.loop import precision_of
@@ -148,7 +149,7 @@ def interpolate(
     `target` (by default the folder `interpolated` of the stage). Nothing of the run is changed.
 
     Raises:
-        UserError: the run has no such stage, it is not finished, or its start had no language model.
+        UserError: the run has no such stage, it is not finished, its start had no language model, or nothing is held out to choose by.
     """
     from ziggurat.pipeline import run as running
 
@@ -170,6 +171,9 @@ def interpolate(
                 run.done[other.title] = running.Done(other, folder / other.title, done)
         outcome = run.done[title].outcome
         stage, init = running.started(run, stage)
+        for (field, name), asks in deciding(stage.model_copy(update={"interpolate": spec})).items():
+            if field == "interpolate":
+                running.held_out(run.prepared, name, asks)
         job = running.job_of(run, stage, folder / title, recipe.seed, init)
         trained = checkpoints.load(jobs.trained(folder / title, outcome.steps))
         line = sweep(stage, job, run.scorer(run.reads(stage, init)), trained, spec)

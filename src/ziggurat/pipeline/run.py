@@ -43,6 +43,7 @@ from ziggurat.systems.adapter import write_adapter
 from ziggurat.systems.hub import of_task
 from ziggurat.train import job as jobs
 from ziggurat.train import settings
+from ziggurat.train.arms import deciding
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.lora import A, B
 from ziggurat.train.recipe import Recipe
@@ -160,9 +161,21 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     for stage in recipe.stages:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
             _answerable(stage, prepared)
+        if not jobs.done(folder / stage.title):
+            for (_, name), asks in deciding(stage).items():
+                held_out(prepared, name, asks)
     write_text(folder / "recipe.yaml", dump(whole))
     read = prepare_stages(recipe, folder, prepared)
     return Run(recipe, folder, prepared, signals, imported, {}, choices=choices, read=read)
+
+
+def held_out(prepared: Prepared, name: str, asks: str) -> None:
+    """Raise `UserError` if no rows of a source are held out that weights may be chosen by: a share of few documents may be none."""
+    check(
+        len(prepared.shards.get((name, "valid"), ())) > 0,
+        f"`{asks}` needs rows to choose by, and none of source '{name}' are held out",
+        "give it `valid: file` or a larger share, as in `valid: 0.1`",
+    )
 
 
 def in_order(run: Run, stages: Sequence[Stage]) -> None:
@@ -231,7 +244,7 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
     data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
     facts: dict[str, Any] = {"parent": _parent(run, init), "data": data}
     if stage.evaluate.chooses:  # by the same rows from the first evaluation to the last, and never by test rows
-        facts["chosen_by"] = {name: content(_valid(prepared, name)) for name in stage.data}
+        facts["chosen_by"] = {name: content(prepared.shards[name, "valid"]) for name in stage.data}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
 
@@ -257,16 +270,6 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
         title=title,
         sinks=sinks,
     )
-
-
-def _valid(prepared: Prepared, name: str) -> Shards:
-    """The rows of a source that weights may be chosen by."""
-    check(
-        (name, "valid") in prepared.shards,
-        f"evaluate: {{keep: best}} needs rows to choose by, and none of source '{name}' are held out",
-        "give it `valid: file` or a larger share, as in `valid: 0.1`",
-    )
-    return prepared.shards[name, "valid"]
 
 
 def _one(
@@ -309,7 +312,11 @@ def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -
     assert stage.lora is not None
     saved, (init,) = checkpoints.load(jobs.trained(folder, outcome.steps)), candidates(job.stage.init)
     added = {n.removeprefix(ADDED): t for n, t in saved.optimizer.items() if n.startswith(ADDED)}
-    pairs = {n.rpartition(".")[0]: (t, added[f"{n.rpartition('.')[0]}.{B}"]) for n, t in added.items() if n.endswith(A)}
+    line = interpolation.read(folder)
+    share = (
+        1.0 if line is None else float(line["chosen"])
+    )  # of the way to what was trained: so much of the additions is handed on
+    pairs = {n.rpartition(".")[0]: (t, share * added[f"{n.rpartition('.')[0]}.{B}"]) for n, t in added.items() if n.endswith(A)}
     fresh = [name for name, head in saved.card.network.heads.items() if job.start.heads.get(name) != head]
     base = init
     if init in run.done:  # any task's folder has the body

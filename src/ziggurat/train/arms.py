@@ -41,6 +41,20 @@ def measured(stages: Sequence[Node]) -> bool:
     return sampled
 
 
+def deciding(stage: Stage) -> dict[tuple[str, str], str]:
+    """(field, source) -> setting: the sources whose held-out text decides which weights the stage hands on. Test rows never may."""
+    held, between, found = stage.forgetting, stage.interpolate, dict[tuple[str, str], str]()
+    general = (held.general if held is not None else None) or ()
+    if stage.evaluate.chooses:
+        found |= {("evaluate", name): "evaluate: {keep: best}" for name in stage.data}
+    if held is not None and held.stop:
+        found |= {("forgetting", name): "forgetting: {stop: true}" for name in general}
+    if between is not None and between.share is None:
+        limited = between.limit is not None or held is not None
+        found |= {("interpolate", name): "interpolate" for name in (*stage.data, *(general if limited else ()))}
+    return found
+
+
 def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any, ...]]:
     """(field, message, places it was judged by ...) of a resolved stage."""
     held, anchor = stage.forgetting, stage.anchor
@@ -56,6 +70,10 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
                 yield field, f"unknown source '{name}'; {nearest(name, sources)}", ("sources", name)
             elif field == "forgetting" and not {"valid", "test"} & set(splits(sources[name])):
                 yield field, f"source '{name}' holds nothing out to measure on; give it `valid: 0.01`", ("sources", name)
+    for (field, name), asks in deciding(stage).items():
+        if field != "evaluate" and name in sources and "valid" not in splits(sources[name]):
+            message = f"`{asks}` needs text to choose by, and source '{name}' has no `valid` split; give it `valid: file` or `valid: 0.1`"
+            yield field, message, ("sources", name)
     for name, task in (held.tasks if held is not None else {}).items():
         yield from _task_problems(name, task, sources)
     if held is not None and stage.stage == "finetune" and (held.general or held.tasks):
