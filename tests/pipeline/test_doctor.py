@@ -119,6 +119,41 @@ def test_a_planted_leak_is_found(clinic: Path, verb: str, caplog: pytest.LogCapt
     assert {f["check"] for f in findings} == {"leaks"}
 
 
+@pytest.mark.parametrize("verb", ["doctor", "run"])
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("held", ["test", "valid"])
+def test_text_that_is_only_measured_on_is_kept_out_too(clinic: Path, verb: str, changed: bool, held: str) -> None:
+    """Rows of a probed task and held-out general text stand in the corpus, as they are or slightly changed."""
+    draw = random.Random(8)
+    write("probe.jsonl", rows(draw, 60))
+    wide = [sentences(draw, 4) for _ in range(60)]
+    Path("wide.txt").write_text("".join(sentences(draw, 4) + "\n" for _ in range(60)), "utf-8")
+    Path("held.txt").write_text("".join(text + "\n" for text in wide), "utf-8")
+    with Path("general.txt").open("a", encoding="utf-8") as file:
+        for text in [row["text"] for row in read("probe.jsonl")[:20]] + wide[:20]:
+            file.write((f"Added {text.replace('.', '!', 1)} Here" if changed else text) + "\n")
+    recipe = RECIPE.replace(
+        "sources:\n",
+        """sources:
+  wide: {path: wide.txt, txt: line, HELD: held.txt}
+  probe: {path: train.jsonl, test: probe.jsonl, columns: {label: label}}
+""".replace("HELD", held),
+    ).replace(
+        "data: general, steps: 60}",
+        "data: general, steps: 60, forgetting: {general: [wide], tasks: {probe: {kind: classify, labels: [neg, pos]}}}}",
+    )
+    Path("clinic.yaml").write_text(recipe, "utf-8")
+    if verb == "doctor":
+        findings = found()
+    else:
+        run("clinic.yaml")
+        findings = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))["findings"]
+    leaks = [f for f in findings if f["check"] == "leaks"]
+    assert sum(int(f["message"].split(" of ")[0]) for f in leaks) == 40 and {f["check"] for f in findings} == {"leaks"}
+    shards = json.loads(Path("runs/clinic/shards/wide/" + held + ".json").read_text("utf-8"))
+    assert (shards["kept"], shards["leaks"]) == (60, 0)
+
+
 def test_run_keeps_what_the_doctor_found_and_stays_quiet_about_health(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     doctor("clinic.yaml")
     said: list[Any] = []

@@ -18,7 +18,7 @@ from ziggurat.data.census import Census, copies, several_sentences
 from ziggurat.data.leaks import LeakIndex
 from ziggurat.data.near import near_duplicates
 from ziggurat.objectives.base import Supply
-from ziggurat.pipeline.prepare import Prepared
+from ziggurat.pipeline.prepare import Prepared, used
 from ziggurat.train.budget import mixture, planned
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
@@ -158,7 +158,8 @@ def _leaks(prepared: Prepared) -> Iterator[Finding]:
 
 def _held_out(recipe: Recipe, prepared: Prepared, full: bool) -> Iterator[Finding]:
     """Held-out text that stands in training text: the same documents, and when `full` also near duplicates and quotations."""
-    valid = {name: shards for (name, split), shards in prepared.shards.items() if split == "valid" and len(shards)}
+    trained = used(recipe)  # what is held out of other sources is left out of training text, and counts as a leak
+    valid = {n: shards for (n, split), shards in prepared.shards.items() if split == "valid" and n in trained and len(shards)}
     train = {name: shards for (name, split), shards in prepared.shards.items() if split == "train"}
     hits: dict[str, set[str]] = {name: set() for name in valid}
     some: dict[str, str] = {}

@@ -136,23 +136,39 @@ def content(shards: Shards | Subset) -> str:
 
 
 class TestTexts:
-    """The test documents of a recipe, which no other text may hold."""
+    """The documents of a recipe that no other text may hold: all test splits, and whatever is held out of sources that are only
+    measured on (`forgetting`)."""
 
     def __init__(self, recipe: Recipe, cleaned: bool = False):
-        self.sources = [s for n in used(recipe) if not cleaned and "test" in sources.splits(s := recipe.sources[n])]
-        state = [sources.fingerprint(source, "test") for source in self.sources]
+        trained = used(recipe)
+        wanted = [(name, split) for name, split in parts(recipe) if split == "test" or name not in trained]
+        self.kept: list[tuple[Source, Any]] = [] if cleaned else [(recipe.sources[name], split) for name, split in wanted]
+        """(source, split) of each, which are read as they are."""
+        state = [sources.fingerprint(source, split) for source, split in self.kept]
         self.mark = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16] if state else ""
         """Identifies them."""
         self._index: LeakIndex | None = None
 
+    def holds(self, source: Source, split: str) -> bool:
+        """Whether a split is among them."""
+        return split == "test" or (source, split) in self.kept
+
     def clean(self, source: Source, split: str, reading: Reading, left_out: list[Leak]) -> Iterator[Document]:
         """The documents of a split; those that hold a test document go to `left_out`."""
         documents = sources.documents(source, split, reading)  # type: ignore[arg-type]
-        if split == "test" or not self.sources:
+        if self.holds(source, split) or not self.kept:
             return documents
         if self._index is None:
-            self._index = LeakIndex(d for source in self.sources for d in sources.documents(source, "test"))
+            self._index = LeakIndex(self._documents())
         return self._index.clean(documents, left_out)
+
+    def _documents(self) -> Iterator[Document]:
+        for source, split in self.kept:
+            try:
+                yield from sources.documents(source, split)
+            except sources.EmptySplit:  # said where its shards are written, if somebody asked for them
+                if split == "test":
+                    raise
 
 
 def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Callable[[], Iterator[str]], mark: str) -> Tokenizer:
@@ -197,7 +213,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: TestText
     source, tokenizer = recipe.sources[name], found.tokenizer
     place = folder / "shards" / name / split
     facts = place.with_name(f"{split}.json")
-    identity = f"{sources.fingerprint(source, split)[:16]}/{'' if split == 'test' else tests.mark}"  # type: ignore[arg-type]
+    identity = f"{sources.fingerprint(source, split)[:16]}/{'' if tests.holds(source, split) else tests.mark}"  # type: ignore[arg-type]
     phrases = _phrases(name, source, folder, tests)
     identity += f"/{hashlib.sha256(identity_of(phrases).encode()).hexdigest()[:16]}" if phrases else ""
     if (place / "meta.json").exists() and facts.exists():
