@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -215,6 +216,38 @@ def test_held_out_text_that_is_trained_on(clinic: Path) -> None:
     Path("valid.txt").write_text("".join(line.replace(".", "!") for line in lines[:30]), "utf-8")
     finding = only(found("sources.general.valid=valid.txt"), "held out")
     assert finding["message"].startswith("30 of 30 held-out documents stand in training text; general.txt:")
+
+
+@pytest.mark.parametrize("verb", ["doctor", "run"])
+def test_a_few_copies_among_many_held_out_documents(clinic: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten of 1,200 are less than 2%, and said; nine are not."""
+    draw = random.Random(5)
+    held = [sentences(draw, 4) for _ in range(1200)]
+    Path("valid.txt").write_text("".join(text + "\n" for text in held), "utf-8")
+    lines = Path("general.txt").read_text("utf-8")
+    own = "sources.general.valid=valid.txt"
+
+    def after(count: int) -> list[dict[str, Any]]:
+        Path("general.txt").write_text(lines + "".join(text + "\n" for text in held[:count]), "utf-8")
+        if verb == "doctor":
+            return found(own)
+        run("clinic.yaml", [own])
+        findings: list[dict[str, Any]] = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))["findings"]
+        shutil.rmtree("runs")
+        return findings
+
+    assert after(0) == [] and after(9) == []
+    assert only(after(10), "held out")["message"].startswith("10 of 1,200 held-out documents stand in training text")
+
+
+def test_text_that_was_not_searched_for_held_out_text_is_said(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ziggurat.pipeline.findings.CHARACTERS", 20_000)
+    lines = Path("general.txt").read_text("utf-8").splitlines(keepends=True)
+    Path("valid.txt").write_text("".join(lines[:30]), "utf-8")
+    whole = doctor("clinic.yaml", ["sources.general.valid=valid.txt"])
+    assert "of general only the first 20,000 characters were searched" in only(whole["findings"], "held out")["message"]
+    (_, header, body), *_ = doctors.tables(whole)
+    assert [row[header.index("searched for held-out text")] for row in body] == ["the first 20k", "", "all", ""]
 
 
 def test_another_script(clinic: Path) -> None:
