@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
+from collections import Counter, namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ import pytest
 from typer.testing import CliRunner
 
 from ziggurat.cli import app
+from ziggurat.evaluate import frozen
 from ziggurat.objectives import OBJECTIVES
 from ziggurat.objectives.base import Supply
+from ziggurat.pipeline import context_use, estimate, machine, scoring
 from ziggurat.pipeline import doctor as doctors
-from ziggurat.pipeline import estimate, machine
 from ziggurat.pipeline.doctor import doctor
+from ziggurat.pipeline.passes import FISHER
 from ziggurat.pipeline.run import run
+from ziggurat.train import retention
 
 WORDS = [
     a + b
@@ -373,6 +376,72 @@ def test_memory_is_about_what_a_run_takes(clinic: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     measured = int(done.stdout.split()[-1])
     assert 0.5 * measured < max(stages) < 1.33 * measured, (measured, stages)
+
+
+STAGES = """\
+stages:
+  - {stage: pretrain, data: general, steps: 10, evaluate: {context: true, every: 4, tokens: 400}}
+  - stage: dapt
+    data: domain
+    length: 32
+    steps: 4
+    vocabulary: {extend: 3, min_frequency: 2}
+    anchor: {ewc: 1.0, tokens: 600}
+    forgetting: {general: [general], tasks: {task: {kind: classify, labels: [neg, pos]}}}
+worth: false
+"""
+
+
+def test_what_is_read_outside_of_training_is_counted(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the batches that a run gives its networks."""
+    text = RECIPE[: RECIPE.index("stages:")].replace(
+        "  general: {", "  domain: {path: domain.txt, txt: line, valid: 0.2}\n  general: {"
+    )
+    Path("clinic.yaml").write_text(text.replace("vocab: 400", "vocab: 120") + STAGES, "utf-8")
+    draw = random.Random(3)
+    Path("domain.txt").write_text("".join(sentences(draw, 6) + "\n" for _ in range(100)), "utf-8")
+    wanted = {stage["name"]: stage["passes"] for stage in doctor("clinic.yaml")["estimate"]["stages"]}
+    read: Counter[str] = Counter()
+
+    def watched(module: Any, name: str, what: str, place: int) -> None:
+        inner = getattr(module, name)
+
+        def through(*given: Any, **more: Any) -> Any:
+            def counted() -> Iterator[Any]:
+                for batch in given[place]:
+                    read[what] += batch.live_tokens()
+                    yield batch
+
+            return inner(*given[:place], counted(), *given[place + 1 :], **more)
+
+        monkeypatch.setattr(module, name, through)
+
+    watched(scoring, "held_out", "losses", 2)
+    watched(context_use, "held_out", "context", 2)
+    watched(context_use, "by_position", "context", 2)
+    watched(retention, "fisher", "fisher", 2)
+    inner = frozen._passes
+
+    def passes(network: Any, batch: Any) -> Any:
+        read["probes"] += batch.live_tokens()
+        return inner(network, batch)
+
+    monkeypatch.setattr(frozen, "_passes", passes)
+    run("clinic.yaml")
+    pretrain, dapt = wanted["pretrain"], wanted["dapt"]
+    assert set(pretrain) == {"held-out losses", "use of context"} and len(dapt) == 4
+    losses = pretrain["held-out losses"] + dapt["held-out losses"] + dapt["held-out losses with the old vocabulary"]
+    assert losses == pytest.approx(read["losses"], rel=0.03)
+    assert pretrain["use of context"] == pytest.approx(read["context"], rel=0.03)
+    assert dapt["probes of general tasks"] == read["probes"]
+    assert dapt[FISHER] == pytest.approx(read["fisher"], rel=0.25)  # the last batch is read whole
+
+
+def test_what_the_time_is_without_is_said(clinic: Path) -> None:
+    with_suites = doctor("clinic.yaml", ["suites={glue: {seeds: 1}}"])
+    assert with_suites["estimate"]["left_out"] == ["the suite glue"]
+    assert doctors.summary(with_suites)[0].endswith("are free). Not in the time: the suite glue.")
+    assert "Not in the time" not in doctors.summary(doctor("clinic.yaml"))[0]
 
 
 @pytest.mark.slow

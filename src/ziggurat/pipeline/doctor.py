@@ -166,6 +166,7 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"The whole run: about {duration(sizes['seconds'])}, {_bytes(sizes['memory'])} of memory, {_bytes(sizes['disk'])} of disk "
             f"({_bytes(sizes['room'])} and {_bytes(sizes['free'])} are free)."
+            + (f" Not in the time: {', '.join(left)}." if (left := sizes.get("left_out")) else "")
         )
     return [*lines, *(str(Finding(**f)) for f in found["findings"])] + ([] if found["findings"] else ["No findings."])
 
