@@ -70,6 +70,22 @@ def answering(system: str, objective: str, length: int, none: bool = True) -> Pa
     return Path("qa.yaml")
 
 
+def test_a_long_question_may_be_asked_of_many_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives no test row away; a context that stands in both does, and goes."""
+    monkeypatch.chdir(tmp_path)
+    path = answering("bert", "{kind: question_answering, no_answer: true}", 44)
+    rows = {
+        name: [json.loads(line) for line in Path(f"{name}.jsonl").read_text("utf-8").splitlines()] for name in ("train", "test")
+    }
+    for row in (*rows["train"][:9], *rows["test"][:9]):
+        row["question"] = "In which town of the whole wide world does this one live today?"
+    write("train.jsonl", rows["train"] + [{**rows["train"][0], "context": rows["test"][0]["context"], "answers": []}])
+    write("test.jsonl", rows["test"])
+    folder = run(path)
+    facts = json.loads((folder / "shards/task/train.json").read_text("utf-8"))
+    assert (facts["kept"], facts["leaks"]) == (60, 1)
+
+
 @pytest.mark.parametrize("kind", ["questions", "choices"])
 def test_the_estimate_counts_what_the_answers_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A context in several windows, also on the rows that a threshold is tuned on; a question once with each of its choices."""

@@ -357,10 +357,11 @@ def _similar(spec: Vectors, run: Path, found: Prepared) -> None:
 def assert_apart(test: Shards, train: Shards, *, gram: int = 8, unk: int | None = None) -> int:
     """Check on the finished shards, by token ids and not by the rule that cleaned them, that no training document holds
     the whole of a test text. Returns the test texts looked for; texts of up to `gram` words or tokens are too short to tell, and one
-    with an unknown token (id `unk`) does not say what it was."""
+    with an unknown token (id `unk`) does not say what it was. Of questions their contexts are looked for (`leaks.telling`)."""
     begin: dict[int, list[int]] = {}
-    part = test.read(np.arange(len(test))).parts["text"]
-    ids, bounds = np.asarray(part.ids), np.append(0, np.cumsum(test.lengths()))
+    telling = "pair" if "answers" in test.meta["fields"] else "text"
+    part = test.read(np.arange(len(test))).parts[telling]
+    ids, bounds = np.asarray(part.ids), np.append(0, np.cumsum(test.lengths(telling)))
     words, unknown = (np.append(0, np.cumsum(flags))[bounds] for flags in (part.words, ids == (-1 if unk is None else unk)))
     looked = np.flatnonzero((np.diff(bounds) > gram) & (np.diff(words) > gram) & (np.diff(unknown) == 0))
     for d in looked.tolist():
@@ -368,12 +369,13 @@ def assert_apart(test: Shards, train: Shards, *, gram: int = 8, unk: int | None 
         begin.setdefault(int(_rolled(ids[bounds[d] + 1 : bounds[d] + 1 + gram], gram)[0]), []).append(d)
     wanted = np.array(sorted(begin), np.uint64)
     for start in range(0, len(train), 1024):
-        part = train.read(np.arange(start, min(start + 1024, len(train)))).parts["text"]
-        hashes = _rolled(part.ids, gram)
-        for at in np.flatnonzero(np.isin(hashes, wanted)).tolist():
-            for d in begin[int(hashes[at])]:
-                text = ids[bounds[d] + 1 : bounds[d + 1]]
-                assert not np.array_equal(part.ids[at : at + len(text)], text), f"test text {d} stands in the training text"
+        read = train.read(np.arange(start, min(start + 1024, len(train)))).parts
+        for part in [read[name] for name in dict.fromkeys(("text", telling)) if name in read]:
+            hashes = _rolled(part.ids, gram)
+            for at in np.flatnonzero(np.isin(hashes, wanted)).tolist():
+                for d in begin[int(hashes[at])]:
+                    text = ids[bounds[d] + 1 : bounds[d + 1]]
+                    assert not np.array_equal(part.ids[at : at + len(text)], text), f"test text {d} stands in the training text"
     return len(looked)
 
 
