@@ -64,7 +64,7 @@ def test_planted_rows_are_found_and_nothing_else(kind: str) -> None:
     if kind != "edited":
         assert all(leak.share == 1 for leak in out)
     assert index.assert_clean(kept) == 140
-    with pytest.raises(AssertionError, match=r"doc:0 holds .* of the test text test:0"):
+    with pytest.raises(AssertionError, match=r"doc:0 holds .* of test:0"):
         index.assert_clean(documents)
 
 
@@ -74,8 +74,8 @@ def test_the_rule_against_a_plain_reading_of_it(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("ziggurat.data.leaks.BUCKETS", np.uint64(buckets))  # few buckets: the coarse look-up always says yes
     rng = random.Random(1)
     small = [*"abcdefgh"]
-    tests = [sentence(rng, rng.randrange(1, 40), small) for _ in range(30)]
-    documents = [sentence(rng, rng.randrange(1, 80), small) for _ in range(150)]
+    tests = [sentence(rng, rng.randrange(1, 120 if n < 10 else 40), small) for n in range(30)]
+    documents = [sentence(rng, rng.randrange(1, 80 if n % 2 else 20), small) for n in range(150)]
     for n in range(60):
         source = rng.choice(tests)
         a = rng.randrange(len(source))
@@ -92,18 +92,27 @@ def test_the_rule_against_a_plain_reading_of_it(monkeypatch: pytest.MonkeyPatch,
         wanted, held = set(grams(test, n)), grams(text, n)
         return max((len(wanted & set(held[i : i + 2 * len(test)])) / len(wanted) for i in range(len(held))), default=0.0)
 
+    def piece(test: list[str], text: list[str]) -> bool:
+        n = min(8, max(4, (len(test) + 1) // 3))
+        wanted, held = set(grams(test, n)), grams(text, n)
+        said = [gram in wanted for gram in held]
+        return len(test) >= 5 and len(wanted & set(held)) > 13 - n and 3 * sum(said) >= 2 * len(held)
+
     index = LeakIndex(document(" ".join(t), str(n)) for n, t in enumerate(tests))
     found = index.leaks([document(" ".join(d)) for d in documents])
-    assert 20 < sum(leak is not None for leak in found) < 150
+    assert 20 < sum(leak is not None for leak in found) < 150 and any(leak is not None and leak.piece for leak in found)
     for text, leak in zip(documents, found, strict=True):
         best = max(share(test, text) for test in tests)
-        assert (leak.share if leak else 0.0) == pytest.approx(best if best >= 0.5 else 0.0), (text, leak)
+        if best >= 0.5:
+            assert leak is not None and not leak.piece and leak.share == pytest.approx(best), (text, leak)
+        else:
+            assert (leak is not None) == any(piece(test, text) for test in tests), (text, leak)
 
 
 def test_half_of_the_ngrams_far_apart_are_no_copy() -> None:
     rng = random.Random(2)
     test = sentence(rng, 40)
-    index = LeakIndex([document(" ".join(test))])
+    index = LeakIndex([document(" ".join(test))], pieces=False)
     together = test[:12] + test[20:32]
     assert index.leaks([document(" ".join(test[:24]))])[0] is not None
     assert index.leaks([document(" ".join(together))])[0] is None  # 10 of 33
@@ -125,7 +134,7 @@ def test_the_stretch_is_twice_the_text() -> None:
 def test_containment_can_be_set() -> None:
     test = " ".join(sentence(random.Random(3), 47))
     part = " ".join(test.split()[:20])  # 13 of 40
-    assert LeakIndex([document(test)]).leaks([document(part)]) == [None]
+    assert LeakIndex([document(test)], pieces=False).leaks([document(part)]) == [None]
     (leak,) = LeakIndex([document(test)], containment=0.3).leaks([document(part, "d")])
     assert leak == Leak("d", "", 13 / 40)
 
@@ -217,3 +226,48 @@ def test_a_question_about_a_text_gives_nothing_away() -> None:
         plain = Document({"text": question, "pair": one}, "t")  # of a pair of texts each counts, but a short one beside another
         found = LeakIndex([plain]).leaks([Document({"text": question, "pair": two}, "d")])
         assert (found[0] is not None) == counts
+
+
+# --- documents smaller than the test texts ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_test_texts_that_are_cut_into_documents_are_found(size: int) -> None:
+    """One, two or all five sentences of 20 words a document, in a corpus of such documents."""
+    rng = random.Random(8)
+    tests = [[sentence(rng, 20) for _ in range(5)] for _ in range(20)]
+    whole = [" ".join(w for one in test for w in one) for test in tests]
+    index = LeakIndex(document(text, f"test:{n}") for n, text in enumerate(whole))
+    corpus = [document(" ".join(sentence(rng, 20 * size)), f"clean:{n}") for n in range(2000)]
+    for n, test in enumerate(tests):
+        for at in range(0, 5, size):
+            text = " ".join(w.upper() + "," for one in test[at : at + size] for w in one)
+            corpus.insert(rng.randrange(len(corpus)), document(text, f"test:{n}/{at}"))
+    out: list[Leak] = []
+    kept = list(index.clean(corpus, out))
+    assert len(out) == 20 * len(range(0, 5, size)) and all(leak.document.startswith(f"{leak.test}/") for leak in out)
+    assert len(kept) == 2000 and index.assert_clean(kept) == 2000
+
+
+def test_a_piece_has_thirteen_words_and_two_thirds_of_the_document() -> None:
+    test = [f"word{n}" for n in range(200)]
+    index = LeakIndex([document(" ".join(test), "t")])
+
+    def leak(text: list[str]) -> Leak | None:
+        return index.leaks([document(" ".join(text), "d")])[0]
+
+    assert leak(test[50:62]) is None and leak(test[50:63]) == Leak("d", "t", 1.0, piece=True)
+    other = [f"other{n}" for n in range(100)]
+    assert leak(test[50:79] + other[:11]) == Leak("d", "t", 22 / 33, piece=True)
+    assert leak(test[50:79] + other[:12]) is None
+    assert leak(test[50:59] * 20) is None  # the same few words again and again
+    assert LeakIndex([document(" ".join(test))], pieces=False).leaks([document(" ".join(test[50:80]))]) == [None]
+    assert str(leak(test[50:70])) == "100% of d stands in t" and str(leak(test)) == "d holds 100% of t"
+
+
+def test_a_piece_in_chinese_is_longer() -> None:
+    draw = random.Random(9)
+    test = "".join(chr(0x4E00 + draw.randrange(3000)) for _ in range(200))
+    index = LeakIndex([document(test, "t")])
+    assert index.leaks([document(test[40:63])]) == [None]  # a line that is quoted
+    assert index.leaks([document(test[40:64] + "。", "d")]) == [Leak("d", "t", 1.0, piece=True)]

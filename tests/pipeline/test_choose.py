@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
+from ziggurat.data import sources
 from ziggurat.errors import UserError
 from ziggurat.objectives import OBJECTIVES
 from ziggurat.pipeline import choose as choosing
+from ziggurat.pipeline.candidates import language, measure
 from ziggurat.pipeline.choose import Candidate, decide, paired
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import load_recipe, run
@@ -114,6 +117,7 @@ def test_folders_with_tokenizers_of_their_own(here: Path) -> None:
     choice = json.loads((folder / "finetune/choice.json").read_text("utf-8"))
     one, two = choice["candidates"]
     assert choice["chosen"] == two["name"] and one["unknown"] > 0.02 and "unknown tokens" in one["note"]
+    assert choice["text"]["unit"] == "word"  # of different tokenizers: pieces of words are not compared
     theirs, ours = open_checkpoint("runs/two/pretrain").tokenizer, open_checkpoint(folder / "finetune").tokenizer
     assert theirs is not None and ours is not None and theirs.fingerprint == ours.fingerprint
 
@@ -128,6 +132,7 @@ def test_bits_per_byte_by_hand(here: Path) -> None:
     Path("r.yaml").write_text(recipe, "utf-8")
     folder = run("r.yaml")
     found = {c["name"]: c for c in json.loads((folder / "finetune/choice.json").read_text("utf-8"))["candidates"]}
+    assert json.loads((folder / "finetune/choice.json").read_text("utf-8"))["text"]["unit"] == "token"
     rows = [json.loads(line)["text"] for line in Path("valid.jsonl").read_text("utf-8").splitlines()]
     tokenizer = open_checkpoint(folder / "first").tokenizer
     assert tokenizer is not None
@@ -139,6 +144,21 @@ def test_bits_per_byte_by_hand(here: Path) -> None:
         assert found[name]["bits_per_byte"] == pytest.approx(loss / np.log(2) * tokens / size, rel=0.05)
 
 
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_masked_models_are_asked_tokens_or_whole_words(here: Path, unit: Literal["token", "word"]) -> None:
+    plant(A)
+    Path("r.yaml").write_text(RECIPE.format(order="first, second").replace("vocab: 300", "vocab: 60"), "utf-8")
+    opened = open_checkpoint(run("r.yaml") / "first")
+    asked = language(opened, unit)
+    assert asked is not None and asked.model_dump()["unit"] == unit
+    documents = list(sources.documents(load_recipe("r.yaml").sources["task"], "test"))
+    stage = load_recipe("r.yaml").stages[-1]
+    found, _ = measure("first", opened, stage, documents, [], None, Path("here"), 0, None, unit)
+    other, _ = measure("first", opened, stage, documents, [], None, Path("there"), 0, None)
+    assert found.bits_per_byte is not None and other.bits_per_byte is not None
+    assert (found.bits_per_byte == other.bits_per_byte) == (unit == "token")
+
+
 def test_a_changed_list_is_no_silent_change(here: Path) -> None:
     plant(A)
     Path("r.yaml").write_text(RECIPE.format(order="second, first"), "utf-8")
@@ -148,6 +168,51 @@ def test_a_changed_list_is_no_silent_change(here: Path) -> None:
     )
     with pytest.raises(UserError, match="at least 2"):
         run("r.yaml")
+
+
+TAUGHT = """\
+  - {stage: tapt, name: rows, data: task, steps: 30, init: first}
+  - {stage: dapt, name: later, data: a, steps: 5, init: rows}
+  - {stage: finetune,"""
+
+
+def taught(held_out: str = "", best_of: str = "first, later") -> str:
+    """A recipe with a candidate one of whose ancestors has read the task's rows."""
+    return (
+        RECIPE.format(order=best_of).replace("  - {stage: finetune,", TAUGHT).replace("train.jsonl,", f"train.jsonl,{held_out}")
+    )
+
+
+def test_who_was_trained_on_the_text_does_not_win_on_it(here: Path) -> None:
+    plant(B)
+    Path("r.yaml").write_text(taught(), "utf-8")
+    with pytest.raises(UserError, match="finetune: the candidate later was trained on the train rows of source 'task'") as error:
+        run("r.yaml")
+    assert "`valid` of task" in f"{error.value}" and not Path("runs/branches/first").exists()  # said first
+    Path("r.yaml").write_text(taught(" valid: 0.3,").replace("branches", "held"), "utf-8")
+    folder = run("r.yaml")
+    about = json.loads((folder / "finetune/choice.json").read_text("utf-8"))["text"]
+    # the probe, too, asks of rows that no candidate has read
+    assert about["split"] == "valid" and about["rows"] == about["documents"] < 40
+
+
+def test_folders_that_were_trained_on_the_text_are_told_by_their_lineage(here: Path) -> None:
+    """By the files, and by what stands in them when they were written anew."""
+    plant(B)
+    Path("r.yaml").write_text(taught().replace("{best_of: [first, later]}", "later"), "utf-8")
+    run("r.yaml")
+    head, last = RECIPE[: RECIPE.index("stages:")].format(), "runs/branches/second, runs/branches/rows"
+    head = "\n".join(line for line in head.splitlines() if not line.startswith(("model", "tokenizer")))
+    head = head.replace("roberta/tiny", "roberta").replace("branches", "other")
+    Path("o.yaml").write_text(f"{head}\nstages:\n{RECIPE.format(order=last).splitlines()[-2]}\nworth: false\n", "utf-8")
+    said = r"the candidate .*rows was trained on the train rows of source 'task'"
+    with pytest.raises(UserError, match=said):
+        run("o.yaml")
+    Path("train.jsonl").write_text(Path("train.jsonl").read_text("utf-8") + "\n", "utf-8")
+    with pytest.raises(UserError, match=said):
+        run("o.yaml")
+    Path("train.jsonl").write_text(Path("train.jsonl").read_text("utf-8").replace("me", "no"), "utf-8")
+    assert run("o.yaml")  # other text
 
 
 @pytest.mark.parametrize(

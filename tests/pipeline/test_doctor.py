@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import random
+import shutil
 import subprocess
 import sys
-from collections import namedtuple
+from collections import Counter, namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ import pytest
 from typer.testing import CliRunner
 
 from ziggurat.cli import app
+from ziggurat.evaluate import frozen
 from ziggurat.objectives import OBJECTIVES
 from ziggurat.objectives.base import Supply
+from ziggurat.pipeline import context_use, estimate, machine, scoring
 from ziggurat.pipeline import doctor as doctors
-from ziggurat.pipeline import estimate, machine
 from ziggurat.pipeline.doctor import doctor
+from ziggurat.pipeline.passes import FISHER
 from ziggurat.pipeline.run import run
+from ziggurat.train import retention
 
 WORDS = [
     a + b
@@ -119,6 +123,41 @@ def test_a_planted_leak_is_found(clinic: Path, verb: str, caplog: pytest.LogCapt
     assert {f["check"] for f in findings} == {"leaks"}
 
 
+@pytest.mark.parametrize("verb", ["doctor", "run"])
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("held", ["test", "valid"])
+def test_text_that_is_only_measured_on_is_kept_out_too(clinic: Path, verb: str, changed: bool, held: str) -> None:
+    """Rows of a probed task and held-out general text stand in the corpus, as they are or slightly changed."""
+    draw = random.Random(8)
+    write("probe.jsonl", rows(draw, 60))
+    wide = [sentences(draw, 4) for _ in range(60)]
+    Path("wide.txt").write_text("".join(sentences(draw, 4) + "\n" for _ in range(60)), "utf-8")
+    Path("held.txt").write_text("".join(text + "\n" for text in wide), "utf-8")
+    with Path("general.txt").open("a", encoding="utf-8") as file:
+        for text in [row["text"] for row in read("probe.jsonl")[:20]] + wide[:20]:
+            file.write((f"Added {text.replace('.', '!', 1)} Here" if changed else text) + "\n")
+    recipe = RECIPE.replace(
+        "sources:\n",
+        """sources:
+  wide: {path: wide.txt, txt: line, HELD: held.txt}
+  probe: {path: train.jsonl, test: probe.jsonl, columns: {label: label}}
+""".replace("HELD", held),
+    ).replace(
+        "data: general, steps: 60}",
+        "data: general, steps: 60, forgetting: {general: [wide], tasks: {probe: {kind: classify, labels: [neg, pos]}}}}",
+    )
+    Path("clinic.yaml").write_text(recipe, "utf-8")
+    if verb == "doctor":
+        findings = found()
+    else:
+        run("clinic.yaml")
+        findings = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))["findings"]
+    leaks = [f for f in findings if f["check"] == "leaks"]
+    assert sum(int(f["message"].split(" of ")[0]) for f in leaks) == 40 and {f["check"] for f in findings} == {"leaks"}
+    shards = json.loads(Path("runs/clinic/shards/wide/" + held + ".json").read_text("utf-8"))
+    assert (shards["kept"], shards["leaks"]) == (60, 0)
+
+
 def test_run_keeps_what_the_doctor_found_and_stays_quiet_about_health(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     doctor("clinic.yaml")
     said: list[Any] = []
@@ -180,6 +219,38 @@ def test_held_out_text_that_is_trained_on(clinic: Path) -> None:
     Path("valid.txt").write_text("".join(line.replace(".", "!") for line in lines[:30]), "utf-8")
     finding = only(found("sources.general.valid=valid.txt"), "held out")
     assert finding["message"].startswith("30 of 30 held-out documents stand in training text; general.txt:")
+
+
+@pytest.mark.parametrize("verb", ["doctor", "run"])
+def test_a_few_copies_among_many_held_out_documents(clinic: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten of 1,200 are less than 2%, and said; nine are not."""
+    draw = random.Random(5)
+    held = [sentences(draw, 4) for _ in range(1200)]
+    Path("valid.txt").write_text("".join(text + "\n" for text in held), "utf-8")
+    lines = Path("general.txt").read_text("utf-8")
+    own = "sources.general.valid=valid.txt"
+
+    def after(count: int) -> list[dict[str, Any]]:
+        Path("general.txt").write_text(lines + "".join(text + "\n" for text in held[:count]), "utf-8")
+        if verb == "doctor":
+            return found(own)
+        run("clinic.yaml", [own])
+        findings: list[dict[str, Any]] = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))["findings"]
+        shutil.rmtree("runs")
+        return findings
+
+    assert after(0) == [] and after(9) == []
+    assert only(after(10), "held out")["message"].startswith("10 of 1,200 held-out documents stand in training text")
+
+
+def test_text_that_was_not_searched_for_held_out_text_is_said(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ziggurat.pipeline.findings.CHARACTERS", 20_000)
+    lines = Path("general.txt").read_text("utf-8").splitlines(keepends=True)
+    Path("valid.txt").write_text("".join(lines[:30]), "utf-8")
+    whole = doctor("clinic.yaml", ["sources.general.valid=valid.txt"])
+    assert "of general only the first 20,000 characters were searched" in only(whole["findings"], "held out")["message"]
+    (_, header, body), *_ = doctors.tables(whole)
+    assert [row[header.index("searched for held-out text")] for row in body] == ["the first 20k", "", "all", ""]
 
 
 def test_another_script(clinic: Path) -> None:
@@ -305,6 +376,72 @@ def test_memory_is_about_what_a_run_takes(clinic: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     measured = int(done.stdout.split()[-1])
     assert 0.5 * measured < max(stages) < 1.33 * measured, (measured, stages)
+
+
+STAGES = """\
+stages:
+  - {stage: pretrain, data: general, steps: 10, evaluate: {context: true, every: 4, tokens: 400}}
+  - stage: dapt
+    data: domain
+    length: 32
+    steps: 4
+    vocabulary: {extend: 3, min_frequency: 2}
+    anchor: {ewc: 1.0, tokens: 600}
+    forgetting: {general: [general], tasks: {task: {kind: classify, labels: [neg, pos]}}}
+worth: false
+"""
+
+
+def test_what_is_read_outside_of_training_is_counted(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the batches that a run gives its networks."""
+    text = RECIPE[: RECIPE.index("stages:")].replace(
+        "  general: {", "  domain: {path: domain.txt, txt: line, valid: 0.2}\n  general: {"
+    )
+    Path("clinic.yaml").write_text(text.replace("vocab: 400", "vocab: 120") + STAGES, "utf-8")
+    draw = random.Random(3)
+    Path("domain.txt").write_text("".join(sentences(draw, 6) + "\n" for _ in range(100)), "utf-8")
+    wanted = {stage["name"]: stage["passes"] for stage in doctor("clinic.yaml")["estimate"]["stages"]}
+    read: Counter[str] = Counter()
+
+    def watched(module: Any, name: str, what: str, place: int) -> None:
+        inner = getattr(module, name)
+
+        def through(*given: Any, **more: Any) -> Any:
+            def counted() -> Iterator[Any]:
+                for batch in given[place]:
+                    read[what] += batch.live_tokens()
+                    yield batch
+
+            return inner(*given[:place], counted(), *given[place + 1 :], **more)
+
+        monkeypatch.setattr(module, name, through)
+
+    watched(scoring, "held_out", "losses", 2)
+    watched(context_use, "held_out", "context", 2)
+    watched(context_use, "by_position", "context", 2)
+    watched(retention, "fisher", "fisher", 2)
+    inner = frozen._passes
+
+    def passes(network: Any, batch: Any) -> Any:
+        read["probes"] += batch.live_tokens()
+        return inner(network, batch)
+
+    monkeypatch.setattr(frozen, "_passes", passes)
+    run("clinic.yaml")
+    pretrain, dapt = wanted["pretrain"], wanted["dapt"]
+    assert set(pretrain) == {"held-out losses", "use of context"} and len(dapt) == 4
+    losses = pretrain["held-out losses"] + dapt["held-out losses"] + dapt["held-out losses with the old vocabulary"]
+    assert losses == pytest.approx(read["losses"], rel=0.03)
+    assert pretrain["use of context"] == pytest.approx(read["context"], rel=0.03)
+    assert dapt["probes of general tasks"] == read["probes"]
+    assert dapt[FISHER] == pytest.approx(read["fisher"], rel=0.25)  # the last batch is read whole
+
+
+def test_what_the_time_is_without_is_said(clinic: Path) -> None:
+    with_suites = doctor("clinic.yaml", ["suites={glue: {seeds: 1}}"])
+    assert with_suites["estimate"]["left_out"] == ["the suite glue"]
+    assert doctors.summary(with_suites)[0].endswith("are free). Not in the time: the suite glue.")
+    assert "Not in the time" not in doctors.summary(doctor("clinic.yaml"))[0]
 
 
 @pytest.mark.slow

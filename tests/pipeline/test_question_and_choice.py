@@ -13,7 +13,10 @@ import torch
 
 from ziggurat.config import load as load_yaml
 from ziggurat.errors import UserError
+from ziggurat.evaluate import answers
 from ziggurat.evaluate.answer_scores import answer_metric
+from ziggurat.pipeline import estimate
+from ziggurat.pipeline.doctor import doctor
 from ziggurat.pipeline.evaluate import evaluate_checkpoint
 from ziggurat.pipeline.model import load
 from ziggurat.pipeline.run import run
@@ -65,6 +68,40 @@ def answering(system: str, objective: str, length: int, none: bool = True) -> Pa
     )
     Path("qa.yaml").write_text(text, "utf-8")
     return Path("qa.yaml")
+
+
+def test_a_long_question_may_be_asked_of_many_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives no test row away; a context that stands in both does, and goes."""
+    monkeypatch.chdir(tmp_path)
+    path = answering("bert", "{kind: question_answering, no_answer: true}", 44)
+    rows = {
+        name: [json.loads(line) for line in Path(f"{name}.jsonl").read_text("utf-8").splitlines()] for name in ("train", "test")
+    }
+    for row in (*rows["train"][:9], *rows["test"][:9]):
+        row["question"] = "In which town of the whole wide world does this one live today?"
+    write("train.jsonl", rows["train"] + [{**rows["train"][0], "context": rows["test"][0]["context"], "answers": []}])
+    write("test.jsonl", rows["test"])
+    folder = run(path)
+    facts = json.loads((folder / "shards/task/train.json").read_text("utf-8"))
+    assert (facts["kept"], facts["leaks"]) == (60, 1)
+
+
+@pytest.mark.parametrize("kind", ["questions", "choices"])
+def test_the_estimate_counts_what_the_answers_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context in several windows, also on the rows that a threshold is tuned on; a question once with each of its choices."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(estimate, "SECONDS", 0.2)
+    if kind == "questions":
+        path = answering("bert", "{kind: question_answering, no_answer: true, threshold: tuned, longest: 8}", 30)
+    else:
+        path = choosing("bert")
+    (stage,) = doctor(path)["estimate"]["stages"]
+    read: list[int] = []
+    inner = answers._scores
+    monkeypatch.setattr(answers, "_scores", lambda *given: read.append(given[2].live_tokens()) or inner(*given))
+    run(path)
+    counted = stage["passes"]["answers"] + stage["passes"].get("rows a threshold is tuned on", 0)
+    assert counted == sum(read) > 0 and ("rows a threshold is tuned on" in stage["passes"]) == (kind == "questions")
 
 
 @pytest.mark.parametrize("system", ["bert", "bart"])
@@ -154,16 +191,20 @@ def options(n: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize("system", ["bert", "gpt2", "bart"])
-def test_choices(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    transformers = pytest.importorskip("transformers")
-    monkeypatch.chdir(tmp_path)
+def choosing(system: str) -> Path:
     for name, n, seed in (("train", 60, 0), ("valid", 12, 1), ("test", 14, 2)):
         write(f"{name}.jsonl", options(n, seed))
     columns = "{text: passage, pair: ask, choices: choices.text, choice_names: choices.name, label: key}"
     about: dict[str, Any] = {"system": system, "tokenizer": TOKENIZERS[system], "columns": columns, "length": 40}
     Path("c.yaml").write_text(RECIPE.format(name="choice", objective="{kind: multiple_choice}", **about), "utf-8")
-    folder = run("c.yaml")
+    return Path("c.yaml")
+
+
+@pytest.mark.parametrize("system", ["bert", "gpt2", "bart"])
+def test_choices(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    folder = run(choosing(system))
     kept = json.loads((folder / "finetune" / "predictions.json").read_text("utf-8"))
     rows = options(14, 2)
     assert kept["gold"] == ["ABCDE".index(row["key"]) for row in rows]

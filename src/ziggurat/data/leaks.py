@@ -5,6 +5,9 @@ stretch of twice the text's length. n is 8 (as in the decontamination of GPT-3's
 short texts so that one changed word does not hide them: (words + 1) // 3, at least 4. A text of fewer than 5
 words stands in too many places by chance; only a document that says nothing else leaks it.
 
+A document that is a piece of a test text leaks it, too, for a corpus may be cut smaller than the test: at least two thirds of the
+document's n-grams stand in the one test text, and so many different ones as 13 words in a row have (24 Han characters).
+
 Words are compared in lower case without punctuation (after NFKC); a Han character is a word by itself.
 """
 
@@ -27,6 +30,10 @@ WORD = re.compile(f"[{HAN}]|[^\\W_{HAN}]+")
 FEWEST = 5
 """Words of the shortest test text that is looked for inside longer documents."""
 SMALLEST_GRAM = 4
+PIECE, HAN_PIECE = 13, 24
+"""Words and Han characters that a piece of a test text has in common with it at least: fewer are a turn of phrase."""
+PIECE_SHARE = 2 / 3
+"""Of a document's n-grams, how many stand in a test text that it is a piece of: of a form that is filled in, fewer do."""
 BLOCK_CHARACTERS = 1 << 20
 """Documents are examined together up to this size: the arrays stay small, the calls few."""
 KEPT_WORDS = 1 << 20
@@ -42,6 +49,15 @@ class Leak:
     test: str
     share: float
     """Of the test text's n-grams, how many the document holds; 1 when the test text was taken out of it."""
+    piece: bool = False
+    """The document is a piece of the test text: `share` is of its own n-grams."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.share:.0%} of {self.document} stands in {self.test}"
+            if self.piece
+            else f"{self.document} holds {self.share:.0%} of {self.test}"
+        )
 
 
 class _Hashes(dict[str, int]):
@@ -106,15 +122,17 @@ class LeakIndex:
 
     `tests` are all test documents; each of a document's texts counts by itself, but not a question that is asked about a text. Test
     documents cut out of a larger document name it in `fields["document"]`: the document of that id leaks too, whatever it says.
+    Without `pieces` only a document that holds half of a test text leaks it, and none that is a piece of one.
     """
 
-    def __init__(self, tests: Iterable[Document], *, ngram: int = 8, containment: float = 0.5):
+    def __init__(self, tests: Iterable[Document], *, ngram: int = 8, containment: float = 0.5, pieces: bool = True):
         assert ngram >= SMALLEST_GRAM and 0 < containment <= 1
-        self.containment = containment
+        self.containment, self.pieces = containment, pieces
         self._hashes = _Hashes()
         self._names: list[str] = []
         self._lengths: list[int] = []
         self._counts: list[int] = []
+        self._ngrams: list[int] = []
         self._whole: dict[bytes, int] = {}
         self._origins: dict[str, str] = {}
         grams: dict[int, list[np.ndarray]] = defaultdict(list)
@@ -131,11 +149,13 @@ class LeakIndex:
                 self._lengths.append(len(hashes))
                 if len(hashes) < FEWEST:
                     self._counts.append(0)
+                    self._ngrams.append(0)
                     self._whole.setdefault(hashes.tobytes(), number)
                     continue
                 n = min(ngram, max(SMALLEST_GRAM, (len(hashes) + 1) // 3))
                 found = np.unique(_grams(hashes, n))
                 self._counts.append(len(found))
+                self._ngrams.append(n)
                 grams[n].append(found)
                 owners[n].append(np.full(len(found), number))
         self._grams = {n: _Grams.of(np.concatenate(grams[n]), np.concatenate(owners[n])) for n in sorted(grams)}
@@ -150,6 +170,7 @@ class LeakIndex:
         """For each document the test text it gives away, or None."""
         hashes: list[np.ndarray] = []
         owner: list[int] = []
+        texts: list[str] = []
         result: list[Leak | None] = [None] * len(documents)
         for d, document in enumerate(documents):
             if document.id in self._origins:
@@ -161,6 +182,7 @@ class LeakIndex:
                 result[d] = Leak(document.id, self._names[short[0] or 0], 1.0)
             hashes += said
             owner += [d] * len(said)
+            texts += document.texts.values()
         if not hashes or not self._grams:
             return result
         flat = np.concatenate(hashes)
@@ -182,7 +204,20 @@ class LeakIndex:
             best = result[d]
             if share >= self.containment and (best is None or share > best.share):
                 result[d] = Leak(documents[d].id, self._names[test], share)
+        for (r, test), places in hits.items() if self.pieces else ():
+            d = owner[r]
+            share = len(places) / (len(hashes[r]) - self._ngrams[test] + 1)
+            if result[d] is None and share >= PIECE_SHARE and self._long(places, test, texts[r]):
+                result[d] = Leak(documents[d].id, self._names[test], share, piece=True)
         return result
+
+    def _long(self, places: list[tuple[int, int]], test: int, text: str) -> bool:
+        """Whether a document has enough in common with a test text to be a piece of it: different n-grams, for a list repeats itself."""
+        shared = len({which for _, which in places}) + self._ngrams[test] - 1
+        if shared < PIECE:
+            return False
+        found = words(text)
+        return shared >= HAN_PIECE or 2 * sum(re.match(f"[{HAN}]", word) is not None for word in found) < len(found)
 
     @staticmethod
     def _most(places: list[tuple[int, int]], stretch: int) -> int:
@@ -215,7 +250,7 @@ class LeakIndex:
         for block in _blocks(documents):
             for leak in self.leaks(block):
                 if leak is not None:
-                    raise AssertionError(f"{leak.document} holds {leak.share:.0%} of the test text {leak.test}")
+                    raise AssertionError(f"a test text is in the training text: {leak}")
             count += len(block)
         return count
 

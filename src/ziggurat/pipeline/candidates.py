@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ from ziggurat.objectives import OBJECTIVES
 from ziggurat.objectives.base import Objective, context_of
 from ziggurat.objectives.labelled import Tag
 from ziggurat.pipeline.opened import Opened
-from ziggurat.pipeline.prepare import TestTexts
+from ziggurat.pipeline.prepare import TestTexts, content
 from ziggurat.train.recipe import Recipe
-from ziggurat.train.stage import Stage
+from ziggurat.train.stage import Stage, candidates
 from ziggurat.train.start import Start
 from ziggurat.train.tasks import single
 from ziggurat.types import Document
@@ -64,17 +64,61 @@ class Candidate:
         return float(np.mean(self.folds)) if self.folds else None
 
 
-def material(recipe: Recipe, stage: Stage) -> tuple[list[Document], str, list[Document], Objective | None]:
+def read_in(recipe: Recipe, name: str) -> set[tuple[str, str]]:
+    """(source, split) of all that a stage of the recipe and those it comes from are trained on; nothing of a folder."""
+    stages, ahead, found = {s.title: s for s in recipe.stages}, [name], set[tuple[str, str]]()
+    while ahead:
+        before = stages.get(ahead.pop())
+        if before is not None:
+            found |= {(source, "train") for source in before.reads}
+            ahead += candidates(before.init)
+    return found
+
+
+def read_before(recipe: Recipe, stage: Stage, name: str, opened: Opened, place: Path) -> set[tuple[str, str]]:
+    """Which (source, split) of a stage's text a candidate or one of its ancestors was trained on: by the recipe's stages, and by the
+    files and the contents that its lineage names."""
+    found, own = read_in(recipe, name), {s.title for s in recipe.stages}
+    data = [one for entry in opened.lineage for one in entry.get("data", {}).values()]
+    files, contents = ({str(one[key]).partition("/")[0] for one in data if one.get(key)} for key in ("source", "content"))
+    tests = TestTexts(recipe)
+    for source in stage.data:
+        for split in sources.splits(recipe.sources[source]):
+            if split != "test" and sources.fingerprint(recipe.sources[source], split)[:16] in files:
+                found.add((source, split))
+            elif split != "test" and contents and name not in own and opened.tokenizer is not None:
+                documents = _documents(recipe, tests, source, split)  # the same rows, in other files
+                if documents and content(write_shards(place / "read", documents, opened.tokenizer)) in contents:
+                    found.add((source, split))
+    return found
+
+
+def judged_by(stage: Stage, held: Collection[str], read: Mapping[str, Collection[tuple[str, str]]]) -> str:
+    """The split that the candidates are judged by, where these sources hold rows out. Raises `UserError` when one was trained on it: who
+    has learnt a text by heart wins on it."""
+    lacking = [name for name in stage.data if name not in held]
+    split = "train" if lacking else "valid"
+    for candidate, seen in read.items():
+        for name in stage.data:
+            check(
+                (name, split) not in seen,
+                f"{stage.title}: the candidate {candidate} was trained on the {split} rows of source {name!r}, by which it would be judged",
+                f"hold out rows that no candidate is trained on: `valid` of {', '.join(lacking or stage.data)}, a file or a share such as 0.1",
+            )
+    return split
+
+
+def material(
+    recipe: Recipe, stage: Stage, read: Mapping[str, Collection[tuple[str, str]]]
+) -> tuple[list[Document], str, list[Document], Objective | None]:
     """The text that losses are measured on and its split, labelled rows for the probe, and their objective. No test rows: they and
-    their near duplicates are left out."""
+    their near duplicates are left out. `read` says what each candidate was trained on."""
     tests, names = TestTexts(recipe), list(stage.data)
-    held = {name: _held_out(recipe, tests, name) for name in names}
-    split = "valid" if all(held.values()) else "train"
+    held = {name: _documents(recipe, tests, name, "valid") for name in names}
+    split = judged_by(stage, [name for name in names if held[name]], read)
     text: list[Document] = []
     for name in names:
-        documents = (
-            list(islice(tests.clean(recipe.sources[name], split, Reading(), []), READ)) if split == "train" else held[name]
-        )
+        documents = held[name] if split == "valid" else _documents(recipe, tests, name, "train")
         order = np.random.default_rng([recipe.seed, 11]).permutation(len(documents))
         size = 0
         for n in order.tolist():
@@ -87,7 +131,8 @@ def material(recipe: Recipe, stage: Stage) -> tuple[list[Document], str, list[Do
     if tuned is None or not probeable(tuned.objective):
         return text, split, [], None
     (name,) = tuned.data
-    documents = list(islice(tests.clean(recipe.sources[name], "train", Reading(), []), None if tuned.examples else READ))
+    known = any((name, "train") in seen for seen in read.values())
+    documents = held[name] if known else _documents(recipe, tests, name, "train", None if tuned.examples else READ)
     if tuned.examples:  # no more labels than the task itself may see: the rows of its first seed
         seed = recipe.worth.seeds[0] if recipe.worth else recipe.seed
         chosen = np.random.default_rng([seed, 7]).permutation(len(documents))[: tuned.examples]
@@ -96,11 +141,11 @@ def material(recipe: Recipe, stage: Stage) -> tuple[list[Document], str, list[Do
     return text, split, [documents[n] for n in np.sort(order).tolist()], tuned.objective
 
 
-def _held_out(recipe: Recipe, tests: TestTexts, name: str) -> list[Document]:
-    """Held-out documents of a source; none if it has none."""
+def _documents(recipe: Recipe, tests: TestTexts, name: str, split: str, most: int | None = READ) -> list[Document]:
+    """The first documents of a split of a source; none if it has no such split or nothing fell into it."""
     source = recipe.sources[name]
     try:
-        return list(islice(tests.clean(source, "valid", Reading(), []), READ)) if "valid" in sources.splits(source) else []
+        return list(islice(tests.clean(source, split, Reading(), []), most)) if split in sources.splits(source) else []
     except sources.EmptySplit:
         return []
 
@@ -115,8 +160,9 @@ def measure(
     place: Path,
     seed: int,
     folds: list[tuple[np.ndarray, np.ndarray]] | None,
+    unit: Literal["token", "word"] = "token",
 ) -> tuple[Candidate, list[tuple[np.ndarray, np.ndarray]] | None]:
-    """One candidate's numbers, and the folds (made with the first one)."""
+    """One candidate's numbers, and the folds (made with the first one). `unit`: what a masked model is asked."""
     check(
         opened.tokenizer is not None,
         f"the candidate {name} has no tokenizer: texts cannot be given to it",
@@ -129,7 +175,7 @@ def measure(
     ids = np.concatenate([shards.read(np.arange(len(shards))).parts[p].ids for p in shards.parts])
     unknown = float(np.mean(ids == unk)) if unk is not None and len(ids) else 0.0
     family, bits, note = "", None, ""
-    objective = language(opened)
+    objective = language(opened, unit)
     if objective is not None:
         family, bits = objective.kind, _bits(opened, objective, shards, stage.length, seed, device)
         if unknown > UNKNOWN:
@@ -152,15 +198,14 @@ def _members(rows: np.ndarray, owners: np.ndarray | None) -> np.ndarray:
     return rows if owners is None else np.flatnonzero(np.isin(owners, rows))
 
 
-def language(opened: Opened) -> Objective | None:
-    """What a candidate's language-model head is asked with: masked LM of an encoder, causal LM of a decoder, else what it was trained with."""
+def language(opened: Opened, unit: Literal["token", "word"] = "token") -> Objective | None:
+    """What a candidate's language-model head is asked with: masked LM (of tokens or whole words) of an encoder, causal LM of a decoder, else what it was trained with."""
     model, tokenizer = opened.network.model, opened.tokenizer
     if "lm" not in opened.network.heads or isinstance(model, parts.Adversaries) or tokenizer is None:
         return None
     if isinstance(model, parts.Single):
-        wanted = (
-            [{"kind": "clm"}] if model.visibility == "causal" else [{"kind": "mlm"}] if tokenizer.vocab.mask is not None else []
-        )
+        masked = [{"kind": "mlm", "unit": unit}] if tokenizer.vocab.mask is not None else []
+        wanted = [{"kind": "clm"}] if model.visibility == "causal" else masked
     else:
         wanted = [dict(entry["objective"]) for entry in reversed(opened.lineage) if "objective" in entry]
     for fields in wanted:

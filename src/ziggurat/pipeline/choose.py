@@ -1,7 +1,8 @@
 """`init: {best_of: [...]}`: which of several starts fits a stage's text and labels, measured, said and kept.
 
 Two measurements, of train and held-out rows only:
-  bits per byte  the candidate's own language-model loss on the text, over its bytes: tokenizers may differ
+  bits per byte  the candidate's own language-model loss on the text, over its bytes: tokenizers may differ (masked models are then asked
+                 whole words)
   probe          cross-validated score of a linear model on frozen features of a few hundred labelled rows, if the task has labels
 
 The loss decides where all candidates have a comparable one (all masked, or all causal); the probe overrules it when its own favourite leads
@@ -20,15 +21,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ziggurat.atomic import write_json
+from ziggurat.data import sources
 from ziggurat.errors import check
 from ziggurat.evaluate.frozen import FOLDS
 from ziggurat.objectives.labelled import Tag
-from ziggurat.pipeline.candidates import UNKNOWN, Candidate, material, measure
+from ziggurat.pipeline.candidates import UNKNOWN, Candidate, judged_by, material, measure, read_before, read_in
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import BestOf, Stage
@@ -72,6 +74,14 @@ def choose_folders(recipe: Recipe, folder: Path) -> dict[str, Choice]:
     }
 
 
+def check_candidates(recipe: Recipe, folder: Path) -> None:
+    """Raise `UserError` now, not when the stage is reached, if a stage of the recipe that is a candidate reads what it would be judged by."""
+    for stage in recipe.stages:
+        if isinstance(stage.init, BestOf) and not (folder / stage.title / FILE).exists():
+            held = [name for name in stage.data if "valid" in sources.splits(recipe.sources[name])]
+            judged_by(stage, held, {name: read_in(recipe, name) for name in stage.init.best_of})
+
+
 def starting(recipe: Recipe, choices: Mapping[str, Choice]) -> Recipe:
     """The recipe with starts that were chosen."""
     update = {title: {"init": choice.chosen} for title, choice in choices.items()}
@@ -87,7 +97,8 @@ def called_start(name: str) -> str:
 def choose(recipe: Recipe, stage: Stage, folder: Path, candidates: Mapping[str, Callable[[], Opened]]) -> Choice:
     """The fitting start of a stage, said as a table. What was chosen once in this run folder stays chosen.
 
-    Raises `UserError` when nothing tells the candidates apart (no labels, and losses that cannot be compared).
+    Raises `UserError` when nothing tells the candidates apart (no labels, and losses that cannot be compared), or when one was trained on
+    the text they would be judged by.
     """
     path = folder / stage.title / FILE
     if path.exists():
@@ -97,21 +108,31 @@ def choose(recipe: Recipe, stage: Stage, folder: Path, candidates: Mapping[str, 
             return Choice(candidates=made, **kept)
     assert isinstance(stage.init, BestOf)
     log.info("%s: which of %s fits?", stage.title, ", ".join(map(called_start, candidates)))
-    text, split, rows, task = material(recipe, stage)
     place = folder / stage.title / "choice"
     seed = recipe.seed
+    read, tokenizers = dict[str, set[tuple[str, str]]](), set[str]()
+    try:
+        for name, open_ in candidates.items():
+            opened = open_()
+            read[name] = read_before(recipe, stage, name, opened, place)
+            tokenizers |= {opened.tokenizer.fingerprint} if opened.tokenizer is not None else set()
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    # a piece between the other pieces of its word is easily guessed, and tokenizers cut words into more pieces or fewer
+    unit: Literal["token", "word"] = "token" if len(tokenizers) == 1 else "word"
+    text, split, rows, task = material(recipe, stage, {called_start(name): seen for name, seen in read.items()})
     folds: list[tuple[np.ndarray, np.ndarray]] | None = None
     found = []
     try:
         for name, open_ in candidates.items():
-            measured, folds = measure(name, open_(), stage, text, rows, task, place, seed, folds)
+            measured, folds = measure(name, open_(), stage, text, rows, task, place, seed, folds, unit)
             found.append(measured)
             shutil.rmtree(place, ignore_errors=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     chosen, why = decide(found)
     size = sum(len(t.encode("utf-8", "surrogatepass")) for d in text for t in d.texts.values())
-    about: dict[str, Any] = {"documents": len(text), "bytes": size, "split": split, "rows": len(rows)}
+    about: dict[str, Any] = {"documents": len(text), "bytes": size, "split": split, "rows": len(rows), "unit": unit}
     score = getattr(task, "metric", "") if rows else ""
     about |= {"measure": "macro_f1" if isinstance(task, Tag) else score} if score else {}
     choice = Choice(chosen, why, stage.title, tuple(found), about)

@@ -29,7 +29,9 @@ from ziggurat.train import settings
 from ziggurat.train.loop import precision_of
 
 if TYPE_CHECKING:
+    from ziggurat.data.shards import Shards
     from ziggurat.pipeline.scoring import Scorer
+    from ziggurat.train.recipe import Recipe
     from ziggurat.train.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -49,9 +51,18 @@ def edges(longest: int) -> list[int]:
     return [*found, longest]
 
 
-def lengths(scorer: Scorer) -> list[int]:
+def lengths(recipe: Recipe) -> list[int]:
     """The lengths of the recipe's text stages, ascending, each once."""
-    return sorted({s.length for s in scorer.recipe.stages if s.stage != "finetune"})
+    return sorted({s.length for s in recipe.stages if s.stage != "finetune"})
+
+
+def documents(shards: Shards | None, longest: int, tokens: int) -> Subset | None:
+    """The first held-out documents of at least `longest` tokens, so many as hold `tokens`; None if there is none."""
+    long = np.flatnonzero(shards.lengths() >= longest) if shards is not None else np.zeros(0, np.int64)
+    if shards is None or not len(long):
+        return None
+    sizes = np.cumsum(shards.lengths("text", long))
+    return Subset(shards, long[: int(np.searchsorted(sizes, tokens)) + 1])
 
 
 def write(scorer: Scorer, stage: Stage, folder: Path, steps: int) -> None:
@@ -61,25 +72,22 @@ def write(scorer: Scorer, stage: Stage, folder: Path, steps: int) -> None:
         return
     assert objective is not None
     held = [content(scorer.shards[name, "valid"]) for name in stage.data if (name, "valid") in scorer.shards]
-    asked = settings.digest([settings.fingerprint(folder), steps, lengths(scorer), held])
+    asked = settings.digest([settings.fingerprint(folder), steps, lengths(scorer.recipe), held])
     if path.exists() and json.loads(path.read_text("utf-8"))["asked"] == asked:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = precision_of(stage.precision, device)
     network = open_checkpoint(jobs.result(folder, steps)).build().to(device)
-    all_lengths = lengths(scorer)
+    all_lengths = lengths(scorer.recipe)
     longest = min(all_lengths[-1], network.spec.model.embed.positions.length)
     found: dict[str, Any] = {}
     for name in stage.data:
-        shards = scorer.shards.get((name, "valid"))
-        long = np.flatnonzero(shards.lengths() >= longest) if shards is not None else np.zeros(0, np.int64)
-        if shards is None or not len(long):
+        some = documents(scorer.shards.get((name, "valid")), longest, stage.evaluate.tokens)
+        if some is None:
             log.warning(
                 "%s: no held-out document of %s has %d tokens: the use of context is not measured", stage.title, name, longest
             )
             continue
-        sizes = np.cumsum(shards.lengths("text", long))
-        some = Subset(shards, long[: int(np.searchsorted(sizes, stage.evaluate.tokens)) + 1])
         by_length = {}
         for length in (n for n in all_lengths if n <= longest):
             numbers = held_out(network, objective, scorer.batches(some, objective, length, network.spec.model), dtype)

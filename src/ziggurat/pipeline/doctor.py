@@ -150,6 +150,7 @@ def tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str
         "near",
         "leaks",
     ]
+    header += ["searched for held-out text"]
     made = [("The text", header, [_source(row) for row in found["sources"]])] if found["sources"] else []
     sizes = found.get("estimate")
     if sizes and any(stage["steps"] for stage in sizes["stages"]):
@@ -165,6 +166,7 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"The whole run: about {duration(sizes['seconds'])}, {_bytes(sizes['memory'])} of memory, {_bytes(sizes['disk'])} of disk "
             f"({_bytes(sizes['room'])} and {_bytes(sizes['free'])} are free)."
+            + (f" Not in the time: {', '.join(left)}." if (left := sizes.get("left_out")) else "")
         )
     return [*lines, *(str(Finding(**f)) for f in found["findings"])] + ([] if found["findings"] else ["No findings."])
 
@@ -190,7 +192,7 @@ def _source(row: Mapping[str, Any]) -> list[str]:
     scripts = row.get("scripts", {})
     letters = sum(scripts.values())
     some = [f"{name} {n / letters:.0%}" for name, n in scripts.items() if n >= 0.01 * letters][:3]
-    each, near = row.get("lengths"), row.get("near", {})
+    each, near, searched = row.get("lengths"), row.get("near", {}), row.get("searched")
     return [
         row["source"],
         row["split"],
@@ -203,6 +205,7 @@ def _source(row: Mapping[str, Any]) -> list[str]:
         f"{row['copies']:,}",
         f"{near['later']:,} of {near['looked']:,}" if near else "",
         f"{row['leaks']:,}" if row["split"] != "test" else "",
+        "" if searched is None else "all" if searched["whole"] else f"the first {count(searched['characters'])}",
     ]
 
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,15 @@ import numpy as np
 import torch
 
 from ziggurat.checkpoint import format as checkpoints
-from ziggurat.data.shards import Shards
-from ziggurat.data.subset import Subset
 from ziggurat.errors import UserError
 from ziggurat.nn import spec as parts
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import machine
-from ziggurat.pipeline.interpolation import shares
+from ziggurat.pipeline.passes import FISHER, passes
 from ziggurat.pipeline.run import Run, _prefixes, job_of, start_of
-from ziggurat.pipeline.scoring import leading
 from ziggurat.train.budget import PROBE, PROBE_SHARE
-from ziggurat.train.probe import FLOAT, Memory, Probe, parameters, probe, static
+from ziggurat.train.probe import FLOAT, Memory, parameters, probe, static
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import BestOf, Stage, candidates
 from ziggurat.train.start import Start
@@ -58,7 +55,9 @@ class StageEstimate:
     """Seconds, once."""
     evaluation: float = 0.0
     other: float = 0.0
-    """Building, reading and writing checkpoints."""
+    """Building, reading and writing checkpoints, and the Fisher information of an anchor."""
+    passes: dict[str, int] = field(default_factory=dict)
+    """Tokens that are read outside of training, by what for."""
     error: str = ""
     """Why the stage cannot begin."""
     hint: str = ""
@@ -82,6 +81,8 @@ class Estimate:
     """Bytes of memory that a model may take."""
     free: int
     """Bytes of disk that are free."""
+    left_out: tuple[str, ...] = ()
+    """What the recipe asks for that the time is without."""
 
     @property
     def seconds(self) -> float:
@@ -100,7 +101,7 @@ class Estimate:
     def as_dict(self) -> dict[str, Any]:
         plain = {"process": self.process, "room": self.room, "free": self.free}
         totals = {"seconds": self.seconds, "memory": self.memory, "disk": self.disk}
-        return {**totals, **plain, "stages": [stage.as_dict() for stage in self.stages]}
+        return {**totals, **plain, "left_out": list(self.left_out), "stages": [stage.as_dict() for stage in self.stages]}
 
 
 def repeats(recipe: Recipe) -> dict[str, int]:
@@ -155,7 +156,13 @@ def estimate(run: Run, skipped: frozenset[str] = frozenset()) -> Estimate:
     times = repeats(run.recipe)
     each = SECONDS / max(len(run.recipe.stages) - len(skipped), 1)
     found = tuple(_stage(run, stage, times[stage.title], each, room, stage.title in skipped) for stage in run.recipe.stages)
-    return Estimate(found, process, room, shutil.disk_usage(run.folder).free)
+    return Estimate(found, process, room, shutil.disk_usage(run.folder).free, tuple(_left_out(run.recipe)))
+
+
+def _left_out(recipe: Recipe) -> Iterator[str]:
+    """What is not timed: how long a suite takes hangs on its own tasks and trainings."""
+    yield from (f"the suite {name}" for name in recipe.suites or ())
+    yield from (f"the choice of a start of {stage.title}" for stage in recipe.stages if isinstance(stage.init, BestOf))
 
 
 def weighed(run: Run) -> Estimate:
@@ -188,7 +195,15 @@ def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bo
         training = amount + min(PROBE * found.seconds, PROBE_SHARE * amount)
     saves = (found.steps - 1) // stage.save.every if stage.save.every else 0
     write, read = _disk_speed(run.folder, job.start, stage, count)
-    other = found.building + write * (2 + OVERWRITTEN * saves) + read * (4 if stage.stage == "finetune" else 3)
+    counted = passes(run, stage, found.steps, job.start.model)
+    fisher = counted.get(FISHER, 0)
+    written = sum(_writing(run, one, name) for name, one in single(stage).items() if isinstance(one.objective, Seq2Seq))
+    other = (
+        found.building
+        + fisher * found.seconds / max(found.tokens, 1)
+        + write * (2 + OVERWRITTEN * saves)
+        + read * (4 if stage.stage == "finetune" else 3)
+    )
     return replace(
         plain,
         memory=found.memory,
@@ -196,8 +211,9 @@ def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bo
         seconds_per_step=found.seconds,
         tokens_per_step=found.tokens,
         training=training,
-        evaluation=sum(_evaluation(run, stage, found)),
+        evaluation=(sum(counted.values()) - fisher) * found.evaluating + written,
         other=other,
+        passes=counted,
     )
 
 
@@ -206,41 +222,6 @@ def _disk(stage: Stage, count: int) -> int:
     older = stage.save.keep - 1 if stage.save.every else 0
     exports = len(single(stage)) if several(stage) else 1
     return FLOAT * count * (1 + exports + OVERWRITTEN * older + (stage.interpolate is not None))
-
-
-def _evaluation(run: Run, stage: Stage, found: Probe) -> Iterator[float]:
-    """Seconds of each part of a stage's evaluation."""
-    assert stage.objective is not None
-    shards = run.read.get(stage.title, run.prepared).shards
-    looks = 1 + ((found.steps - 1) // stage.evaluate.every if stage.evaluate.every else 0)
-    looks += stage.stage != "finetune" and stage.init != "scratch"  # what it began with
-    looks += len(shares(stage.interpolate)) if stage.interpolate is not None else 0
-    names = (
-        list(stage.data)
-        if stage.stage == "finetune"
-        else list(dict.fromkeys(n for s in run.recipe.stages for n in (*s.reads, *s.measures)))
-    )
-    for name in names:
-        split = "valid" if (name, "valid") in shards or stage.stage == "finetune" else "test"
-        if (name, split) in shards:
-            yield looks * _live(run, stage, leading(shards[name, split], stage.evaluate.tokens)) * found.evaluating
-    if stage.stage == "finetune":
-        for name in stage.data:
-            if isinstance(stage.objective, Seq2Seq):
-                yield _writing(run, stage, name)
-            else:
-                yield _live(run, stage, shards[name, "test"]) * found.evaluating
-
-
-def _live(run: Run, stage: Stage, shards: Shards | Subset) -> int:
-    """Tokens of documents as a stage reads them, special ones too."""
-    layout = run.prepared.tokenizer.layout
-    lengths = np.sum([shards.lengths(part) for part in shards.parts], axis=0)
-    special = len(layout.first) + len(layout.last)
-    if stage.stage == "finetune":
-        return int(np.minimum(lengths + special, stage.length).sum())
-    room = max(stage.length - special, 1)
-    return int((lengths + special * -(-lengths // room)).sum())
 
 
 def _writing(run: Run, stage: Stage, name: str) -> float:

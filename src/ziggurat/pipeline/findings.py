@@ -15,10 +15,10 @@ import numpy as np
 
 from ziggurat.data import sources
 from ziggurat.data.census import Census, copies, several_sentences
-from ziggurat.data.leaks import LeakIndex
+from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.near import near_duplicates
 from ziggurat.objectives.base import Supply
-from ziggurat.pipeline.prepare import Prepared
+from ziggurat.pipeline.prepare import Prepared, used
 from ziggurat.train.budget import mixture, planned
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
@@ -28,6 +28,8 @@ COPIES = 0.05
 """Share of exact copies, and of near duplicates twice as many, from which a corpus is worth cleaning."""
 HELD = 0.02
 """Share of held-out documents in the training text from which their loss is not believed."""
+HELD_COUNT = 10
+"""So many of them are said however small their share is: chance puts none there, so the corpus has copies."""
 PASSES = {"pretrain": 40, "dapt": 40, "tapt": 200}
 """Passes over a text after which more bring next to nothing (Muennighoff et al., 2023, find that at about 40); the little text of a
 task is read about 100 times by those who introduced it (Gururangan et al., 2020)."""
@@ -77,6 +79,7 @@ def statistics(recipe: Recipe, prepared: Prepared, *, full: bool) -> list[dict[s
         if full and split == "train":
             near = near_duplicates([shards])
             row["near"] = {"looked": near.looked, "later": near.later}
+            row["searched"] = {"characters": min(facts["characters"], CHARACTERS), "whole": facts["characters"] <= CHARACTERS}
         rows.append(row)
     return rows
 
@@ -84,7 +87,7 @@ def statistics(recipe: Recipe, prepared: Prepared, *, full: bool) -> list[dict[s
 def of_data(recipe: Recipe, prepared: Prepared, rows: Sequence[dict[str, Any]], *, full: bool) -> list[Finding]:
     """What is wrong with the texts; labelled rows are looked at by `labels`."""
     by_split = {(row["source"], row["split"]): row for row in rows}
-    found = [*_leaks(prepared), *_held_out(recipe, prepared, full), *_duplicates(rows)]
+    found = [*_leaks(prepared), *_held_out(recipe, prepared, rows, full), *_duplicates(rows)]
     for stage in recipe.stages:
         found += [] if stage.stage == "finetune" else _text(stage, prepared, by_split)
     return [*found, *_scripts(recipe, by_split)]
@@ -147,7 +150,7 @@ def _leaks(prepared: Prepared) -> Iterator[Finding]:
         count = facts.get("leaks", 0)
         if not count:
             continue
-        some = [f"{e['document']} holds {e['share']:.0%} of {e['test']}" for e in facts.get("leak_examples", [])[:3]]
+        some = [str(Leak(**example)) for example in facts.get("leak_examples", [])[:3]]
         read = count + facts.get("kept", 0)
         yield Finding(
             "warning", "leaks", f"source {name} ({split})",
@@ -156,16 +159,16 @@ def _leaks(prepared: Prepared) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _held_out(recipe: Recipe, prepared: Prepared, full: bool) -> Iterator[Finding]:
+def _held_out(recipe: Recipe, prepared: Prepared, rows: Sequence[dict[str, Any]], full: bool) -> Iterator[Finding]:
     """Held-out text that stands in training text: the same documents, and when `full` also near duplicates and quotations."""
-    valid = {name: shards for (name, split), shards in prepared.shards.items() if split == "valid" and len(shards)}
+    trained = used(recipe)  # what is held out of other sources is left out of training text, and counts as a leak
+    valid = {n: shards for (n, split), shards in prepared.shards.items() if split == "valid" and n in trained and len(shards)}
     train = {name: shards for (name, split), shards in prepared.shards.items() if split == "train"}
     hits: dict[str, set[str]] = {name: set() for name in valid}
     some: dict[str, str] = {}
     if full and valid:
-        index = LeakIndex(
-            _named(name, document) for name in valid for document in sources.documents(recipe.sources[name], "valid")
-        )
+        held_out = (_named(name, d) for name in valid for d in sources.documents(recipe.sources[name], "valid"))
+        index = LeakIndex(held_out, pieces=False)  # a sentence of a held-out document does not make its loss too low
         for name in train:
             size, block = 0, list[Document]()
             for document in sources.documents(recipe.sources[name], "train"):
@@ -175,18 +178,21 @@ def _held_out(recipe: Recipe, prepared: Prepared, full: bool) -> Iterator[Findin
                     break
             for leak in index.leaks(block):
                 if leak is not None:
-                    held_out, _, which = leak.test.partition("\0")
-                    hits[held_out].add(leak.test)
-                    some.setdefault(held_out, f"; {leak.document} holds {leak.share:.0%} of {which}")
+                    whose, _, which = leak.test.partition("\0")
+                    hits[whose].add(leak.test)
+                    some.setdefault(whose, f"; {replace(leak, test=which)}")
     else:
         for name, held in valid.items():
             for other in train.values():
                 hits[name] |= set(map(str, np.flatnonzero(np.isin(held.keys, other.keys)).tolist()))
+    partly = [row["source"] for row in rows if not row.get("searched", {}).get("whole", True)]
+    searched = f" (of {', '.join(partly)} only the first {CHARACTERS:,} characters were searched)" if partly else ""
     for name, held in valid.items():
-        if len(hits[name]) > HELD * len(held):
+        if len(hits[name]) > HELD * len(held) or len(hits[name]) >= HELD_COUNT:
             yield Finding(
                 "warning", "held out", f"source {name} (valid)",
-                f"{len(hits[name]):,} of {len(held):,} held-out documents stand in training text{some.get(name, '')}: their loss will be too low",
+                f"{len(hits[name]):,} of {len(held):,} held-out documents stand in training text{searched}{some.get(name, '')}: "
+                "their loss will be too low",
                 "take the copies out of the corpus, or hold out other documents (`valid:`)",
             )  # fmt: skip
 

@@ -136,23 +136,39 @@ def content(shards: Shards | Subset) -> str:
 
 
 class TestTexts:
-    """The test documents of a recipe, which no other text may hold."""
+    """The documents of a recipe that no other text may hold: all test splits, and whatever is held out of sources that are only
+    measured on (`forgetting`)."""
 
     def __init__(self, recipe: Recipe, cleaned: bool = False):
-        self.sources = [s for n in used(recipe) if not cleaned and "test" in sources.splits(s := recipe.sources[n])]
-        state = [sources.fingerprint(source, "test") for source in self.sources]
+        trained = used(recipe)
+        wanted = [(name, split) for name, split in parts(recipe) if split == "test" or name not in trained]
+        self.kept: list[tuple[Source, Any]] = [] if cleaned else [(recipe.sources[name], split) for name, split in wanted]
+        """(source, split) of each, which are read as they are."""
+        state = [sources.fingerprint(source, split) for source, split in self.kept]
         self.mark = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16] if state else ""
         """Identifies them."""
         self._index: LeakIndex | None = None
 
+    def holds(self, source: Source, split: str) -> bool:
+        """Whether a split is among them."""
+        return split == "test" or (source, split) in self.kept
+
     def clean(self, source: Source, split: str, reading: Reading, left_out: list[Leak]) -> Iterator[Document]:
         """The documents of a split; those that hold a test document go to `left_out`."""
         documents = sources.documents(source, split, reading)  # type: ignore[arg-type]
-        if split == "test" or not self.sources:
+        if self.holds(source, split) or not self.kept:
             return documents
         if self._index is None:
-            self._index = LeakIndex(d for source in self.sources for d in sources.documents(source, "test"))
+            self._index = LeakIndex(self._documents())
         return self._index.clean(documents, left_out)
+
+    def _documents(self) -> Iterator[Document]:
+        for source, split in self.kept:
+            try:
+                yield from sources.documents(source, split)
+            except sources.EmptySplit:  # said where its shards are written, if somebody asked for them
+                if split == "test":
+                    raise
 
 
 def _tokenizer(recipe: Recipe, run: Path, brought: Tokenizer | None, texts: Callable[[], Iterator[str]], mark: str) -> Tokenizer:
@@ -197,7 +213,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: TestText
     source, tokenizer = recipe.sources[name], found.tokenizer
     place = folder / "shards" / name / split
     facts = place.with_name(f"{split}.json")
-    identity = f"{sources.fingerprint(source, split)[:16]}/{'' if split == 'test' else tests.mark}"  # type: ignore[arg-type]
+    identity = f"{sources.fingerprint(source, split)[:16]}/{'' if tests.holds(source, split) else tests.mark}"  # type: ignore[arg-type]
     phrases = _phrases(name, source, folder, tests)
     identity += f"/{hashlib.sha256(identity_of(phrases).encode()).hexdigest()[:16]}" if phrases else ""
     if (place / "meta.json").exists() and facts.exists():
@@ -341,10 +357,11 @@ def _similar(spec: Vectors, run: Path, found: Prepared) -> None:
 def assert_apart(test: Shards, train: Shards, *, gram: int = 8, unk: int | None = None) -> int:
     """Check on the finished shards, by token ids and not by the rule that cleaned them, that no training document holds
     the whole of a test text. Returns the test texts looked for; texts of up to `gram` words or tokens are too short to tell, and one
-    with an unknown token (id `unk`) does not say what it was."""
+    with an unknown token (id `unk`) does not say what it was. Of questions their contexts are looked for (`leaks.telling`)."""
     begin: dict[int, list[int]] = {}
-    part = test.read(np.arange(len(test))).parts["text"]
-    ids, bounds = np.asarray(part.ids), np.append(0, np.cumsum(test.lengths()))
+    telling = "pair" if "answers" in test.meta["fields"] else "text"
+    part = test.read(np.arange(len(test))).parts[telling]
+    ids, bounds = np.asarray(part.ids), np.append(0, np.cumsum(test.lengths(telling)))
     words, unknown = (np.append(0, np.cumsum(flags))[bounds] for flags in (part.words, ids == (-1 if unk is None else unk)))
     looked = np.flatnonzero((np.diff(bounds) > gram) & (np.diff(words) > gram) & (np.diff(unknown) == 0))
     for d in looked.tolist():
@@ -352,12 +369,13 @@ def assert_apart(test: Shards, train: Shards, *, gram: int = 8, unk: int | None 
         begin.setdefault(int(_rolled(ids[bounds[d] + 1 : bounds[d] + 1 + gram], gram)[0]), []).append(d)
     wanted = np.array(sorted(begin), np.uint64)
     for start in range(0, len(train), 1024):
-        part = train.read(np.arange(start, min(start + 1024, len(train)))).parts["text"]
-        hashes = _rolled(part.ids, gram)
-        for at in np.flatnonzero(np.isin(hashes, wanted)).tolist():
-            for d in begin[int(hashes[at])]:
-                text = ids[bounds[d] + 1 : bounds[d + 1]]
-                assert not np.array_equal(part.ids[at : at + len(text)], text), f"test text {d} stands in the training text"
+        read = train.read(np.arange(start, min(start + 1024, len(train)))).parts
+        for part in [read[name] for name in dict.fromkeys(("text", telling)) if name in read]:
+            hashes = _rolled(part.ids, gram)
+            for at in np.flatnonzero(np.isin(hashes, wanted)).tolist():
+                for d in begin[int(hashes[at])]:
+                    text = ids[bounds[d] + 1 : bounds[d + 1]]
+                    assert not np.array_equal(part.ids[at : at + len(text)], text), f"test text {d} stands in the training text"
     return len(looked)
 
 

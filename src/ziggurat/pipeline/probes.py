@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from ziggurat.train import job as jobs
 from ziggurat.train import settings
 
 if TYPE_CHECKING:
+    from ziggurat.data.shards import Shards
     from ziggurat.pipeline.opened import Opened
     from ziggurat.pipeline.scoring import Scorer
     from ziggurat.train.stage import Stage
@@ -83,14 +85,19 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
+def rows_of(shards: Mapping[tuple[str, str], Shards], name: str, seed: int) -> Subset:
+    """The held-out rows of a source that are looked at."""
+    held = next(shards[name, split] for split in ("test", "valid") if (name, split) in shards)
+    return Subset(held, np.sort(np.random.default_rng([seed, 13]).permutation(len(held))[:ROWS]))
+
+
 def _features(
     network: NetworkModel, objective: Objective, scorer: Scorer, name: str, length: int
 ) -> tuple[np.ndarray, list[Any], list[Any], np.ndarray]:
     """(features float64[N, F], their labels, a label for each row, int64[N] the row of each feature)."""
-    shards = next(scorer.shards[name, split] for split in ("test", "valid") if (name, split) in scorer.shards)
     seed = scorer.recipe.seed
-    chosen = np.sort(np.random.default_rng([seed, 13]).permutation(len(shards))[:ROWS])
-    tokens = Subset(shards, chosen).read(np.arange(len(chosen)))
+    chosen = rows_of(scorer.shards, name, seed)
+    tokens = chosen.read(np.arange(len(chosen)))
     model = network.spec.model
     ctx = context_of(model, scorer.tokenizer, min(length, model.embed.positions.length), seed)
     if isinstance(objective, Tag):

@@ -28,7 +28,7 @@ from ziggurat.log import Sink, tensorboard
 from ziggurat.nn.spec import Adversaries
 from ziggurat.nn.tasks import alone, named
 from ziggurat.pipeline import context_use, interpolation, probes
-from ziggurat.pipeline.choose import Choice, choose, choose_folders, starting
+from ziggurat.pipeline.choose import Choice, check_candidates, choose, choose_folders, starting
 from ziggurat.pipeline.opened import Opened, called, fits, open_checkpoint, reads_alike
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
@@ -149,6 +149,7 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
         raise UserError("the recipe asks for TensorBoard, which is not installed", "pip install 'ziggurat[tensorboard]'")
     choices, whole = choose_folders(recipe, folder), recipe
     recipe = starting(recipe, choices)
+    check_candidates(recipe, folder)
     own = {s.title for s in recipe.stages} | {"scratch"}
     inits = dict.fromkeys(name for s in recipe.stages for name in candidates(s.init) if name not in own)
     imported = {init: open_checkpoint(init) for init in inits}
