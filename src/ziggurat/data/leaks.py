@@ -199,6 +199,8 @@ class LeakIndex:
                 for test in known.owners[known.starts[which] : known.starts[which + 1]].tolist():
                     hits[int(run[where]), test].append((where, which))
         for (r, test), places in hits.items():
+            if len(places) < self.containment * self._counts[test]:  # there are many of these
+                continue
             d = owner[r]
             share = self._most(places, 2 * self._lengths[test]) / self._counts[test]
             best = result[d]
