@@ -17,7 +17,7 @@ from ziggurat import __version__
 from ziggurat.cli import app
 from ziggurat.errors import Stopped, UserError
 
-VERBS = ("run", "prepare", "doctor", "evaluate", "interpolate", "sweep", "import", "export", "show", "list", "try")
+VERBS = ("run", "prepare", "doctor", "evaluate", "interpolate", "soup", "sweep", "import", "export", "show", "list", "try")
 
 
 class Exported:

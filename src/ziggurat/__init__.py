@@ -21,13 +21,27 @@ if TYPE_CHECKING:
     from ziggurat.pipeline.model import load
     from ziggurat.pipeline.run import prepare, run
     from ziggurat.pipeline.show import show
+    from ziggurat.pipeline.soup import soup
     from ziggurat.pipeline.suites import evaluate_suite
     from ziggurat.pipeline.sweep import sweep
     from ziggurat.systems.hub import export_checkpoint as export
     from ziggurat.systems.hub import from_hub
     from ziggurat.systems.hub import import_folder as import_
 
-__all__ = ["UserError", "evaluate_suite", "export", "from_hub", "import_", "load", "prepare", "run", "score", "show", "sweep"]
+__all__ = [
+    "UserError",
+    "evaluate_suite",
+    "export",
+    "from_hub",
+    "import_",
+    "load",
+    "prepare",
+    "run",
+    "score",
+    "show",
+    "soup",
+    "sweep",
+]
 __version__ = "0.1.0"
 
 PLACES = {
@@ -40,6 +54,7 @@ PLACES = {
     "from_hub": "systems.hub:from_hub",
     "export": "systems.hub:export_checkpoint",
     "show": "pipeline.show:show",
+    "soup": "pipeline.soup:soup",
     "sweep": "pipeline.sweep:sweep",
     "UserError": "errors:UserError",
 }

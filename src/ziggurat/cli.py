@@ -145,6 +145,19 @@ def interpolate_(
     table(*interpolate(recipe, overrides or [], stage, Interpolate(points=points, share=share, limit=limit), to))
 
 
+@app.command("soup")
+@verb
+def soup_(
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help="Two or more of one shape, from one start.")],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the mean goes.")],
+    weights: Annotated[str, typer.Option(help="One number each, as in 0.2,0.8; otherwise all alike.")] = "",
+) -> None:
+    """Write the mean of checkpoints: of fine-tunings with several seeds, or of a fine-tuned model and its start."""
+    from ziggurat.pipeline.soup import shares, soup
+
+    typer.echo(soup(checkpoints, to, shares(weights)))
+
+
 @app.command("sweep")
 @verb
 def sweep_(
