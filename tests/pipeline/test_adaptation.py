@@ -192,6 +192,17 @@ def test_no_weights_are_chosen_without_held_out_text(world: Path) -> None:
     assert not (runs(world) / "pretrain").exists()  # before anything is trained
 
 
+@pytest.mark.parametrize(
+    ("objective", "kind"), [("{kind: joint, parts: [{kind: nsp}, {kind: mlm}]}", "nsp"), ("{kind: sop}", "sop")]
+)
+def test_distillation_of_what_is_no_word_is_refused_at_once(world: Path, objective: str, kind: str) -> None:
+    (world / "arms.yaml").write_text(HEAD + ARMS, "utf-8")
+    with pytest.raises(
+        UserError, match=f"keeps what a language model says at the rows asked for, and '{kind}' asks for something else"
+    ):
+        load_recipe("arms.yaml", [f"stages.held.objective={objective}"])
+
+
 def test_interpolate_command(arms: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with contextlib.chdir(arms):
         app(

@@ -159,6 +159,23 @@ def test_masked_models_are_asked_tokens_or_whole_words(here: Path, unit: Literal
     assert (found.bits_per_byte == other.bits_per_byte) == (unit == "token")
 
 
+def test_what_may_be_forgotten_is_the_chosen_start_s_text(here: Path) -> None:
+    """Not that of the candidate which stood for the choice before there was one; in a run that goes on, too."""
+    plant(A)
+    later = "{{stage: tapt, data: task, steps: 2, init: {{best_of: [first, second]}}}}\n  - {{stage: finetune,".format()
+    text = (
+        RECIPE.format(order="first, second")
+        .replace("{stage: finetune,", later)
+        .replace(", init: {best_of: [first, second]}}\nworth", "}\nworth")
+    )
+    Path("r.yaml").write_text(text, "utf-8")
+    folder = run("r.yaml")
+    assert json.loads((folder / "tapt/choice.json").read_text("utf-8"))["chosen"] == "first"
+    (stage,) = [s for s in json.loads((folder / "report.json").read_text("utf-8"))["stages"] if s["name"] == "tapt"]
+    assert set(stage["shift"]["forgetting"]) == {"a"}
+    assert run("r.yaml") == folder
+
+
 def test_a_changed_list_is_no_silent_change(here: Path) -> None:
     plant(A)
     Path("r.yaml").write_text(RECIPE.format(order="second, first"), "utf-8")

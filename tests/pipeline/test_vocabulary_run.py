@@ -108,6 +108,36 @@ def test_the_export_gives_the_same_ids_and_loads(folder: Path, stage: str) -> No
     assert torch.isfinite(model(**theirs(texts[0], return_tensors="pt")).last_hidden_state).all()
 
 
+def test_gain_and_forgetting_count_from_the_model_the_stage_began_as(folder: Path) -> None:
+    """Not from the one whose new rows are means: as many bits a byte are as much loss, whatever the tokens."""
+    found = json.loads((folder / "dapt/outcome.json").read_text("utf-8"))
+    pretrained = json.loads((folder / "pretrain/outcome.json").read_text("utf-8"))["held_out"]
+    grown = json.loads((folder / "dapt/before.json").read_text("utf-8"))
+    for source in ("general", "domain"):
+        start, new, after = pretrained[source]["bits_per_byte"], grown[source]["bits_per_byte"], found["held_out"][source]
+        assert found["before"][source]["bits_per_byte"] == pytest.approx(start, rel=1e-6) and start != pytest.approx(
+            new, rel=1e-3
+        )
+        nats_per_bit = (
+            after["mlm"] / after["bits_per_byte"]
+        )  # of the new tokens, of which a byte has the same number before and after
+        assert found["before"][source]["mlm"] == pytest.approx(start * nats_per_bit, rel=1e-4)
+    (facts,) = [s for s in json.loads((folder / "report.json").read_text("utf-8"))["stages"] if s["name"] == "dapt"]
+    assert facts["shift"]["forgetting"]["general"] == pytest.approx(
+        found["held_out"]["general"]["mlm"] - found["before"]["general"]["mlm"]
+    )
+    (one,) = json.loads((folder / "report.json").read_text("utf-8"))["vocabularies"]
+    assert one["sources"]["domain"]["bits_per_byte"]["new rows"] == grown["domain"]["bits_per_byte"]
+
+
+def test_new_rows_that_are_never_trained_are_refused(world: Path) -> None:
+    path = grown()
+    for means in ("lora={rank: 2}", "freeze={layers: 0}"):
+        with pytest.raises(UserError, match=r"brings new rows that .* would never train"):
+            load_recipe(path, [f"stages.dapt.{means}"])
+    assert load_recipe(path, ["stages.dapt.freeze={embeddings: false, layers: 1}"])
+
+
 def test_the_report_tells_what_was_bought_and_compares_by_the_byte(folder: Path) -> None:
     facts: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
     (one,) = facts["vocabularies"]

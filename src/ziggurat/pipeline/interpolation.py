@@ -71,20 +71,27 @@ def shares(spec: Interpolate) -> list[float]:
     return [n / (spec.points - 1) for n in range(spec.points)]
 
 
-def choose(stage: Stage, points: Sequence[Point], limit: float | None) -> float:
+def choose(stage: Stage, points: Sequence[Point], limit: float | None, before: Mapping[str, Mapping[str, float]]) -> float:
     """The share with the most gain on the stage's own text among those whose forgetting is within the limit (None: any); of equals the
-    smallest. A share of 0 forgets nothing, so there always is one."""
+    smallest. Both are counted from `before`, the numbers of the start. Without gain it is 0."""
     best, most = 0.0, 0.0
     for point in points:
-        moved = shift(stage, points[0].found, point.found) or Shift({}, {})
+        moved = shift(stage, before, point.found) or Shift({}, {})
         gain = sum(moved.gain.values())
         if gain > most and (limit is None or max(moved.forgetting.values(), default=0.0) <= limit):
             best, most = point.share, gain
     return best
 
 
-def sweep(stage: Stage, job: Job, scorer: Scorer, trained: checkpoints.Saved, spec: Interpolate) -> Line:
-    """Measure the points of the line; raises `UserError` when the start had no language model to go back to."""
+def sweep(
+    stage: Stage,
+    job: Job,
+    scorer: Scorer,
+    trained: checkpoints.Saved,
+    spec: Interpolate,
+    before: Mapping[str, Mapping[str, float]],
+) -> Line:
+    """Measure the points of the line from a start with the numbers `before`; raises `UserError` when the start had no language model to go back to."""
     begun(stage, job)
     assert stage.objective is not None
     network = NetworkModel(trained.card.network)
@@ -98,7 +105,7 @@ def sweep(stage: Stage, job: Job, scorer: Scorer, trained: checkpoints.Saved, sp
             points.append(Point(share, scorer.losses(network, stage.objective, stage, dtype)))
             bar.show(n, {})
     limit = spec.limit if spec.limit is not None else stage.forgetting.limit if stage.forgetting is not None else None
-    return Line(tuple(points), spec.share if spec.share is not None else choose(stage, points, limit))
+    return Line(tuple(points), spec.share if spec.share is not None else choose(stage, points, limit, before))
 
 
 def begun(stage: Stage, job: Job) -> None:
@@ -114,7 +121,7 @@ def interpolated(stage: Stage, job: Job, scorer: Scorer, folder: Path, outcome: 
     """Put what the stage hands on between its start and what it trained, as its recipe says; the outcome is then that one's."""
     assert stage.interpolate is not None
     trained = checkpoints.load(jobs.trained(folder, outcome.steps))
-    line = sweep(stage, job, scorer, trained, stage.interpolate)
+    line = sweep(stage, job, scorer, trained, stage.interpolate, outcome.before)
     write(folder / RESULT, line, job, trained)
     write_json(folder / FILE, asdict(line))
     outcome = replace(outcome, held_out=line.at(line.chosen).found)
@@ -176,18 +183,18 @@ def interpolate(
                 running.held_out(run.prepared, name, asks)
         job = running.job_of(run, stage, folder / title, recipe.seed, init)
         trained = checkpoints.load(jobs.trained(folder / title, outcome.steps))
-        line = sweep(stage, job, run.scorer(run.reads(stage, init)), trained, spec)
+        line = sweep(stage, job, run.scorer(run.reads(stage, init)), trained, spec, outcome.before)
         place = write(target or folder / title / "interpolated", line, job, trained, 0 if target else None)
-    header, rows = table(stage, line)
+    header, rows = table(stage, line, outcome.before)
     return header, rows, [f"share {line.chosen:g} of the way is in {place}"]
 
 
-def table(stage: Stage, line: Line) -> tuple[list[str], list[list[str]]]:
+def table(stage: Stage, line: Line, before: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
     """A row a point: share, loss on every source, gain and forgetting; the chosen one is marked."""
     sources = list(line.points[0].found)
     rows = []
     for point in line.points:
-        moved = shift(stage, line.points[0].found, point.found) or Shift({}, {})
+        moved = shift(stage, before, point.found) or Shift({}, {})
         losses = [f"{language_loss(point.found[s]):.3f}" for s in sources]
         both = [f"{sum(moved.gain.values()):+.3f}", f"{max(moved.forgetting.values(), default=0.0):+.3f}"]
         rows.append([f"{point.share:g}", *losses, *both, "chosen" if point.share == line.chosen else ""])

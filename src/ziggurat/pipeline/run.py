@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -285,7 +285,7 @@ def _one(
         assert stage.objective is not None
         start = start_of(run, init).for_objective(stage.objective)
         identity = settings.digest([spelled(stage), _parent(run, init), prepared.tokenizer.fingerprint])
-        before(folder, stage, start, run.scorer(run.read.get(init, run.prepared)), identity)
+        job = replace(job, start_bits=before(folder, stage, start, run.scorer(run.read.get(init, run.prepared)), identity))
     outcome = jobs.run_stage(folder, job)
     if stage.interpolate is not None and not jobs.done(folder):
         outcome = interpolation.interpolated(stage, job, run.scorer(prepared), folder, outcome)

@@ -130,12 +130,12 @@ def telling(tokenizer: Tokenizer, added: Sequence[Added]) -> list[tuple[str, Add
 
 
 @torch.no_grad()
-def before(folder: Path, stage: Stage, start: Start, scorer: Scorer, identity: str) -> None:
-    """Write into the stage's folder the bits per byte of held-out text as the start reads it, with its own tokens: {source: bits}. Nothing
+def before(folder: Path, stage: Stage, start: Start, scorer: Scorer, identity: str) -> dict[str, float]:
+    """The bits per byte of held-out text as the start reads it, with its own tokens: {source: bits}, kept in the stage's folder. Nothing
     for a start that has no head for it."""
     path = folder / MEASURED
-    if path.exists() and json.loads(path.read_text("utf-8"))["identity"] == identity:
-        return
+    if path.exists() and (kept := json.loads(path.read_text("utf-8")))["identity"] == identity:
+        return dict(kept["start"])
     assert stage.objective is not None
     objective, _ = scorer.asked_with(start.model, start.heads, stage.objective, stage)
     found: dict[str, float] = {}
@@ -147,22 +147,25 @@ def before(folder: Path, stage: Stage, start: Start, scorer: Scorer, identity: s
         found = {source: numbers[PER_BYTE] for source, numbers in losses.items() if PER_BYTE in numbers}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"identity": identity, "start": found})
+    return found
 
 
 def facts(title: str, folder: Path, outcome: Outcome, old: Prepared, new: Prepared) -> dict[str, Any]:
     """What a stage's new tokens bought, for the report: tokens a word, unknown tokens and bits a byte of every source, before and after."""
     path = folder / MEASURED
     start = json.loads(path.read_text("utf-8"))["start"] if path.exists() else {}
+    written = folder / "before.json"
+    grown = json.loads(written.read_text("utf-8")) if written.exists() else {}
     rows = {}
     for (name, split), shards in new.shards.items():
-        if split != "train" or (name, "valid") not in new.shards:
+        if split == next(s for s in ("valid", "test", "train") if (name, s) in new.shards):  # the text whose loss is measured
             fits = {"before": old.shards[name, split].fertility, "after": shards.fertility}
             rows[name] = {
                 "tokens_per_word": {when: fit.get("tokens_per_word") for when, fit in fits.items()},
                 "unknown_share": {when: fit.get("unknown_share") for when, fit in fits.items()},
                 "bits_per_byte": {
                     "start": start.get(name),
-                    "new rows": outcome.before.get(name, {}).get(PER_BYTE),
+                    "new rows": grown.get(name, {}).get(PER_BYTE),
                     "after": outcome.held_out.get(name, {}).get(PER_BYTE),
                 },
             }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ziggurat.config import Spec
-from ziggurat.evaluate.heldout import language_loss
+from ziggurat.evaluate.heldout import PER_BYTE, language_loss, main_loss
 from ziggurat.objectives import AnyObjective
 
 if TYPE_CHECKING:
@@ -151,6 +151,22 @@ def shift(stage: Stage, before: Mapping[str, Mapping[str, float]], after: Mappin
     lost = {name: change for name, change in rise.items() if name in general}
     limit = stage.forgetting.limit if stage.forgetting is not None else 0.1
     return Shift(gain, lost, limit) if gain or lost else None
+
+
+def as_read(found: Mapping[str, Mapping[str, float]], bits: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The held-out numbers of a start in the unit of a tokenizer that has more tokens than it had.
+
+    found: numbers by source, of the start with rows for the new tokens, which it has not learnt yet.
+    bits: bits a byte of the start with the tokens it was trained with. Losses become those that are as many bits a byte, so that gain and
+        forgetting are counted from the model that the stage began as.
+    """
+    made = {}
+    for source, numbers in found.items():
+        grown, own = numbers.get(PER_BYTE, 0.0), bits.get(source)
+        name = main_loss(numbers)
+        more = {name: numbers[name] * own / grown, PER_BYTE: own} if own is not None and grown > 0 else {}
+        made[source] = {**numbers, **more}
+    return made
 
 
 def advice(stage: Stage, moved: Shift) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ziggurat.data.sources import Source, splits
 from ziggurat.evaluate.frozen import probeable
+from ziggurat.evaluate.heldout import SENTENCES
 from ziggurat.objectives.base import Objective
 from ziggurat.train.adaptation import SAMPLE
 from ziggurat.train.stage import Stage
@@ -109,15 +110,24 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
         yield field, "needs weights to start from, and this stage starts from scratch"
     if stage.lora is not None and (stage.freeze is not None or anchor is not None):
         yield "lora", "leaves the weights as they are already: take `freeze` and `anchor` out"
-    if stage.distill is not None and stage.objective is not None and (stage.objective.labelled or stage.objective.kind == "rtd"):
-        yield (
-            "distill",
-            f"keeps what a language model says at the rows asked for, and '{stage.objective.kind}' asks for something else",
-        )
+    frozen = stage.freeze is not None and stage.freeze.embeddings
+    if stage.vocabulary is not None and (stage.lora is not None or frozen):
+        means = "lora" if stage.lora is not None else "freeze: {embeddings: true}"
+        yield "vocabulary", f"brings new rows that `{means}` would never train; take one of the two out"
+    if stage.distill is not None and stage.objective is not None:
+        for kind in _without_vocabulary(stage.objective):
+            yield "distill", f"keeps what a language model says at the rows asked for, and '{kind}' asks for something else"
     if stage.distill is not None and stage.memory:
         yield "distill", "asks the start about a text without what went before; take `memory` out"
     if stage.interpolate is not None and stage.stage == "finetune":
         yield "interpolate", "a fine-tuned head has no start to go back to; it belongs in a stage of text"
+
+
+def _without_vocabulary(objective: Objective) -> list[str]:
+    """The kinds of an objective and its parts whose answers are no words of the vocabulary."""
+    parts = getattr(objective, "parts", ())
+    inner = [kind for part in (parts.values() if isinstance(parts, Mapping) else parts) for kind in _without_vocabulary(part)]
+    return [objective.kind] if objective.labelled or objective.kind in ("rtd", *SENTENCES) else inner
 
 
 def _task_problems(name: str, task: Objective, sources: Mapping[str, Source]) -> Iterator[tuple[Any, ...]]:

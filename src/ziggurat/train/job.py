@@ -29,7 +29,7 @@ from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import budget, lineage, loop, schedule, settings, tasks
-from ziggurat.train.adaptation import advice, shift
+from ziggurat.train.adaptation import advice, as_read, shift
 from ziggurat.train.keeping import WITHIN, Ended, Ending, Keeping
 from ziggurat.train.optim import load_optimizer_tensors, optimizer_tensors
 from ziggurat.train.retention import Retention
@@ -92,6 +92,8 @@ class Job:
     """Around the training loop: gives the question whether a signal asks to stop."""
     general: Mapping[str, Shards] = field(default_factory=dict)
     """General text that says which weights matter (EWC)."""
+    start_bits: Mapping[str, float] = field(default_factory=dict)
+    """Where the stage's tokenizer has more tokens than its start had: bits a byte of held-out text, by source, as that one read it."""
     title: str = ""
     """What the console calls it when it is not one of the recipe's stages."""
     sinks: Callable[[int], Sequence[Sink]] = lambda after: ()
@@ -301,7 +303,7 @@ def _before(folder: Path, job: Job, network: NetworkModel, dtype: torch.dtype, n
     if not written.exists():
         write_json(written, job.held_out(network, job.stage.objective, dtype))
     found: dict[str, dict[str, float]] = json.loads(written.read_text("utf-8"))
-    return found
+    return as_read(found, job.start_bits)
 
 
 def outcome_of(folder: Path) -> Outcome:
