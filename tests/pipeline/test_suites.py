@@ -26,6 +26,7 @@ from ziggurat.errors import Stopped, UserError
 from ziggurat.evaluate.likelihood import Likelihood
 from ziggurat.objectives.labelled import Classify
 from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.pipeline import suites
 from ziggurat.pipeline.model import load
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import run
@@ -439,6 +440,26 @@ def test_what_decides_an_answer_is_in_its_key(suite: Path, start: list[Path]) ->
     asked, head = key("opinions", "answers=likelihood"), key("opinions")
     opened = replace(opened, lineage=({**opened.lineage[-1], "objective": {"kind": "seq2seq"}},))
     assert key("opinions", "answers=likelihood") != asked and key("opinions") == head
+
+
+def test_a_task_that_fails_does_not_take_the_others_along(
+    suite: Path, start: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = suites.answer
+
+    def diverging(asked: Any, seed: int, signals: Any) -> Any:
+        if asked.name == "alike" and asked.label == "dapt":
+            raise UserError("the loss is no number", "lower the rate")
+        return real(asked, seed, signals)
+
+    monkeypatch.setattr(suites, "answer", diverging)
+    results = evaluate_suite(start, suite, ["only=[opinions,alike]", "seeds=1"])
+    assert (
+        result(results, "alike").of("dapt").without == "the loss is no number" and result(results, "alike").of("pretrain").scores
+    )
+    assert all(result(results, "opinions").of(model).scores for model in results.checkpoints)
+    alone = evaluate_suite(start[1:], suite, ["only=[opinions,alike]", "seeds=1"])
+    assert [t.task for t in alone.left_out] == ["alike"] and result(alone, "alike").without == "the loss is no number"
 
 
 def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from ziggurat import __version__
 from ziggurat.config import given, spelled
-from ziggurat.errors import check
+from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import metric_of
 from ziggurat.evaluate.scores import Metric
 from ziggurat.objectives.base import Objective
@@ -141,9 +141,14 @@ def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskRe
     asked: Question | None = None
     for label, one in questions.items():
         if isinstance(one, Question):
-            asked = asked or one
             seeds = suite.seeds if one.trains or one.shots else suite.seeds[:1]
-            answers[label] = {seed: answer(one, seed, signals) for seed in seeds}
+            try:
+                answers[label] = {seed: answer(one, seed, signals) for seed in seeds}
+            except UserError as error:  # the other tasks and checkpoints can still be scored
+                log.warning("%s, %s: not scored: %s", name, label, error)
+                refused[label] = error.message
+            else:
+                asked = asked or one
     objective = task.objective
     if asked is None or objective is None:
         reason = "; ".join(dict.fromkeys(refused.values()))
