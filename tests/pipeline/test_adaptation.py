@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from conftest import RECIPE, sentence, write_world
@@ -30,6 +31,7 @@ from ziggurat.pipeline.show import batch_of
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import loop
 from ziggurat.train.adaptation import Shift, advice
+from ziggurat.train.recipe import Recipe
 
 HEAD = RECIPE[: RECIPE.index("stages:")]
 ARMS = """\
@@ -71,6 +73,11 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(folder: Path, stage: str, step: int) -> dict[str, torch.Tensor]:
     return checkpoints.load(checkpoints.at(runs(folder) / stage, step)).tensors
+
+
+def dapt_stage() -> Any:
+    text = HEAD + "stages:\n  - {stage: pretrain, data: general, steps: 1}\n  - {stage: dapt, data: domain, steps: 1}\n"
+    return Recipe.model_validate(yaml.safe_load(text)).resolved().stages[1]
 
 
 def outcome(folder: Path, stage: str) -> dict[str, Any]:
@@ -184,6 +191,8 @@ def test_no_weights_are_chosen_without_held_out_text(world: Path) -> None:
         with pytest.raises(UserError, match=re.escape(message)):
             load_recipe("arms.yaml", changes)
     assert load_recipe("arms.yaml", ["stages.held.data=task", "stages.held.interpolate=0.5"])
+    with pytest.raises(UserError, match="has no gain to choose a share by, for general counts as general text"):
+        load_recipe("arms.yaml", ["stages.held.data=general", "stages.held.replay={}"])
     (world / "few.txt").write_text("a river and a stone\na window and a garden\n", "utf-8")
     few = HEAD.replace("{path: domain.txt, txt: line, valid: 0.1}", "{path: few.txt, txt: line}")
     (world / "few.yaml").write_text(few + ARMS, "utf-8")

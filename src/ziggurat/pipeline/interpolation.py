@@ -73,14 +73,13 @@ def shares(spec: Interpolate) -> list[float]:
 
 def choose(stage: Stage, points: Sequence[Point], limit: float | None, before: Mapping[str, Mapping[str, float]]) -> float:
     """The share with the most gain on the stage's own text among those whose forgetting is within the limit (None: any); of equals the
-    smallest. Both are counted from `before`, the numbers of the start. Without gain it is 0."""
-    best, most = 0.0, 0.0
-    for point in points:
-        moved = shift(stage, before, point.found) or Shift({}, {})
-        gain = sum(moved.gain.values())
-        if gain > most and (limit is None or max(moved.forgetting.values(), default=0.0) <= limit):
-            best, most = point.share, gain
-    return best
+    smallest. Both are counted from `before`, the numbers of the start. A share of 0 forgets nothing, unless new tokens cost more than the
+    limit from the beginning: then the share that forgets least."""
+    moved = [(p.share, shift(stage, before, p.found) or Shift({}, {})) for p in points]
+    gain = {share: sum(m.gain.values()) for share, m in moved}
+    lost = {share: max(m.forgetting.values(), default=0.0) for share, m in moved}
+    within = [share for share in gain if limit is None or lost[share] <= limit]
+    return max(within, key=lambda share: (gain[share], -share)) if within else min(lost, key=lambda share: (lost[share], share))
 
 
 def sweep(

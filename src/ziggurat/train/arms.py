@@ -119,6 +119,12 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
             yield "distill", f"keeps what a language model says at the rows asked for, and '{kind}' asks for something else"
     if stage.distill is not None and stage.memory:
         yield "distill", "asks the start about a text without what went before; take `memory` out"
+    general = (held.general if held is not None else None) or ()
+    if stage.interpolate is not None and stage.interpolate.share is None and set(stage.data) <= set(general):
+        yield (
+            "interpolate",
+            f"has no gain to choose a share by, for {', '.join(stage.data)} counts as general text; name it: interpolate: 0.8",
+        )
     if stage.interpolate is not None and stage.stage == "finetune":
         yield "interpolate", "a fine-tuned head has no start to go back to; it belongs in a stage of text"
 
