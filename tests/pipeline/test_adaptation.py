@@ -202,7 +202,8 @@ def test_no_weights_are_chosen_without_held_out_text(world: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "kind"), [("{kind: joint, parts: [{kind: nsp}, {kind: mlm}]}", "nsp"), ("{kind: sop}", "sop")]
+    ("objective", "kind"),
+    [("{kind: joint, parts: [{kind: nsp}, {kind: mlm}]}", "nsp"), ("{kind: sop}", "sop")],
 )
 def test_distillation_of_what_is_no_word_is_refused_at_once(world: Path, objective: str, kind: str) -> None:
     (world / "arms.yaml").write_text(HEAD + ARMS, "utf-8")

@@ -17,6 +17,7 @@ from ziggurat.pipeline import choose as choosing
 from ziggurat.pipeline.candidates import language, measure
 from ziggurat.pipeline.choose import Candidate, decide, paired
 from ziggurat.pipeline.opened import open_checkpoint
+from ziggurat.pipeline.prepare import parts
 from ziggurat.pipeline.run import load_recipe, run
 
 A = [x + y for x in ["ba", "ke", "lo", "mu", "du", "fi"] for y in ["da", "fi", "go", "lu", "ba", "se"]]
@@ -98,6 +99,44 @@ def test_the_right_domain_is_chosen_and_stays_chosen(
     (folder / "finetune/DONE").unlink()
     run("r.yaml")
     assert load_recipe(folder / "recipe.yaml").resolved() == load_recipe("r.yaml")
+
+
+BRANCHES = """\
+stages:
+  - {stage: pretrain, name: first, data: a, steps: 40}
+  - {stage: pretrain, name: second, data: b, steps: 40, init: scratch}
+  - {stage: dapt, data: c, steps: 2, init: {best_of: [first, second]}}
+  - {stage: tapt, data: c, steps: 2, forgetting: {limit: 0.2}}
+worth: false
+"""
+
+
+def test_forgetting_is_measured_on_what_the_chosen_start_was_trained_on(here: Path) -> None:
+    """Also behind the stage that chose; until then it is left open."""
+    plant(A)
+    head = RECIPE[: RECIPE.index("stages:")].format().replace("  task:", "  c: {path: train.jsonl, valid: 0.2}\n  task:")
+    Path("r.yaml").write_text(head + BRANCHES, "utf-8")
+    recipe = load_recipe("r.yaml")
+    assert [s.forgetting and s.forgetting.general for s in recipe.stages] == [None] * 4 and recipe.resolved() == recipe
+    folder = run("r.yaml")
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert [list(s["shift"]["forgetting"]) for s in report["stages"][2:]] == [["a"], ["a"]]
+    assert report["stages"][3]["shift"]["limit"] == 0.2 and open_checkpoint(folder / "dapt").lineage[0]["name"] == "first"
+    with pytest.raises(UserError, match="has no general text to judge by before its start is chosen; name a source"):
+        load_recipe("r.yaml", ["stages.dapt.forgetting={stop: true}", "stages.dapt.evaluate.every=1"])
+
+
+def test_a_start_of_somebody_else_may_be_chosen(here: Path) -> None:
+    """Then general text is the default sample, so it is prepared."""
+    plant(A)
+    head = RECIPE[: RECIPE.index("stages:")].format().replace("  task:", "  c: {path: train.jsonl, valid: 0.2}\n  task:")
+    Path("r.yaml").write_text(head + BRANCHES.replace("second]", "a/folder]"), "utf-8")
+    recipe = load_recipe("r.yaml")
+    assert recipe.stages[2].forgetting is not None and recipe.stages[2].forgetting.general is None
+    assert ("general-sample", "valid") in parts(recipe) and ("general-sample", "train") not in parts(recipe)
+    for chosen, general in (("first", "a"), ("a/folder", "general-sample")):
+        found = choosing.starting(recipe, {"dapt": choosing.Choice(chosen, "", "dapt", ())})
+        assert [s.forgetting.general for s in found.stages[2:] if s.forgetting] == [(general,), (general,)]
 
 
 def test_folders_with_tokenizers_of_their_own(here: Path) -> None:

@@ -32,10 +32,9 @@ from ziggurat.evaluate.frozen import FOLDS
 from ziggurat.objectives.labelled import Tag
 from ziggurat.pipeline.candidates import UNKNOWN, Candidate, judged_by, material, measure, read_before, read_in
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
-from ziggurat.train.adaptation import SAMPLE
+from ziggurat.train.arms import left_open
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import BestOf, Stage
-from ziggurat.train.stage import candidates as candidates_of
 
 log = logging.getLogger(__name__)
 
@@ -85,33 +84,11 @@ def check_candidates(recipe: Recipe, folder: Path) -> None:
 
 
 def starting(recipe: Recipe, choices: Mapping[str, Choice]) -> Recipe:
-    """The recipe with starts that were chosen. What stages behind them may forget is the text of these, where the recipe leaves it to be
-    found: the last candidate had stood for the choice."""
-    if not choices:
-        return recipe
-    stages: list[Stage] = []
-    for stage in recipe.stages:
-        chosen = {"init": choices[stage.title].chosen} if stage.title in choices else {}
-        update: dict[str, Any] = dict(chosen)
-        if stage.forgetting is not None and tuple(stage.forgetting.general or ()) == general_of(recipe.stages, stage):
-            now = general_of([*stages, *recipe.stages[len(stages) :]], stage.model_copy(update=chosen))
-            if all(name in recipe.sources for name in now):
-                update["forgetting"] = stage.forgetting.model_copy(update={"general": now})
-        stages.append(stage.model_copy(update=update))
-    return recipe.model_copy(update={"stages": tuple(stages)})
-
-
-def general_of(stages: Sequence[Stage], stage: Stage) -> tuple[str, ...]:
-    """The text of the pretrain stages that a stage comes from, by the last candidate where none is chosen yet; the default sample behind
-    somebody's checkpoint (as `train.arms.measured` fills it in)."""
-    by_title, found, init = {s.title: s for s in stages}, list[str](), candidates_of(stage.init)[-1]
-    while init in by_title:
-        earlier = by_title.pop(init)
-        found += list(earlier.data) if earlier.stage == "pretrain" else []
-        init = candidates_of(earlier.init)[-1]
-    found = list(dict.fromkeys(found))
-    other = [name for name in found if name not in stage.data] or found
-    return tuple(other or ([SAMPLE] if init != "scratch" else []))
+    """The recipe with starts that were chosen, and with the general text that follows from them."""
+    update = {title: {"init": choice.chosen} for title, choice in choices.items()}
+    stages = tuple(s.model_copy(update=update.get(s.title, {})) for s in recipe.stages)
+    chosen = recipe.model_copy(update={"stages": stages}) if update else recipe
+    return chosen.resolved() if update and any(left_open(s) for s in stages) else chosen
 
 
 def called_start(name: str) -> str:

@@ -36,6 +36,8 @@ from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import train_tokenizer
 from ziggurat.text.vectors import Vectors, installed, similar_words
 from ziggurat.text.vocabulary import Added
+from ziggurat.train.adaptation import SAMPLE
+from ziggurat.train.arms import left_open
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
 from ziggurat.types import Document, Part
@@ -123,7 +125,9 @@ def used(recipe: Recipe) -> list[str]:
 def parts(recipe: Recipe) -> list[tuple[str, Any]]:
     """(source, split) of all shards of a recipe: of the sources that are only measured on, what is held out."""
     trained = used(recipe)
-    measured = dict.fromkeys(n for stage in recipe.stages for n in stage.measures if n not in trained)
+    possible = [SAMPLE] if SAMPLE in recipe.sources and any(left_open(s) for s in recipe.stages) else []
+    names = [*(n for stage in recipe.stages for n in stage.measures), *possible]
+    measured = dict.fromkeys(n for n in names if n not in trained)
     found = [(name, split) for name in trained for split in sources.splits(recipe.sources[name])]
     return found + [(n, split) for n in measured for split in sources.splits(recipe.sources[n]) if split != "train"]
 

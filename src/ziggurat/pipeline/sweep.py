@@ -34,6 +34,7 @@ from ziggurat.pipeline.sweep_report import show, write_results
 from ziggurat.pipeline.sweep_results import LOSS, Sweep, Trial, compare
 from ziggurat.pipeline.table import label
 from ziggurat.train import keeping, settings
+from ziggurat.train.arms import left_open
 from ziggurat.train.loop import Diverged
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
@@ -76,6 +77,10 @@ def sweep(path: str | Path, stage: str, grid: Grid, seeds: Sequence[int] | None 
             check((name, "valid") in run.prepared.shards, *without_valid(stage, name))
         running.in_order(run, run.recipe.stages[: [s.title for s in recipe.stages].index(stage)])
         base, init = running.started(run, base)
+        points = [
+            replace(p, stage=p.stage.model_copy(update={"forgetting": base.forgetting})) if left_open(p.stage) else p
+            for p in points
+        ]
         starts = {place.name: _start(run, base, init, place) for place in points}
         tried, home = list[tuple[Place, dict[int, Trial]]](), folder / FOLDER / stage
         metric, measure = _measure(base)

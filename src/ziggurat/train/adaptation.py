@@ -31,7 +31,7 @@ class Forgetting(Spec):
     """What a stage costs: the rise of the loss on general text, measured before and after it."""
 
     general: Names | None = None
-    """Sources of general text. Default: those of the pretrain stages before; for somebody's checkpoint the documentation of Python
+    """Sources of general text. Default: those of the pretrain stages before (of the start that is chosen, where there are several); for somebody's checkpoint the documentation of Python
     (English; better name your own). Empty = not measured."""
     limit: float = Field(0.1, gt=0)
     """Rise in nats a predicted token from which a warning is given."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ziggurat.data.sources import Source, splits
 from ziggurat.evaluate.frozen import probeable
-from ziggurat.evaluate.heldout import SENTENCES
+from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Objective
 from ziggurat.train.adaptation import SAMPLE
 from ziggurat.train.stage import Stage
@@ -16,30 +16,52 @@ from ziggurat.tree import Node, nearest, tree
 
 
 def measured(stages: Sequence[Node]) -> bool:
-    """Say in every dapt and tapt stage what it may forget: the text of the pretrain stages it comes from. Whether one comes from
-    somebody's checkpoint and has nothing to be measured on but the default sample."""
-    kinds: dict[str, tuple[str, list[str], str]] = {}
+    """Say in every dapt and tapt stage what it may forget: the text of the pretrain stages it comes from. Left open (null) where that hangs on
+    which start will be chosen. Whether a stage comes from somebody's checkpoint and has nothing to be measured on but the default
+    sample."""
+    kinds: dict[str, tuple[str, list[str], list[str]]] = {}
     sampled = False
     for node in stages:
         kind, data, init = (node.value[key].plain() if key in node.value else "" for key in ("stage", "data", "init"))
-        if isinstance(init, dict):  # not chosen yet: the last candidate stands for it
-            init = next(reversed(init.get("best_of") or ("",)))
-        own = [data] if isinstance(data, str) else list(data or ())
-        general, earlier, origin = list[str](), dict(kinds), init
-        while origin in earlier:
-            before, names, origin = earlier.pop(origin)
-            general += names if before == "pretrain" else []
-        kinds[node.value["name"].plain()] = kind, own, init
+        starts = list(init.get("best_of") or ("",)) if isinstance(init, dict) else [init]
+        read = [data] if isinstance(data, str) else list(data or ())
+        found: dict[frozenset[str], list[str]] = {}
+        for general, origin in (way for start in starts for way in _ways(start, kinds)):
+            on = [n for n in dict.fromkeys(general) if n not in read] or list(dict.fromkeys(general))
+            on = on or ([SAMPLE] if origin != "scratch" else [])
+            found[frozenset(on)] = on
+        kinds[node.value["name"].plain()] = kind, read, starts
         held = node.value.get("forgetting")
-        given = held.value if held is not None and isinstance(held.value, dict) else {}
-        if kind not in ("dapt", "tapt") or "general" in given or (held is not None and held.value is False):
+        given = dict(held.value) if held is not None and isinstance(held.value, dict) else {}
+        named = given.pop("general", None)
+        if kind not in ("dapt", "tapt") or (held is not None and held.value is False):
             continue
-        on = [n for n in dict.fromkeys(general) if n not in own] or list(dict.fromkeys(general))
-        if not on and origin != "scratch":
-            on, sampled = [SAMPLE], True
-        why = "the pretrain stages before" if on != [SAMPLE] or not sampled else "a default general sample"
-        node.value["forgetting"] = Node({"general": tree(on, why), **given}, held.where if held is not None else "default")
+        if named is not None and named.value is not None:
+            continue
+        sampled = sampled or any(SAMPLE in on for on in found.values())
+        if len(found) == 1:
+            (on,) = found.values()
+            general_text = tree(on, "the pretrain stages before" if on != [SAMPLE] else "a default general sample")
+        else:
+            general_text = Node(None, "of the start that is chosen")
+        node.value["forgetting"] = Node({"general": general_text, **given}, held.where if held is not None else "default")
     return sampled
+
+
+def _ways(start: str, earlier: Mapping[str, tuple[str, list[str], list[str]]]) -> Iterator[tuple[list[str], str]]:
+    """(text of the pretrain stages, what it began with) of every way in which a start may come about."""
+    if start not in earlier:
+        yield [], start
+        return
+    kind, read, starts = earlier[start]
+    rest = {name: stage for name, stage in earlier.items() if name != start}
+    for general, origin in (way for before in starts for way in _ways(before, rest)):
+        yield (read if kind == "pretrain" else []) + general, origin
+
+
+def left_open(stage: Stage) -> bool:
+    """Whether what a stage may forget is known only when its start, or that of a stage before it, is chosen."""
+    return stage.stage in ("dapt", "tapt") and stage.forgetting is not None and stage.forgetting.general is None
 
 
 def deciding(stage: Stage) -> dict[tuple[str, str], str]:
@@ -56,8 +78,8 @@ def deciding(stage: Stage) -> dict[tuple[str, str], str]:
     return found
 
 
-def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any, ...]]:
-    """(field, message, places it was judged by ...) of a resolved stage."""
+def problems(stage: Stage, sources: Mapping[str, Source], model: parts.Model | None = None) -> Iterator[tuple[Any, ...]]:
+    """(field, message, places it was judged by ...) of a resolved stage; `model` is the system's, if there is one."""
     held, anchor = stage.forgetting, stage.anchor
     named: dict[str, tuple[str, ...]] = {
         "forgetting": (held.general if held is not None else None) or (),
@@ -81,8 +103,9 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
         yield "forgetting", "a fine-tuned model has no language-model loss; it belongs in a stage of text"
     if held is not None and held.stop and stage.evaluate.every is None:
         yield "forgetting", "can stop the stage only where it is evaluated; set evaluate: {every: ...}"
+    yet = " before its start is chosen" if left_open(stage) else ""
     if held is not None and held.stop and not held.general:
-        yield "forgetting", "has no general text to judge by; name a source: `general: ...`"
+        yield "forgetting", f"has no general text to judge by{yet}; name a source: `general: ...`"
     more: dict[str, Collection[str]] = {"replay": stage.replay, "nearest": stage.nearest}
     for field, further in more.items():
         for name in further:
@@ -98,7 +121,7 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
             "ewc weighs the weights by the stage's own objective on general text, which has no labels; l2 alone is for finetune",
         )
     elif anchor is not None and anchor.ewc and not stage.weighed:
-        yield "anchor", "ewc has no general text to weigh the weights on; name a source: `general: ...`"
+        yield "anchor", f"ewc has no general text to weigh the weights on{yet}; name a source: `general: ...`"
     started = {
         "anchor": anchor,
         "distill": stage.distill,
@@ -115,8 +138,8 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
         means = "lora" if stage.lora is not None else "freeze: {embeddings: true}"
         yield "vocabulary", f"brings new rows that `{means}` would never train; take one of the two out"
     if stage.distill is not None and stage.objective is not None:
-        for kind in _without_vocabulary(stage.objective):
-            yield "distill", f"keeps what a language model says at the rows asked for, and '{kind}' asks for something else"
+        for name in _wordless(stage.objective, model):
+            yield "distill", f"keeps what a language model says at the rows asked for, and '{name}' asks for something else"
     if stage.distill is not None and stage.memory:
         yield "distill", "asks the start about a text without what went before; take `memory` out"
     general = (held.general if held is not None else None) or ()
@@ -129,11 +152,14 @@ def problems(stage: Stage, sources: Mapping[str, Source]) -> Iterator[tuple[Any,
         yield "interpolate", "a fine-tuned head has no start to go back to; it belongs in a stage of text"
 
 
-def _without_vocabulary(objective: Objective) -> list[str]:
-    """The kinds of an objective and its parts whose answers are no words of the vocabulary."""
-    parts = getattr(objective, "parts", ())
-    inner = [kind for part in (parts.values() if isinstance(parts, Mapping) else parts) for kind in _without_vocabulary(part)]
-    return [objective.kind] if objective.labelled or objective.kind in ("rtd", *SENTENCES) else inner
+def _wordless(objective: Objective, model: parts.Model | None) -> list[str]:
+    """The heads of an objective whose answers are no words of the vocabulary; none are known without a model."""
+    if objective.labelled or objective.kind == "rtd":
+        return [objective.kind]
+    if model is None or objective.misfits(model := objective.part_of(objective.equipped(model))):
+        return []
+    words = (parts.VocabHead, parts.BoundaryHead, parts.PoolerHead)
+    return [name for name, head in objective.heads(model).items() if not isinstance(head, words)]
 
 
 def _task_problems(name: str, task: Objective, sources: Mapping[str, Source]) -> Iterator[tuple[Any, ...]]:

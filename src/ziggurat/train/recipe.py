@@ -316,7 +316,8 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
             "tokens",
             "a budget in tokens needs batches limited by tokens; give it in steps or epochs, or set batch: {tokens: ...}",
         )
-    yield from arms.problems(stage, recipe.sources)
+    system = split(recipe.system)[0]
+    yield from arms.problems(stage, recipe.sources, system.model if system is not None else None)
     yield from keeping.problems(stage, recipe.sources)
     yield from vocabulary.problems(stage)
     supervised = stage.objective is not None and stage.objective.labelled
@@ -334,7 +335,6 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
             if source is not None and not marked(source):
                 message = f"hides phrases, and source '{name}' has none: give it `phrases` or `columns: {{spans: ...}}`"
                 yield "objective", message, ("sources", name)
-    system = split(recipe.system)[0]
     ours = {"scratch", "previous", *(s.title for s in recipe.stages)}
     if system is not None and stage.objective is not None and all({*candidates(s.init)} <= ours for s in recipe.stages):
         model = stage.objective.part_of(stage.objective.equipped(_model_before(recipe, stage, system.model)))
