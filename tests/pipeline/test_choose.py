@@ -213,6 +213,15 @@ def test_what_may_be_forgotten_is_the_chosen_start_s_text(here: Path) -> None:
     (stage,) = [s for s in json.loads((folder / "report.json").read_text("utf-8"))["stages"] if s["name"] == "tapt"]
     assert set(stage["shift"]["forgetting"]) == {"a"}
     assert run("r.yaml") == folder
+    # what is forgotten of test text chooses no weights, whichever start is taken
+    text = text.replace("{path: a.txt, txt: line, valid: 0.1}", "{path: a.txt, txt: line, valid: 0.0, test: 0.1}").replace(
+        "test.jsonl,", "test.jsonl, valid: valid.jsonl,"
+    )
+    text = text.replace("steps: 2, init", "steps: 2, interpolate: {points: 2, limit: 1}, init")
+    Path("valid.jsonl").write_text(Path("train.jsonl").read_text("utf-8").replace("lo", "mu"), "utf-8")
+    Path("r.yaml").write_text(text.replace("name: branches", "name: other"), "utf-8")
+    with pytest.raises(UserError, match="`interpolate` needs text to choose by, and source 'a' has no `valid` split"):
+        run("r.yaml")
 
 
 def test_a_changed_list_is_no_silent_change(here: Path) -> None:

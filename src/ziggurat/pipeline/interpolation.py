@@ -24,7 +24,6 @@ from ziggurat.nn.network import NetworkModel
 from ziggurat.pipeline.provenance import losses
 from ziggurat.train import job as jobs
 from ziggurat.train.adaptation import Interpolate, Shift, shift
-from ziggurat.train.arms import deciding
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.keeping import RESULT
 from ziggurat.train.loop import precision_of
@@ -177,9 +176,7 @@ def interpolate(
                 run.done[other.title] = running.Done(other, folder / other.title, done)
         outcome = run.done[title].outcome
         stage, init = running.started(run, stage)
-        for (field, name), asks in deciding(stage.model_copy(update={"interpolate": spec})).items():
-            if field == "interpolate":
-                running.held_out(run.prepared, name, asks)
+        running.decidable(stage.model_copy(update={"interpolate": spec}), run.prepared)
         job = running.job_of(run, stage, folder / title, recipe.seed, init)
         trained = checkpoints.load(jobs.trained(folder / title, outcome.steps))
         line = sweep(stage, job, run.scorer(run.reads(stage, init)), trained, spec, outcome.before)

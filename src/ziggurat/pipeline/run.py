@@ -163,20 +163,20 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
             _answerable(stage, prepared)
         if not jobs.done(folder / stage.title):
-            for (_, name), asks in deciding(stage).items():
-                held_out(prepared, name, asks)
+            decidable(stage, prepared)
     write_text(folder / "recipe.yaml", dump(whole))
     read = prepare_stages(recipe, folder, prepared)
     return Run(recipe, folder, prepared, signals, imported, {}, choices=choices, read=read)
 
 
-def held_out(prepared: Prepared, name: str, asks: str) -> None:
-    """Raise `UserError` if no rows of a source are held out that weights may be chosen by: a share of few documents may be none."""
-    check(
-        len(prepared.shards.get((name, "valid"), ())) > 0,
-        f"`{asks}` needs rows to choose by, and none of source '{name}' are held out",
-        "give it `valid: file` or a larger share, as in `valid: 0.1`",
-    )
+def decidable(stage: Stage, prepared: Prepared) -> None:
+    """Raise `UserError` if a stage chooses its weights by a source of which nothing is held out: a share of few documents may be none."""
+    for (_, name), asks in deciding(stage).items():
+        check(
+            len(prepared.shards.get((name, "valid"), ())) > 0,
+            f"`{asks}` needs rows to choose by, and none of source '{name}' are held out",
+            "give it `valid: file` or a larger share, as in `valid: 0.1`",
+        )
 
 
 def in_order(run: Run, stages: Sequence[Stage]) -> None:
@@ -199,6 +199,8 @@ def started(run: Run, stage: Stage) -> tuple[Stage, str]:
         run.recipe = starting(run.recipe, run.choices)
     found = next(s for s in run.recipe.stages if s.title == stage.title)
     assert isinstance(found.init, str)
+    if stage.title in run.choices:  # only now is it known which text it may forget
+        decidable(found, run.prepared)
     return found, found.init
 
 

@@ -54,7 +54,7 @@ def soup(folders: Sequence[Path | str], target: Path | str, weights: Sequence[fl
     names = [called(str(folder)) for folder in folders]
     entry["of"] = [{"checkpoint": n, "weights": o.fingerprint, "share": s} for n, o, s in zip(names, opened, part)]
     entry["versions"] = {"ziggurat": __version__, "torch": torch.__version__}
-    lineage = (*last.lineage[:-1], *last.lineage[-1:], {k: v for k, v in entry.items() if v})
+    lineage = (*last.lineage, {k: v for k, v in entry.items() if v})
     write = last.tokenizer.save if last.tokenizer is not None else None
     card = checkpoints.Card(last.network, last.system, lineage, last.tokenizer.fingerprint if last.tokenizer else "", more)
     checkpoints.save(place, 0, card, mixed, state={}, tokenizer=write)

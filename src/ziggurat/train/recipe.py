@@ -49,6 +49,7 @@ __all__ = [
 
 TEXT_STAGES = ("pretrain", "dapt", "tapt")
 LARGE = 200_000_000
+"""Weights in a model's layers above which stages are not compared unasked: between bert/base (85 M) and bert/large (302 M)."""
 RESERVED = ("tokenizer", "shards", "vocabulary", "worth", "evaluate", "suites", "scratch", "previous")
 
 
