@@ -17,7 +17,8 @@ from hubs import END, PAD, VOCAB, bart, gpt2
 from ziggurat.context import Context, Layout, Vocab
 from ziggurat.errors import UserError
 from ziggurat.evaluate.generate import Writer
-from ziggurat.evaluate.likelihood import Likelihood, Prompt, likelihoods, scores
+from ziggurat.evaluate.likelihood import Likelihood, likelihoods, reads_whole, scores
+from ziggurat.evaluate.prompt import Prompt
 from ziggurat.nn import spec
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.seq2seq import Seq2Seq
@@ -253,6 +254,24 @@ def test_what_cannot_be_scored_is_said() -> None:
         likelihoods(masked, {"kind": "mlm"}, TOKENIZER, GPT, PAIRS)
 
 
+@pytest.mark.parametrize("kind", ["clm", "seq2seq"])
+def test_a_prompt_is_whole_exactly_where_nothing_of_it_is_left_out(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """At every length from the shortest that scores at all: `reads_whole` says no where `scores` tells of a prompt that it cuts."""
+    network = tiny("bert")
+    options = ["the end", "a"]
+    objective = {"kind": kind, "target": 4} if kind == "seq2seq" else {"kind": kind}
+    seen = set()
+    for length in range(14, 40):
+        ctx = Context(KNOWN, Layout((0,), (END,), (END,), (0, 1)), length)
+        prompt = "one two three four one two"
+        caplog.clear()
+        scores(network, objective, TOKENIZER, ctx, [prompt], [options])
+        whole = reads_whole(network, objective, TOKENIZER, ctx)(prompt, options)
+        assert whole == ("too long" not in caplog.text)
+        seen.add(whole)
+    assert seen == {True, False}
+
+
 def test_prompts_with_examples() -> None:
     rows = [{"text": "one", "pair": "eins"}, {"text": "two", "pair": "zwei"}]
     solved = [({"text": f"t{n}", "pair": f"p{n}"}, f"a{n}") for n in range(5)]
@@ -269,3 +288,13 @@ def test_prompts_with_examples() -> None:
         how.texts(rows, solved[:1])
     with pytest.raises(UserError, match=r"cannot be filled.*question"):
         Prompt(template="{question}").texts(rows)
+
+
+def test_examples_that_do_not_fit_are_left_out_whole() -> None:
+    rows = [{"text": "one"}, {"text": "a question that is very long by itself"}]
+    solved = [({"text": f"t{n}"}, f"a{n}") for n in range(5)]
+    how = Prompt(template="{text}", shots=4)
+    all_four = how.texts(rows, solved)
+    made = how.fitting(rows, solved, lambda n, prompt: len(prompt) <= (20, 10)[n])
+    assert made == [("\n\n".join(all_four[0].split("\n\n")[2:]), 2), (rows[1]["text"], 0)]
+    assert how.fitting(rows, solved, lambda n, prompt: True) == [(text, 4) for text in all_four]

@@ -157,6 +157,30 @@ def test_test_rows_are_in_no_other_text(world: Path) -> None:
     assert sum(f["leaks"] for f in facts) == 3 and sum(f["kept"] for f in facts) == 60
 
 
+def test_a_test_row_of_punctuation_says_nothing_that_could_leak(world: Path) -> None:
+    """By words no text is like it, and the check on the finished shards, which looks at tokens, agrees."""
+    marks = "; . ( ) : , ! ? ; . ( ) : , ! ?"
+    with open("test.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"sentence": marks, "label": "pos"}) + "\n")
+    with open("domain.txt", "a", encoding="utf-8") as file:
+        file.write(f"he wrote {marks} and left\n")
+    folder = prepare(recipe("  - {stage: dapt, data: domain}\n" + TUNE))
+    facts = [json.loads(p.read_text("utf-8")) for p in (folder / "shards/domain").glob("*.json")]
+    assert sum(f["leaks"] for f in facts) == 0 and sum(f["kept"] for f in facts) == 61
+
+
+def test_what_the_filter_would_miss_is_caught_in_the_shards(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [json.loads(line)["sentence"] for line in Path("test.jsonl").read_text("utf-8").splitlines()]
+    with open("domain.txt", "a", encoding="utf-8") as file:
+        file.write(f"first this {' '.join(rows[:3])}\n")
+    told = [json.loads(line) for line in Path("test.jsonl").read_text("utf-8").splitlines()]
+    told[0]["sentence"] = " ".join(rows[:3])
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told), "utf-8")
+    monkeypatch.setattr("ziggurat.data.leaks.LeakIndex.clean", lambda self, documents, left_out=None: iter(documents))
+    with pytest.raises(AssertionError, match="test text 0 stands in the training text"):
+        prepare(recipe("  - {stage: dapt, data: domain}\n" + TUNE))
+
+
 def test_another_system_has_another_template(world: Path) -> None:
     prepare(recipe("  - {stage: pretrain, data: general}\n"))
     folder = prepare(recipe("  - {stage: pretrain, data: general}\n", system="bert/tiny"))

@@ -384,6 +384,17 @@ def test_labels_and_choices_by_likelihood(suite: Path, start: list[Path]) -> Non
     assert opinions["predicted"] == model.choose(tests, [["neg", "pos"]] * len(tests))
     shot = evaluate_suite([folder], suite, [*options, "shots=2"])
     assert list(result(shot, "opinions").of("pretrain").scores) == [0, 1] and result(shot, "opinions").train_rows == 2
+    assert not result(shot, "opinions").notes or "no room" not in str(result(shot, "opinions").notes)
+    many = result(evaluate_suite([folder], suite, [*options, "shots=40", "only=[opinions]"]), "opinions")
+    (said,) = [note for note in many.notes if "no room" in note]
+    held = [
+        n
+        for seed in (0, 1)
+        for n in kept(evaluate_suite([folder], suite, [*options, "shots=40", "only=[opinions]"]), "opinions", "pretrain", seed)[
+            "more"
+        ]["shots"]
+    ]
+    assert 0 <= min(held) < 40 and f"they held {np.mean(held):.1f} on average" in said
 
 
 @pytest.mark.parametrize("way", ["likelihood", "text"])

@@ -7,21 +7,20 @@ al., 2020, 2.4; Holtzman et al., 2021). What is scored is always the text of a c
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from ziggurat.config import Spec
 from ziggurat.context import Context
 from ziggurat.data.cut import Piece, assemble
 from ziggurat.data.rows import joined
 from ziggurat.data.runs import bounds_of, ranges
-from ziggurat.errors import UserError, check
+from ziggurat.errors import check
 from ziggurat.evaluate.heldout import CHUNK, autocast, to_device
 from ziggurat.evaluate.written import asked
 from ziggurat.nn.network import NetworkModel
@@ -48,45 +47,6 @@ class Likelihood(Spec):
     ends with white space."""
     end: bool = False
     """Whether the choice must also be the end of the text."""
-
-
-class Prompt(Spec):
-    """How a question is put, and how many solved ones stand before it."""
-
-    template: str = "{text}"
-    """The question, with the names of a row's texts in braces: `Premise: {text}\\nHypothesis: {pair}\\nLabel:`."""
-    shots: int = Field(0, ge=0)
-    """Solved examples before each question; others for each question."""
-    between: str = "\n\n"
-    """What stands between two examples."""
-    seed: int = Field(0, ge=0)
-    """Draws the examples."""
-
-    def texts(
-        self, rows: Sequence[Mapping[str, str]], solved: Sequence[tuple[Mapping[str, str], str]] = (), joiner: str | None = None
-    ) -> list[str]:
-        """One prompt a row. `solved` are the rows to draw examples from, each with its right answer."""
-        check(
-            len(solved) >= self.shots,
-            f"{self.shots} examples are asked for, and {len(solved)} solved rows are there",
-            "lower `shots`, or give more training rows",
-        )
-        made = []
-        for n, row in enumerate(rows):
-            chosen = np.random.default_rng([self.seed, n]).permutation(len(solved))[: self.shots] if self.shots else ()
-            asked_ = [(self._filled(solved[i][0]), solved[i][1]) for i in chosen]
-            examples = [q + (joined(q, a) if joiner is None else joiner + a) for q, a in asked_]
-            made.append(self.between.join([*examples, self._filled(row)]))
-        return made
-
-    def _filled(self, row: Mapping[str, str]) -> str:
-        try:
-            return self.template.format_map(row)
-        except (KeyError, IndexError, ValueError) as error:
-            has = ", ".join(f"{{{name}}}" for name in row)
-            raise UserError(
-                f"the template {self.template!r} cannot be filled: {error}", f"a row has {has}; write {{{{ for a brace"
-            ) from error
 
 
 class Scored(NamedTuple):
@@ -140,6 +100,25 @@ def scores(
     return [values[a:b] for a, b in pairwise(cuts)]
 
 
+def reads_whole(
+    network: NetworkModel, objective: Mapping[str, Any], tokenizer: Tokenizer, ctx: Context, how: Likelihood | None = None
+) -> Callable[[str, Sequence[str]], bool]:
+    """Whether `scores` would read a prompt from its beginning, asked for these choices."""
+    how = how or Likelihood()
+    way, apart = _way(network, objective, ctx)
+
+    def whole(prompt: str, options: Sequence[str]) -> bool:
+        pairs = [(prompt, option) for option in options]
+        if apart:
+            before, after = _separately(tokenizer, pairs)
+            return len(before[0]) <= _for_writing(way, after, ctx)[1]
+        before, after = _together(tokenizer, pairs, how)
+        longest = max(len(a) + len(b) for a, b in zip(before, after, strict=True))
+        return len(ctx.layout.first) + longest + how.end <= ctx.length
+
+    return whole
+
+
 @torch.no_grad()
 def likelihoods(
     network: NetworkModel,
@@ -152,14 +131,7 @@ def likelihoods(
 ) -> list[Scored]:
     """How probable each text is after its prompt, for pairs (prompt, text) in their order."""
     how = how or Likelihood()
-    way = asked(network.spec.model, objective) if "lm" in network.heads else None
-    check(
-        way is not None and way.asks not in ("mask", "future"),
-        "the model cannot say how probable a text is after another",
-        "use a causal model, an encoder-decoder, or a model fine-tuned with seq2seq",
-    )
-    assert way is not None
-    apart = ctx.structure == "encoder_decoder" or way.asks != "next" or objective.get("kind") == "seq2seq"
+    way, apart = _way(network, objective, ctx)
     if apart:
         before, after = _separately(tokenizer, pairs)
     else:
@@ -187,6 +159,18 @@ def likelihoods(
         totals[chunk] = np.bincount(target.group, logs, len(chunk))
     network.train(was_training)
     return [Scored(float(total), len(ids) + how.end) for total, ids in zip(totals, after, strict=True)]
+
+
+def _way(network: NetworkModel, objective: Mapping[str, Any], ctx: Context) -> tuple[Seq2Seq, bool]:
+    """How the model writes, and whether the text is another sequence than the prompt or at least another part of one."""
+    way = asked(network.spec.model, objective) if "lm" in network.heads else None
+    check(
+        way is not None and way.asks not in ("mask", "future"),
+        "the model cannot say how probable a text is after another",
+        "use a causal model, an encoder-decoder, or a model fine-tuned with seq2seq",
+    )
+    assert way is not None
+    return way, ctx.structure == "encoder_decoder" or way.asks != "next" or objective.get("kind") == "seq2seq"
 
 
 def _logs(network: NetworkModel, hidden: Mapping[str, torch.Tensor], batch: Batch) -> np.ndarray:
@@ -280,16 +264,22 @@ def _continued(
 def _written(way: Seq2Seq, before: Sequence[np.ndarray], after: Sequence[np.ndarray], ctx: Context, how: Likelihood) -> Batch:
     """The text as a target that is written after the source, as in `seq2seq`."""
     opening = len(way.opening(ctx))
-    most = max(len(ids) for ids in after) + opening + 1
-    check(most <= ctx.length, f"a choice is longer than the {ctx.length} tokens that the model writes", "shorten it")
-    way = way.model_copy(update={"target": max(most, 2), "noise": 0.0})
-    before = _trimmed(before, [way.source_room(ctx)] * len(before), ctx.length)
+    way, room = _for_writing(way, after, ctx)
+    before = _trimmed(before, [room] * len(before), ctx.length)
     parts = {name: _part(runs) for name, runs in (("text", before), ("pair", after))}
     batch = way.corrupt(way.form(Tokens(parts, np.arange(len(after), dtype=np.uint64)), ctx), ctx)
     target = batch.targets["seq2seq"]
     said = np.array([len(ids) for ids in after], np.int64) + opening + 1
     chosen = ranges(np.cumsum(said) - said + opening, said - opening - (not how.end))
     return _asking(batch, target.stream, target.index[chosen], target.value[chosen], said - opening - (not how.end))
+
+
+def _for_writing(way: Seq2Seq, after: Sequence[np.ndarray], ctx: Context) -> tuple[Seq2Seq, int]:
+    """The objective for targets as long as these, and the most tokens of a source before them."""
+    most = max(len(ids) for ids in after) + len(way.opening(ctx)) + 1
+    check(most <= ctx.length, f"a choice is longer than the {ctx.length} tokens that the model writes", "shorten it")
+    way = way.model_copy(update={"target": max(most, 2), "noise": 0.0})
+    return way, way.source_room(ctx)
 
 
 def _part(runs: Sequence[np.ndarray]) -> Part:

@@ -65,12 +65,13 @@ def answer(question: Question, seed: int, signals: Signals) -> Answers:
             "ids": list(test.ids(np.arange(len(test)))),
             "gold": gold,
             "predicted": predicted,
+            "more": found.more,
         }
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, facts)
     _clear(folder)
     kept = json.loads(path.read_text("utf-8"))
-    return Answers(kept["gold"], kept["predicted"], str(folder), kept["steps"], kept["seconds"])
+    return Answers(kept["gold"], kept["predicted"], str(folder), kept["steps"], kept["seconds"], kept["more"])
 
 
 def _tuned(question: Question, folder: Path, seed: int, signals: Signals) -> tuple[Predictions, int, float]:

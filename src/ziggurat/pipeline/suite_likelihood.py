@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ziggurat.evaluate.heldout import Predictions
-from ziggurat.evaluate.likelihood import Prompt, scores
+from ziggurat.evaluate.likelihood import reads_whole, scores
+from ziggurat.evaluate.prompt import Prompt
 from ziggurat.objectives.base import context_of
 from ziggurat.objectives.labelled import Classify
 from ziggurat.objectives.multiple_choice import MultipleChoice
@@ -20,32 +21,39 @@ from ziggurat.pipeline.suite_question import Question
 from ziggurat.train.loop import precision_of
 from ziggurat.types import Document
 
+SHOTS = "shots"
+"""What predictions call the examples that stood before a question."""
+
 
 def choose(question: Question, seed: int, shots: int) -> Predictions:
-    """The checkpoint's choice for each test row, of a classification by the label's name. The seed draws the `shots`."""
+    """The checkpoint's choice for each test row, of a classification by the label's name. The seed draws the `shots`; of
+    those that do not fit into `length` the first are left out, and `more` says how many stayed."""
     objective, opened, task = question.objective, question.opened, question.task
     assert opened.tokenizer is not None and isinstance(objective, (Classify, MultipleChoice))
     rows = question.documents("test")
     solved = [(dict(d.texts), _right(d, objective)) for d in question.documents("train")] if shots else []
     template = task.prompt or ("{text}\n{pair}" if "pair" in rows[0].texts else "{text}")
     joiner = task.likelihood.joiner
-    prompts = Prompt(template=template, shots=shots, seed=seed).texts([dict(d.texts) for d in rows], solved, joiner)
     choices = [_choices(d, objective) for d in rows]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = opened.build().to(device)
     ctx = context_of(network.spec.model, opened.tokenizer, question.longest, seed)
     dtype = precision_of(question.stage.precision, device)
+    whole = reads_whole(network, question.before, opened.tokenizer, ctx, task.likelihood)
+    few = Prompt(template=template, shots=shots, seed=seed)
+    asked = few.fitting([dict(d.texts) for d in rows], solved, lambda n, prompt: whole(prompt, choices[n]), joiner)
+    prompts, more = [prompt for prompt, _ in asked], {SHOTS: [examples for _, examples in asked]}
     found = scores(network, question.before, opened.tokenizer, ctx, prompts, choices, task.likelihood, dtype)
     best = [int(np.argmax(row)) for row in found]
     if isinstance(objective, Classify):
         gold, answers = [_right(d, objective) for d in rows], [objective.label_names()[n] for n in best]
-        return Predictions(scored(rows, objective, gold), scored(rows, objective, answers))
+        return Predictions(scored(rows, objective, gold), scored(rows, objective, answers), more)
     right = [objective.numbers(d.fields["label"], len(c)) for d, c in zip(rows, choices, strict=True)]
     if objective.metric != "accuracy":
         texts: list[Any] = [[c[n] for n in numbers] for c, numbers in zip(choices, right, strict=True)]
-        return Predictions(texts, [c[n] for c, n in zip(choices, best, strict=True)])
+        return Predictions(texts, [c[n] for c, n in zip(choices, best, strict=True)], more)
     one = all(len(numbers) == 1 for numbers in right)
-    return Predictions([n for (n,) in right] if one else list(right), best)
+    return Predictions([n for (n,) in right] if one else list(right), best, more)
 
 
 def _choices(document: Document, objective: Classify | MultipleChoice) -> list[str]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from ziggurat.pipeline.labels import cut_share, said_of_cut
+from ziggurat.pipeline.suite_likelihood import SHOTS
 from ziggurat.pipeline.suite_question import SOURCE, Question
+from ziggurat.pipeline.suite_results import Answers
 
 CUT = 0.01
 """Share of test rows that `length` cuts above which the reader is told."""
@@ -21,8 +25,19 @@ def cut_rows(questions: Mapping[str, Question | str]) -> list[str]:
     return [f"{label}: {text}." for label, text in found.items() if text]
 
 
+def fewer_examples(asked: int, answers: Mapping[str, Mapping[int, Answers]]) -> list[str]:
+    """That prompts had no room for all the examples `asked` for, by checkpoint."""
+    said = []
+    for label, runs in answers.items():
+        had = [n for run in runs.values() for n in run.more.get(SHOTS, ())]
+        if had and min(had) < asked:
+            share, mean = np.mean(np.array(had) < asked), np.mean(had)
+            said.append(f"{label}: {share:.0%} of the prompts had no room for {asked} examples; they held {mean:.1f} on average.")
+    return said
+
+
 def _cut(question: Question) -> str:
-    """Nothing where the model is asked by likelihood: what it reads then is a prompt, which loses its beginning."""
+    """Nothing where the model is asked by likelihood: what it reads then is a prompt, of which `fewer_examples` speaks."""
     tokenizer = question.opened.tokenizer
     if question.shots is not None or tokenizer is None:
         return ""

@@ -38,6 +38,8 @@ class Answers:
     folder: str = ""
     steps: int = 0
     seconds: float = 0.0
+    more: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """What else is known, an entry an example: `Predictions.more`."""
 
 
 @dataclass(frozen=True)
