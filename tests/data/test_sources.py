@@ -10,6 +10,7 @@ import lzma
 import re
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,17 @@ def test_rows_of_a_group_are_references_of_one_test_row(tmp_path: Path) -> None:
     halves = Files(path=path, valid=0.0, test=0.5, columns=Columns(pair="pair", group="of"))
     learnt, asked = ({d.fields["group"] for d in documents(halves, split)} for split in ("train", "test"))
     assert learnt and asked and not learnt & asked and learnt | asked == set(range(8))
+
+
+@pytest.mark.parametrize("wanted", range(1, 26))
+def test_a_number_of_rows_takes_whole_groups(tmp_path: Path, wanted: int) -> None:
+    """As many as fit; of one group larger than the number a part."""
+    labelled = [{"text": f"t{n} {k}", "label": k % 2, "of": n} for k in range(3) for n in range(8)]
+    test = str(write(tmp_path / "test.jsonl", jsonl(labelled)))
+    source = Files(path=test, test=test, test_rows=wanted, columns=Columns(label="label", group="of"))
+    groups = Counter(d.fields["group"] for d in documents(source, "test"))
+    assert groups.total() == (wanted if wanted < 3 else min(wanted, 24) // 3 * 3)
+    assert wanted < 3 or set(groups.values()) == {3}
 
 
 def test_line_ends_and_marks_of_byte_order(tmp_path: Path) -> None:

@@ -19,12 +19,16 @@ Stream = Callable[[Reading], Iterator[Document]]
 
 
 def chosen(stream: Stream, wanted: int) -> Stream:
-    """The `wanted` documents with the smallest hashes, in their order. One more pass, flat memory."""
+    """The `wanted` documents with the smallest hashes, in their order. One more pass, flat memory. Of rows in groups fewer where the last
+    group would be cut apart, unless it is the only one."""
 
     def kept(reading: Reading) -> Iterator[Document]:
         first = Reading(allowed=reading.allowed)
-        smallest = heapq.nsmallest(wanted, ((hash_of(d), n) for n, d in enumerate(stream(first))))
-        keep = {n for _, n in smallest}
+        found = ((hash_of(d), n, "group" in d.fields) for n, d in enumerate(stream(first)))
+        smallest = heapq.nsmallest(wanted + 1, found)
+        keep = {n for _, n, _ in smallest[:wanted]}
+        if len(smallest) > wanted and smallest[wanted][2]:
+            keep = {n for value, n, _ in smallest if value != smallest[wanted][0]} or keep
         yield from (d for n, d in enumerate(stream(reading)) if n in keep)
 
     return kept

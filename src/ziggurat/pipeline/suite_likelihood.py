@@ -27,7 +27,7 @@ SHOTS = "shots"
 
 def choose(question: Question, seed: int, shots: int) -> Predictions:
     """The checkpoint's choice for each test row, of a classification by the label's name. The seed draws the `shots`; of
-    those that do not fit into `length` the first are left out, and `more` says how many stayed."""
+    those that the model cannot read the first are left out, and `more` says how many stayed."""
     objective, opened, task = question.objective, question.opened, question.task
     assert opened.tokenizer is not None and isinstance(objective, (Classify, MultipleChoice))
     rows = question.documents("test")

@@ -57,7 +57,7 @@ class Options(Spec):
     """How labels are given: by a head on the model; written as text (T5: the labels' names, by `seq2seq`); or without training, as the
     label or choice that the model would most probably write."""
     shots: int = Field(0, ge=0)
-    """`likelihood`: solved training rows before each question, drawn by the seed; as many of them as fit into `length`."""
+    """`likelihood`: solved training rows before each question, drawn by the seed; the last of them where the model cannot read them all."""
 
     @model_validator(mode="after")
     def _different(self) -> Options:
