@@ -46,8 +46,8 @@ class Prompt(Spec):
         made = []
         for n, row in enumerate(rows):
             chosen = np.random.default_rng([self.seed, n]).permutation(len(solved))[: self.shots] if self.shots else ()
-            asked_ = [(self._filled(solved[i][0]), solved[i][1]) for i in chosen]
-            examples = [q + (joined(q, a) if joiner is None else joiner + a) for q, a in asked_]
+            answered = [(self._filled(solved[i][0]), solved[i][1]) for i in chosen]
+            examples = [q + (joined(q, a) if joiner is None else joiner + a) for q, a in answered]
             for left_out in range(len(examples) + 1):
                 prompt = self.between.join([*examples[left_out:], self._filled(row)])
                 if left_out == len(examples) or fits(n, prompt):
