@@ -90,7 +90,8 @@ def test_the_rule_against_a_plain_reading_of_it(monkeypatch: pytest.MonkeyPatch,
             return float(text == test)
         n = min(8, max(4, (len(test) + 1) // 3))
         wanted, held = set(grams(test, n)), grams(text, n)
-        return max((len(wanted & set(held[i : i + 2 * len(test)])) / len(wanted) for i in range(len(held))), default=0.0)
+        most = max((len(wanted & set(held[i : i + 2 * len(test)])) / len(wanted) for i in range(len(held))), default=0.0)
+        return most if len(test) >= 8 or len(text) <= 2 * len(test) or most == 1 else 0.0
 
     def piece(test: list[str], text: list[str]) -> bool:
         n = min(8, max(4, (len(test) + 1) // 3))
@@ -152,6 +153,18 @@ def test_short_texts_are_found_only_by_themselves() -> None:
     assert leak == Leak("d", "t", 1.0)
     assert index.leaks([document("")]) == [None]
     assert LeakIndex([]).leaks([document("anything at all")]) == [None]
+
+
+def test_half_of_a_short_text_in_a_long_one_is_a_turn_of_phrase() -> None:
+    """Of five to seven words: a text of like length may not hold half of them, a longer one not all."""
+    index = LeakIndex([document("Return the current state of the encoder.", "t")])
+    phrase = "the current state of the"
+    assert index.leaks([document(f"return {phrase} decoder")])[0] is not None
+    assert index.leaks([document(f"it compares {phrase} art with {'much ' * 6} else")]) == [None]
+    (leak,) = index.leaks([document(f"we return {phrase} encoder here and {'much ' * 6} else", "d")])
+    assert leak == Leak("d", "t", 1.0)
+    (leak,) = LeakIndex([document(f"return {phrase} last encoder")]).leaks([document(f"{phrase} last art {'much ' * 12}")])
+    assert leak is not None and leak.share == 3 / 5  # eight words are enough
 
 
 def test_chinese() -> None:

@@ -2,8 +2,9 @@
 
 A document leaks a test text when it holds at least half (`containment`) of the text's word n-grams, all within a
 stretch of twice the text's length. n is 8 (as in the decontamination of GPT-3's and PaLM's test sets), less for
-short texts so that one changed word does not hide them: (words + 1) // 3, at least 4. A text of fewer than 5
-words stands in too many places by chance; only a document that says nothing else leaks it.
+short texts so that one changed word does not hide them: (words + 1) // 3, at least 4. Half of a text of fewer than 8
+words is a turn of phrase ("the current state of the"): a document more than twice as long must hold all of it. One of fewer
+than 5 words stands in too many places by chance; only a document that says nothing else leaks it.
 
 A document that is a piece of a test text leaks it, too, for a corpus may be cut smaller than the test: at least two thirds of the
 document's n-grams stand in the one test text, and so many different ones as 13 words in a row have (24 Han characters).
@@ -29,6 +30,8 @@ HAN = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(f"[{HAN}]|[^\\W_{HAN}]+")
 FEWEST = 5
 """Words of the shortest test text that is looked for inside longer documents."""
+SHORT = 8
+"""Words from which on half of a test text in a longer document is no chance."""
 SMALLEST_GRAM = 4
 PIECE, HAN_PIECE = 13, 24
 """Words and Han characters that a piece of a test text has in common with it at least: fewer are a turn of phrase."""
@@ -199,12 +202,14 @@ class LeakIndex:
                 for test in known.owners[known.starts[which] : known.starts[which + 1]].tolist():
                     hits[int(run[where]), test].append((where, which))
         for (r, test), places in hits.items():
-            if len(places) < self.containment * self._counts[test]:  # there are many of these
+            long = self._lengths[test] >= SHORT or len(hashes[r]) <= 2 * self._lengths[test]
+            wanted = self.containment if long else 1.0
+            if len(places) < wanted * self._counts[test]:  # there are many of these
                 continue
             d = owner[r]
             share = self._most(places, 2 * self._lengths[test]) / self._counts[test]
             best = result[d]
-            if share >= self.containment and (best is None or share > best.share):
+            if share >= wanted and (best is None or share > best.share):
                 result[d] = Leak(documents[d].id, self._names[test], share)
         for (r, test), places in hits.items() if self.pieces else ():
             d = owner[r]
