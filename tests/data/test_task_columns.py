@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from ziggurat.data.files import Row
 from ziggurat.data.reading import Reading
 from ziggurat.data.rows import Columns
+from ziggurat.data.rows import documents as documents_of
 from ziggurat.data.sources import Files, documents
 from ziggurat.errors import UserError
 from ziggurat.types import Document
@@ -129,3 +131,35 @@ def test_a_text_of_several_columns(tmp_path: Path) -> None:
     for wrong, said in (("{w", "is no template"), ("{w!r}", "and nothing else"), ("{}", "and nothing else")):
         with pytest.raises(ValidationError, match=said):
             Columns(text=wrong)
+
+
+def test_some_of_the_rows(tmp_path: Path) -> None:
+    """By values that a file of text writes in letters; a row without the column is a bad one, and none left is an error."""
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "lang": "en", "sure": False, "n": 1},
+        {"text": "b", "lang": "de", "sure": False, "n": 1},
+        {"text": "c", "lang": "en", "sure": "FALSE", "n": "1"},
+        {"text": "d", "lang": "en", "sure": True, "n": 1},
+        {"text": "e", "lang": "en", "sure": 0, "n": 2},
+    ]
+
+    def texts(**where: Any) -> str:
+        found, reading = read(tmp_path / "a.jsonl", rows, where=where)
+        assert reading.elsewhere == len(rows) - len(found) and not reading.skipped
+        return "".join(d.texts["text"] for d in found)
+
+    assert texts(sure=False) == "abc" and texts(sure=True) == "d" and texts(lang="en", n=1) == "acd" and texts(n="1") == "abcd"
+    found, reading = read(tmp_path / "a.jsonl", [*rows, {"text": "f", "sure": True}], where={"lang": "en"})
+    assert len(found) == 4 and reading.skipped == 1
+    with pytest.raises(UserError, match="no row is as `where` wants it"):
+        texts(lang="fr")
+    with pytest.raises(UserError, match=r"no column 'language'; did you mean 'lang'\?"):
+        texts(language="en")
+    names = {"lang": ["de", "en"]}
+    some = documents_of(
+        [Row("r:1", {"text": "x", "lang": 1}), Row("r:2", {"text": "y", "lang": 0})],
+        Columns(where={"lang": "en"}),
+        Reading(),
+        names,
+    )
+    assert [d.texts["text"] for d in some] == ["x"]  # a class of the hub by its name

@@ -40,6 +40,8 @@ class Reading:
     """Documents handed out."""
     empty: int = 0
     """Rows whose text is empty: left out, but no mistake."""
+    elsewhere: int = 0
+    """Rows that `where` leaves out."""
     skipped: int = 0
     """Bad rows left out."""
     reasons: Counter[str] = field(default_factory=Counter)

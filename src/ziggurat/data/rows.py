@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ziggurat.config import Spec
 from ziggurat.data.files import Row
@@ -51,6 +51,8 @@ class Columns(Spec):
     """One tag per word of `tokens`."""
     spans: str | None = None
     """Phrases or entities of `text`: a list of [start, end] or [start, end, label], in characters; none may overlap another."""
+    where: dict[str, bool | int | str] = Field(default_factory=dict)
+    """Only rows in which these columns hold these values, written alike: `{lang: en, is_impossible: false}`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -87,7 +89,7 @@ class Columns(Spec):
         """The columns that every row must have; those of a template one by one."""
         choices = (self.choices,) if isinstance(self.choices, str) else self.choices or ()
         first = (self.tokens or self.text, self.pair, *choices, self.choice_names, self.label, self.answers, self.group)
-        found = [one for name in (*first, self.tags, self.spans) if name for one in (_inner(name) or [name])]
+        found = [one for name in (*first, self.tags, self.spans, *self.where) if name for one in (_inner(name) or [name])]
         return list(dict.fromkeys(found))
 
 
@@ -153,7 +155,10 @@ def documents(
         try:
             if missing is not None:
                 raise BadRow(f"no field {missing!r}", f"it has {', '.join(map(repr, row.values))}")
-            yield _document(row, columns, names or {})
+            if all(_is(value_of(row.values, name), wanted, (names or {}).get(name)) for name, wanted in columns.where.items()):
+                yield _document(row, columns, names or {})
+            else:
+                reading.elsewhere += 1
         except BadRow as e:
             reading.bad(row.where, e)
     for row, missing in lacking:
@@ -164,6 +169,14 @@ def documents(
                 f"the file has: {', '.join(has)}; say under columns which one to use",
             )
         reading.bad(row.where, BadRow(f"no field {missing!r}", f"it has {', '.join(map(repr, row.values))}"))
+
+
+def _is(value: Any, wanted: bool | int | str, names: Sequence[str] | None) -> bool:
+    """Whether a column holds a value: a file of text says true and 1 in letters, and a class may be called by its name."""
+    if names is not None and type(value) is int and 0 <= value < len(names) and names[value] == wanted:
+        return True
+    told = str(value).strip()
+    return told.lower() == str(wanted).lower() if isinstance(wanted, bool) else told == str(wanted)
 
 
 def _document(row: Row, columns: Columns, names: Mapping[str, Sequence[str]]) -> Document:

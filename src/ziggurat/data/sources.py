@@ -294,8 +294,10 @@ def _accounted(source: Source, split: Split, stream: Stream, reading: Reading) -
     name = f"{_name(source)} ({split})"
     reading.finish(name)
     if not reading.documents:
-        if reading.rows > reading.skipped + reading.empty:
-            least = reading.rows - reading.skipped - reading.empty
+        least = reading.rows - reading.skipped - reading.empty - reading.elsewhere
+        if reading.elsewhere and not least:
+            raise UserError(f"{name}: no row is as `where` wants it", "compare the values under columns.where with the file's")
+        if least:
             raise EmptySplit(
                 f"{name}: none of the {least} documents fell into this split",
                 f"give a larger share or files of its own under `{split}:`",
