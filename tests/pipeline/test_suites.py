@@ -384,17 +384,24 @@ def test_labels_and_choices_by_likelihood(suite: Path, start: list[Path]) -> Non
     assert opinions["predicted"] == model.choose(tests, [["neg", "pos"]] * len(tests))
     shot = evaluate_suite([folder], suite, [*options, "shots=2"])
     assert list(result(shot, "opinions").of("pretrain").scores) == [0, 1] and result(shot, "opinions").train_rows == 2
-    assert not result(shot, "opinions").notes or "no room" not in str(result(shot, "opinions").notes)
-    many = result(evaluate_suite([folder], suite, [*options, "shots=40", "only=[opinions]"]), "opinions")
-    (said,) = [note for note in many.notes if "no room" in note]
-    held = [
-        n
-        for seed in (0, 1)
-        for n in kept(evaluate_suite([folder], suite, [*options, "shots=40", "only=[opinions]"]), "opinions", "pretrain", seed)[
-            "more"
-        ]["shots"]
-    ]
-    assert 0 <= min(held) < 40 and f"they held {np.mean(held):.1f} on average" in said
+    assert not any("no room" in note or "longer" in note for note in result(shot, "opinions").notes)
+
+
+def test_prompts_that_do_not_fit_are_told(suite: Path) -> None:
+    """Of the examples as many whole ones as the model can read; of a question that is too long by itself the end."""
+    Path("gpt2.yaml").write_text(STARTS.format(system="gpt2", tokenizer="{kind: bpe, vocab: 400}"), "utf-8")
+    folder = run("gpt2.yaml") / "pretrain"
+    rows = [json.loads(line) for line in Path("test.jsonl").read_text("utf-8").splitlines()]
+    rows[0]["sentence"] = " ".join(f"{word} {n}" for n in range(300) for word in ("river", "stone"))
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    results = evaluate_suite([folder], suite, ["answers=likelihood", "only=[opinions]", "shots=40"])
+    more = [kept(results, "opinions", "pretrain", seed)["more"] for seed in (0, 1)]
+    held, whole = ([n for one in more for n in one[name]] for name in ("shots", "whole"))
+    assert held[0] == 0 and whole == [n % len(rows) > 0 for n in range(2 * len(rows))] and 0 < np.mean(held) < 40
+    notes = result(results, "opinions").notes
+    few = f"pretrain: 100% of the prompts had no room for 40 examples; they held {np.mean(held):.1f} on average."
+    long = f"pretrain: {1 / len(rows):.0%} of the questions are longer than the model reads, and lost their beginning."
+    assert few in notes and long in notes
 
 
 @pytest.mark.parametrize("way", ["likelihood", "text"])

@@ -21,8 +21,8 @@ from ziggurat.pipeline.suite_question import Question
 from ziggurat.train.loop import precision_of
 from ziggurat.types import Document
 
-SHOTS = "shots"
-"""What predictions call the examples that stood before a question."""
+SHOTS, WHOLE = "shots", "whole"
+"""What predictions call the examples that stood before a question, and whether the model read the prompt from its beginning."""
 
 
 def choose(question: Question, seed: int, shots: int) -> Predictions:
@@ -42,7 +42,11 @@ def choose(question: Question, seed: int, shots: int) -> Predictions:
     whole = reads_whole(network, question.before, opened.tokenizer, ctx, task.likelihood)
     few = Prompt(template=template, shots=shots, seed=seed)
     asked = few.fitting([dict(d.texts) for d in rows], solved, lambda n, prompt: whole(prompt, choices[n]), joiner)
-    prompts, more = [prompt for prompt, _ in asked], {SHOTS: [examples for _, examples in asked]}
+    prompts = [prompt for prompt, _ in asked]
+    more: dict[str, list[Any]] = {
+        SHOTS: [examples for _, examples in asked],
+        WHOLE: [examples > 0 or whole(prompt, some) for (prompt, examples), some in zip(asked, choices, strict=True)],
+    }
     found = scores(network, question.before, opened.tokenizer, ctx, prompts, choices, task.likelihood, dtype)
     best = [int(np.argmax(row)) for row in found]
     if isinstance(objective, Classify):

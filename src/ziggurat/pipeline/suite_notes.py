@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ziggurat.pipeline.labels import cut_share, said_of_cut
-from ziggurat.pipeline.suite_likelihood import SHOTS
+from ziggurat.pipeline.suite_likelihood import SHOTS, WHOLE
 from ziggurat.pipeline.suite_question import SOURCE, Question
 from ziggurat.pipeline.suite_results import Answers
 
@@ -25,19 +25,23 @@ def cut_rows(questions: Mapping[str, Question | str]) -> list[str]:
     return [f"{label}: {text}." for label, text in found.items() if text]
 
 
-def fewer_examples(asked: int, answers: Mapping[str, Mapping[int, Answers]]) -> list[str]:
-    """That prompts had no room for all the examples `asked` for, by checkpoint."""
+def cut_prompts(asked: int, answers: Mapping[str, Mapping[int, Answers]]) -> list[str]:
+    """That prompts had no room for all the examples `asked` for, or were too long without any, by checkpoint."""
     said = []
     for label, runs in answers.items():
-        had = [n for run in runs.values() for n in run.more.get(SHOTS, ())]
-        if had and min(had) < asked:
-            share, mean = np.mean(np.array(had) < asked), np.mean(had)
+        had, whole = (np.array([n for run in runs.values() for n in run.more.get(name, ())]) for name in (SHOTS, WHOLE))
+        if np.any(had < asked):
+            share, mean = np.mean(had < asked), np.mean(had)
             said.append(f"{label}: {share:.0%} of the prompts had no room for {asked} examples; they held {mean:.1f} on average.")
+        if not np.all(whole):
+            said.append(
+                f"{label}: {1 - np.mean(whole):.0%} of the questions are longer than the model reads, and lost their beginning."
+            )
     return said
 
 
 def _cut(question: Question) -> str:
-    """Nothing where the model is asked by likelihood: what it reads then is a prompt, of which `fewer_examples` speaks."""
+    """Nothing where the model is asked by likelihood: what it reads then is a prompt, of which `cut_prompts` speaks."""
     tokenizer = question.opened.tokenizer
     if question.shots is not None or tokenizer is None:
         return ""
