@@ -256,7 +256,7 @@ def test_what_cannot_be_scored_is_said() -> None:
 
 @pytest.mark.parametrize("kind", ["clm", "seq2seq"])
 def test_a_prompt_is_whole_exactly_where_nothing_of_it_is_left_out(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """At every length from the shortest that scores at all: `reads_whole` says no where `scores` tells of a prompt that it cuts."""
+    """At every length from 14 tokens to 39: `reads_whole` says no where `scores` tells of a prompt that it cuts."""
     network = tiny("bert")
     options = ["the end", "a"]
     objective = {"kind": kind, "target": 4} if kind == "seq2seq" else {"kind": kind}

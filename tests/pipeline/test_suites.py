@@ -370,6 +370,10 @@ def test_labels_and_choices_by_likelihood(suite: Path, start: list[Path]) -> Non
     suite.write_text(SUITE + more, "utf-8")
     tuned = result(evaluate_suite([folder, start[0]], suite, ["only=[choice]", "seeds=1"]), "choice")
     assert all(s.scores for s in tuned.models) and tuned.train_rows == 24
+    for one in tuned.models:
+        if one.kind == "checkpoint":  # the choices' scores are kept with the answers, and these are the highest
+            answers = json.loads((Path(one.folders[0]) / "result.json").read_text("utf-8"))
+            assert [int(np.argmax(row)) for row in answers["more"]["scores"]] == answers["predicted"]
     options = ["answers=likelihood", "only=[opinions,choice,length]"]
     results = evaluate_suite([folder, start[0]], suite, options)
     other = list(results.checkpoints)[1]
