@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from blocks import BERT, GPT, MASK, SEP, VOCAB, batch_of, context, keys, random_documents, texts, tokens
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -235,6 +235,7 @@ def test_no_next_word_is_reachable(name: str) -> None:
 @fast
 @given(examples(), examples(), st.sampled_from([*SPANS, *TEXTS]))
 def test_commutes_with_join_and_packing(a: Batch, b: Batch, name: str) -> None:
+    assume(not np.intersect1d(a.keys, b.keys).size)  # documents are found again by their keys, which differ in a corpus
     objective, ctx, stream = {**SPANS, **TEXTS}[name], context(start=9), "decoder" if name in SPANS else "text"
     one, two, both = (objective.corrupt(x, ctx) for x in (a, b, join(a, b)))
     apart = documents(one, stream) + documents(two, stream)
