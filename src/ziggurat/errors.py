@@ -17,6 +17,10 @@ class UserError(Exception):
         return f"{self.message}\n  -> {self.hint}" if self.hint else self.message
 
 
+class Starved(UserError):
+    """Texts in which an objective finds nothing to ask. Training cannot go on with such; of held-out text it means that a number is missing."""
+
+
 class Stopped(BaseException):
     """A signal asked the run to stop, and everything is saved. Like `KeyboardInterrupt` it passes every `except Exception`."""
 

@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ziggurat.cli import app
+from ziggurat.errors import UserError
 from ziggurat.evaluate import frozen
 from ziggurat.objectives import OBJECTIVES
 from ziggurat.objectives.base import Supply
@@ -189,6 +190,29 @@ def test_sentences_alone_starve_sentence_order(clinic: Path) -> None:
     assert [f["message"] for f in found(joint.replace("sop", "nsp"), "system=bert/tiny")] == [
         "nsp has no positives: no document has two sentences"
     ]
+
+
+@pytest.mark.parametrize("kind, lack", [("nsp", "the corpus is one document"), ("sop", "no document has two sentences")])
+def test_held_out_text_that_starves_the_objective_ends_no_run(clinic: Path, kind: str, lack: str) -> None:
+    """The training text feeds it; what is held out is one document (nsp), or single sentences (sop). The loss is missing, and that is said before."""
+    draw = random.Random(2)
+    held = [sentences(draw, 4)] if kind == "nsp" else [sentences(draw, 1) for _ in range(20)]
+    Path("held.txt").write_text("\n".join(held) + "\n", "utf-8")
+    joint = f"stages.pretrain.objective={{kind: joint, parts: [{{kind: mlm}}, {{kind: {kind}}}]}}"
+    asked = [joint, "system=bert/tiny", "sources.general.valid=held.txt", "stages.pretrain.steps=4"]
+    finding = only([f for f in found(*asked) if f["check"] != "budget"], "held out")
+    assert finding["level"] == "warning" and lack in finding["message"] and finding["where"] == "source general (valid)"
+    folder = run("clinic.yaml", asked)
+    assert json.loads((folder / "report.json").read_text("utf-8"))["stages"][0]["heldout"].get("general") is None
+    with pytest.raises(UserError, match="starve its objective"):  # before anything is trained
+        run("clinic.yaml", [*asked, "name=other", "stages.pretrain.evaluate={every: 2, keep: best}"])
+    assert not list(Path("runs/other/pretrain").glob("step-*"))
+
+
+def test_more_examples_than_rows_are_refused_before_anything_is_trained(clinic: Path) -> None:
+    with pytest.raises(UserError, match="has 100 rows, fewer than `examples: 1000`"):
+        run("clinic.yaml", ["stages.finetune.examples=1000"])
+    assert not Path("runs/clinic/pretrain").exists()
 
 
 @pytest.mark.parametrize("kind", ["nsp", "sop", "sentence_structure"])

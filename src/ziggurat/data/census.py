@@ -13,6 +13,7 @@ import numpy as np
 
 from ziggurat.context import mix
 from ziggurat.data.shards import Shards
+from ziggurat.data.subset import Subset
 from ziggurat.types import Document
 
 SCRIPTS: Mapping[str, tuple[tuple[int, int], ...]] = {
@@ -71,7 +72,7 @@ class Census:
         return {"characters": self.characters, "scripts": {NAMES[i]: int(self.letters[i]) for i in order if self.letters[i]}}
 
 
-def several_sentences(shards: Shards, tokens: int = 3_000_000) -> tuple[int, int]:
+def several_sentences(shards: Shards | Subset, tokens: int = 3_000_000) -> tuple[int, int]:
     """Of the first documents: how many were looked at, and how many of their texts have two sentences or more. `tokens` tokens are
     enough once there is one."""
     looked = several = seen = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ziggurat.errors import Starved
 from ziggurat.evaluate.answer_scores import answer_metric
 from ziggurat.evaluate.scores import CHOSEN, Metric, bits_per_byte, metric
 from ziggurat.evaluate.text_scores import text_metric
@@ -23,6 +25,8 @@ from ziggurat.objectives.multiple_choice import MultipleChoice
 from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.types import Batch, Target
+
+log = logging.getLogger(__name__)
 
 PER_BYTE = "bits_per_byte"
 SENTENCES = ("nsp", "sop", "sentence_structure")
@@ -110,21 +114,27 @@ def held_out(
     memory: int = 0,
 ) -> dict[str, float]:
     """Means over all predictions: `<target>` (loss in nats) and, for classes, `<target>_accuracy`; for replaced tokens also
-    `<target>_f1`, of the replaced ones. With a `memory` of so many tokens, `batches` must be in an order made for it."""
+    `<target>_f1`, of the replaced ones. With a `memory` of so many tokens, `batches` must be in an order made for it. Empty, and a warning, where
+    the texts starve the objective: a run does not end after its training because a number is missing."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     sums: dict[str, np.ndarray] = {}
     binary = set[str]()
     recall = Recall(memory) if memory else None
-    for batch in batches:
-        with autocast(device, dtype), reading(network, objective, batch, recall) as given:
-            for name, asked in objective.asked(network, given).items():
-                loss = network.loss(*asked)
-                add = np.array([float(loss.total), float(loss.count), *_right(network, asked)])
-                sums[name] = sums.get(name, 0.0) + add
-                binary |= {name} if isinstance(network.heads[asked.head], ReplacedHeadLayer) else set()
-    network.train(was_training)
+    try:
+        for batch in batches:
+            with autocast(device, dtype), reading(network, objective, batch, recall) as given:
+                for name, asked in objective.asked(network, given).items():
+                    loss = network.loss(*asked)
+                    add = np.array([float(loss.total), float(loss.count), *_right(network, asked)])
+                    sums[name] = sums.get(name, 0.0) + add
+                    binary |= {name} if isinstance(network.heads[asked.head], ReplacedHeadLayer) else set()
+    except Starved as lack:
+        log.warning("no held-out loss: %s", lack.message)
+        sums = {}
+    finally:
+        network.train(was_training)
     means: dict[str, float] = {}
     for name, added in sums.items():
         total, count, right, both, either = added.tolist()

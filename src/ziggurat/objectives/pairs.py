@@ -19,7 +19,7 @@ from pydantic import Field
 from ziggurat.context import Context, mix
 from ziggurat.data.cut import Piece, pair_up
 from ziggurat.data.runs import ranges
-from ziggurat.errors import check
+from ziggurat.errors import Starved, check
 from ziggurat.nn import spec as parts
 from ziggurat.objectives.base import Lack, Objective, Supply
 from ziggurat.types import Batch, Part, Tokens, text_target
@@ -162,11 +162,11 @@ class Pairs(Objective):
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         part, room = tokens.parts["text"], ctx.layout.room(ctx.length, pair=True)
-        check(
-            not self.negatives or np.count_nonzero(np.diff(part.bounds)) > 1,
-            f"{self.negatives} needs at least two documents to draw its negatives from",
-            "split the corpus into documents, or use `sop` or plain `mlm`",
-        )
+        if self.negatives and np.count_nonzero(np.diff(part.bounds)) < 2:
+            raise Starved(
+                f"{self.negatives} needs at least two documents to draw its negatives from",
+                "split the corpus into documents, or use `sop` or plain `mlm`",
+            )
         check(room >= 2, f"length {ctx.length} leaves no room for two sentences", "set a larger length")
         sentences, draws = Sentences.of(part), Draws(ctx, tokens.keys, f"{self.kind}.form")
         at = sentences.first[:-1].copy()
@@ -221,11 +221,11 @@ class SentenceOrder(Pairs):
 
     def form(self, tokens: Tokens, ctx: Context) -> Batch:
         batch = super().form(tokens, ctx)
-        check(
-            len(batch.targets["sop"].index) or len(tokens) < 16,
-            f"sentence order finds no two sentences in any of {len(tokens)} documents",
-            "documents must hold several sentences; a corpus of one sentence a document has no order to learn",
-        )
+        if not len(batch.targets["sop"].index) and len(tokens) >= 16:
+            raise Starved(
+                f"sentence order finds no two sentences in any of {len(tokens)} documents",
+                "documents must hold several sentences; a corpus of one sentence a document has no order to learn",
+            )
         return batch
 
     def draw(self, chunks: Chunks, sentences: Sentences, draws: Draws) -> Drawn:

@@ -19,7 +19,7 @@ import torch
 from ziggurat.atomic import write_json
 from ziggurat.data.subset import Subset
 from ziggurat.evaluate.by_position import by_position
-from ziggurat.evaluate.heldout import held_out, main_loss
+from ziggurat.evaluate.heldout import held_out, language_loss, main_loss
 from ziggurat.nn.spec import VocabHead
 from ziggurat.pipeline.charts import Series, line_chart
 from ziggurat.pipeline.opened import open_checkpoint
@@ -91,7 +91,7 @@ def write(scorer: Scorer, stage: Stage, folder: Path, steps: int) -> None:
         by_length = {}
         for length in (n for n in all_lengths if n <= longest):
             numbers = held_out(network, objective, scorer.batches(some, objective, length, network.spec.model), dtype)
-            by_length[length] = numbers[main_loss(numbers)]
+            by_length[length] = language_loss(numbers)
         target = main_loss(numbers)
         if not isinstance(network.spec.heads.get(objective.head_of(target)), VocabHead):
             log.warning("%s: no token is predicted in %s: the use of context is not measured", stage.title, name)

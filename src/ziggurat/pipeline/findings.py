@@ -17,8 +17,11 @@ from ziggurat.data import sources
 from ziggurat.data.census import Census, copies, several_sentences
 from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.near import near_duplicates
-from ziggurat.objectives.base import Supply
+from ziggurat.data.shards import Shards
+from ziggurat.data.subset import Subset
+from ziggurat.objectives.base import Lack, Objective, Supply
 from ziggurat.pipeline.prepare import Prepared, used
+from ziggurat.pipeline.scoring import leading
 from ziggurat.train.budget import mixture, planned
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
@@ -90,20 +93,46 @@ def of_data(recipe: Recipe, prepared: Prepared, rows: Sequence[dict[str, Any]], 
     found = [*_leaks(prepared), *_held_out(recipe, prepared, rows, full), *_duplicates(rows)]
     for stage in recipe.stages:
         found += [] if stage.stage == "finetune" else _text(stage, prepared, by_split)
-    return [*found, *_scripts(recipe, by_split)]
+    return [*found, *_unmeasured(recipe, prepared, by_split), *_scripts(recipe, by_split)]
+
+
+def lacks(objective: Objective, texts: Shards | Subset, counted: tuple[int, int] | None = None) -> list[Lack]:
+    """What texts lack for an objective; `counted` is what `several_sentences` says about them, if it was asked."""
+    seen, several = counted or several_sentences(texts)
+    marks = texts.meta["files"].get("text.marks.bin", {}).get("bytes", 0) // 24
+    whole = math.ceil(several * len(texts) / seen) if seen else 0
+    return objective.starved(Supply(len(texts), whole, marks))
 
 
 def starved(stage: Stage, prepared: Prepared, row: dict[str, Any], name: str) -> list[Finding]:
     """What one source lacks for a stage's objective."""
     assert stage.objective is not None
-    seen, several = row["sentences"]["looked"], row["sentences"]["several"]
-    marks = prepared.shards[name, "train"].meta["files"].get("text.marks.bin", {}).get("bytes", 0) // 24
-    whole = math.ceil(several * row["documents"] / seen) if seen else 0
-    lacks = stage.objective.starved(Supply(row["documents"], whole, marks))
+    counted = row["sentences"]["looked"], row["sentences"]["several"]
     return [
         Finding("error" if lack.fatal else "warning", "objective", f"{stage.title} on {name}", lack.message, lack.hint)
-        for lack in lacks
+        for lack in lacks(stage.objective, prepared.shards[name, "train"], counted)
     ]
+
+
+def _unmeasured(recipe: Recipe, prepared: Prepared, by_split: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Finding]:
+    """Held-out text in which an objective finds nothing to ask, though the text it is trained on feeds it."""
+    stages = [s for s in recipe.stages if s.stage != "finetune" and s.objective is not None]
+    for name in dict.fromkeys(n for s in stages for n in (*s.reads, *s.measures)):
+        split = "valid" if (name, "valid") in prepared.shards else "test"
+        if (name, split) not in prepared.shards:
+            continue
+        for stage in {repr(s.objective): s for s in reversed(stages)}.values():
+            assert stage.objective is not None
+            if name in stage.data and any(
+                lack.level == "error" for lack in starved(stage, prepared, by_split[name, "train"], name)
+            ):
+                continue
+            some = leading(prepared.shards[name, split], stage.evaluate.tokens)
+            for lack in lacks(stage.objective, some):
+                if lack.fatal:
+                    text = f"{len(some):,} document(s) to measure {stage.title} on, and {lack.message}: its loss on them is missing, or a part of it"
+                    hint = "hold out more text (`valid: 0.1`), or a file of whole documents (`valid: file`)"
+                    yield Finding("warning", "held out", f"source {name} ({split})", text, hint)
 
 
 def _text(stage: Stage, prepared: Prepared, by_split: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Finding]:
@@ -154,7 +183,7 @@ def _leaks(prepared: Prepared) -> Iterator[Finding]:
         read = count + facts.get("kept", 0)
         yield Finding(
             "warning", "leaks", f"source {name} ({split})",
-            f"{count:,} of {read:,} documents hold test rows or near duplicates of them ({'; '.join(some)})",
+            f"{count:,} of {read:,} documents hold test rows, or held-out text of other sources, or near duplicates of these ({'; '.join(some)})",
             "this run leaves them out; take them out of the corpus, for a model trained on it elsewhere has seen the test",
         )  # fmt: skip
 

@@ -268,7 +268,7 @@ def _say(name: str, split: str, shards: Shards, leaks: int) -> None:
     """One line about a split: how much there is, and how well the tokenizer fits it."""
     fit = shards.fertility
     said = f"; {fit['tokens_per_word']:.2f} tokens a word, {100 * fit['unknown_share']:.2g}% unknown" if fit else ""
-    said += f"; {leaks:,} left out because they hold test rows" if leaks else ""
+    said += f"; {leaks:,} left out because they hold test rows or other sources' held-out text" if leaks else ""
     log.info("%s/%s: %s documents, %s tokens%s", name, split, f"{len(shards):,}", f"{shards.tokens:,}", said)
 
 

@@ -29,11 +29,12 @@ from ziggurat.nn.spec import Adversaries
 from ziggurat.nn.tasks import alone, named
 from ziggurat.pipeline import context_use, interpolation, probes
 from ziggurat.pipeline.choose import Choice, check_candidates, choose, choose_folders, starting
+from ziggurat.pipeline.findings import lacks
 from ziggurat.pipeline.opened import Opened, called, fits, open_checkpoint, reads_alike
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.provenance import complete
-from ziggurat.pipeline.scoring import Scorer
+from ziggurat.pipeline.scoring import Scorer, leading
 from ziggurat.pipeline.session import Signals, session
 from ziggurat.pipeline.suite_files import suites_of
 from ziggurat.pipeline.tasks import answers, export_stage
@@ -162,6 +163,7 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     for stage in recipe.stages:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
             _answerable(stage, prepared)
+            enough(stage, prepared)
         if not jobs.done(folder / stage.title):
             decidable(stage, prepared)
     write_text(folder / "recipe.yaml", dump(whole))
@@ -177,6 +179,20 @@ def decidable(stage: Stage, prepared: Prepared) -> None:
             f"`{asks}` needs rows to choose by, and none of source '{name}' are held out",
             "give it `valid: file` or a larger share, as in `valid: 0.1`",
         )
+        if stage.objective is None or stage.stage == "finetune":
+            continue
+        for lack in lacks(stage.objective, leading(prepared.shards[name, "valid"], stage.evaluate.tokens)):
+            check(
+                not lack.fatal,
+                f"`{asks}` needs rows to choose by, and those held out of source '{name}' starve its objective: {lack.message}",
+                "give it `valid: file`, a larger share, as in `valid: 0.1`, or more `evaluate: {tokens: ...}`",
+            )
+
+
+def enough(stage: Stage, prepared: Prepared) -> None:
+    """Raise `UserError` if a fine-tuning asks for more examples than a task has rows."""
+    for name in single(stage) if stage.examples is not None else ():
+        _enough(prepared.shards[name, "train"], stage.examples or 0)
 
 
 def in_order(run: Run, stages: Sequence[Stage]) -> None:
@@ -348,13 +364,17 @@ def _parent(run: Run, init: str) -> str:
 
 def draw(shards: Shards, examples: int, seed: int) -> Subset:
     """`examples` documents of the shards, drawn by the seed; raises `UserError` when there are fewer."""
+    _enough(shards, examples)
+    chosen = np.random.default_rng([seed, 7]).permutation(len(shards))[:examples]
+    return Subset(shards, np.sort(chosen))
+
+
+def _enough(shards: Shards, examples: int) -> None:
     check(
         examples <= len(shards),
         f"{shards.folder} has {len(shards):,} rows, fewer than `examples: {examples}`",
         "lower `examples`, or leave it out to use all rows",
     )
-    chosen = np.random.default_rng([seed, 7]).permutation(len(shards))[:examples]
-    return Subset(shards, np.sort(chosen))
 
 
 def _arms(run: Run) -> dict[str, dict[int, Done]]:

@@ -17,7 +17,7 @@ from ziggurat.data.shards import Shards
 from ziggurat.data.shares import Split
 from ziggurat.data.sources import documents
 from ziggurat.data.subset import Subset
-from ziggurat.errors import check
+from ziggurat.errors import Starved, check
 from ziggurat.evaluate.answer_scores import answer_metric, best_threshold
 from ziggurat.evaluate.answers import choices, spans
 from ziggurat.evaluate.heldout import Predictions, first, held_out, main_loss, per_byte, predict
@@ -86,9 +86,12 @@ class Scorer:
     def _questions(self, objective: Objective, model: Model, length: int) -> dict[str, float]:
         """What an objective asks of held-out text, as the names of its losses: by the first documents that it asks anything of."""
         for shards in (one for (_, split), one in self.shards.items() if split != "train"):
-            for batch in islice(self.batches(leading(shards, TOKENS), objective, length, model), 1):
-                if batch.targets:
-                    return dict.fromkeys(batch.targets, 0.0)
+            try:
+                for batch in islice(self.batches(leading(shards, TOKENS), objective, length, model), 1):
+                    if batch.targets:
+                        return dict.fromkeys(batch.targets, 0.0)
+            except Starved:
+                continue
         return {}
 
     def losses(self, network: NetworkModel, own: Objective, stage: Stage, dtype: torch.dtype) -> dict[str, dict[str, float]]:
@@ -111,7 +114,8 @@ class Scorer:
                 some = leading(self.shards[name, split], stage.evaluate.tokens)
                 batches = first(self.batches(some, objective, stage.length, model, memory), LONG * stage.evaluate.tokens)
                 numbers = held_out(network, objective, batches, dtype, memory)
-                found[name] = numbers | per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
+                if numbers:
+                    found[name] = numbers | per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
         return found
 
     def answers(
