@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 from collections import defaultdict
+from collections.abc import Sized
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +77,10 @@ def _scored(sweep: Sweep, p: Point) -> str:
     return text
 
 
+def _counted(some: Sized, what: str) -> str:
+    return f"{len(some)} {what}{'s' * (len(some) != 1)}"
+
+
 def _legend(sweep: Sweep) -> str:
     several = (
         f"mean ± standard deviation over {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else f"one seed, {sweep.seeds[0]}"
@@ -101,7 +106,7 @@ def terminal_table(sweep: Sweep) -> RenderableType:
     from rich.table import Table
 
     header, found = rows(sweep)
-    title = plain(f"{sweep.recipe}: {sweep.stage}, {len(sweep.points)} points")
+    title = plain(f"{sweep.recipe}: {sweep.stage}, {_counted(sweep.points, 'point')}")
     made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1), pad_edge=False)
     for n, name in enumerate(header):
         made.add_column(plain(name), justify="left" if n < len(sweep.grid) else "right", overflow="fold")
@@ -116,7 +121,7 @@ def terminal_table(sweep: Sweep) -> RenderableType:
 
 def html(sweep: Sweep) -> str:
     """The whole page."""
-    bits = [f"{len(sweep.points)} points", f"{len(sweep.seeds)} seed{'s' * (len(sweep.seeds) > 1)}", *_date(sweep)]
+    bits = [_counted(sweep.points, "point"), _counted(sweep.seeds, "seed"), *_date(sweep)]
     parts = [
         f'<header><h1>{escape(sweep.recipe)}: {escape(sweep.stage)}</h1><p class="facts"><b>{escape(", ".join(sweep.grid))}</b> '
         f"&nbsp;·&nbsp; {' &nbsp;·&nbsp; '.join(map(escape, bits))}</p></header>"
