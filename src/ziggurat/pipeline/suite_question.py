@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +73,8 @@ class Question:
     asked: Source
     """What the model reads; the same where a head answers."""
     trained: Objective
-    """What the model is trained with: the task's own objective, or `seq2seq` where it writes the label."""
+    """What the model is trained with: the task's own objective, or `seq2seq` where it writes the label. Asked untrained, the labels are in
+    the order of the checkpoint's classes."""
     recipe: Recipe
     prepared: Prepared
     leaks: int = 0
@@ -278,7 +280,28 @@ def _way(
     heads = objective.heads(model)
     if task.zero_shot and any(opened.network.heads.get(n) != head for n, head in heads.items()):
         raise CannotAsk(f"zero-shot needs the head {', '.join(heads)}, and the checkpoint has none like it")
-    return objective, source, 0
+    return _as_its_head(objective, opened.labels) if task.zero_shot else objective, source, 0
+
+
+def _as_its_head(objective: Objective, classes: tuple[str, ...]) -> Objective:
+    """The objective with its labels in the order of the checkpoint's classes, found by name or by value. As it is where one side has no
+    names, or only the Hub's placeholders; raises `CannotAsk` for a checkpoint of other classes."""
+    if not isinstance(objective, Labels) or not (_named(classes) and _named(objective.label_names())):
+        return objective
+    names, values = objective.label_names(), tuple(map(str, objective.labels))
+    known = next((k for k in (names, values) if set(k) == set(classes) and len(set(k)) == len(classes)), None)
+    if known is None:
+        raise CannotAsk(
+            f"zero-shot: the checkpoint's classes are {list(classes)}, the task's {list(names)} "
+            "(give the objective `names` as the checkpoint has them, in any order)"
+        )
+    turns = [known.index(name) for name in classes]
+    again = {field: tuple(old[n] for n in turns) for field in ("labels", "names") if (old := getattr(objective, field))}
+    return objective.model_copy(update=again)
+
+
+def _named(classes: tuple[str, ...]) -> bool:
+    return any(not re.fullmatch(r"label_\d+", name, re.IGNORECASE) for name in classes)
 
 
 def _recipe(suite: Suite, task: Task, source: Source, objective: Objective, opened: Opened) -> Recipe:
