@@ -26,6 +26,7 @@ from ziggurat.data.shards import Shards
 from ziggurat.data.sources import Source
 from ziggurat.data.writing import CoversNothing
 from ziggurat.errors import UserError, check
+from ziggurat.evaluate.scores import GROUPED
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Classify, Labels
 from ziggurat.objectives.multiple_choice import MultipleChoice
@@ -51,7 +52,7 @@ SOURCE = "task"
 """What the one source of a task is called in its recipe, whatever the suite calls the task."""
 
 
-ANSWERS = 3
+ANSWERS = 4
 """Raised by every change of the code that changes answers, so that those kept before are not taken for new ones."""
 
 
@@ -96,6 +97,11 @@ class Question:
     def as_text(self) -> bool:
         return self.asked is not self.source
 
+    @property
+    def grouped(self) -> bool:
+        """Whether rows are scored together."""
+        return getattr(self.objective, "metric", "") in GROUPED
+
     def documents(self, split: str) -> list[Document]:
         """The documents of a split as they were before any tokenizer, in the order of its shards."""
         shards = self.prepared.shards[SOURCE, split]
@@ -120,7 +126,7 @@ class Question:
             "system": self.opened.system,
             "rows": [identity(self.prepared.shards[SOURCE, s]) for s in splits if (SOURCE, s) in self.prepared.shards],
             "stage": stage,
-            "scored": self.objective.kind,
+            "scored": [self.objective.kind, getattr(self.objective, "label_names", tuple)()],
             "zero_shot": self.task.zero_shot,
             "likelihood": None
             if self.shots is None
