@@ -81,9 +81,9 @@ def scores(
         check(len(options) > 0 and all(o.strip() for o in options), f"prompt {n} has no choices or an empty one", "leave it out")
         check(
             not _are_letters(options),
-            f"the choices of prompt {n} are the letters of options, and how probable a letter is says little: {list(options)}",
-            "give the texts of the options as choices (of a label as its name), and leave them out of the prompt; "
-            "where a letter is itself the answer, write it in words, as in 'vitamin C'",
+            f"the choices of prompt {n} are the letters of options, and how probable a letter is says little: {list(options)}; "
+            "declare the texts of the choices (of labels as their `names`)",
+            "leave the options out of the prompt; where a letter is itself the answer, put it into words, as in 'vitamin C'",
         )
     pairs = [(prompt, option) for prompt, options in zip(prompts, choices, strict=True) for option in options]
     found = likelihoods(network, objective, tokenizer, ctx, pairs, how, dtype)
