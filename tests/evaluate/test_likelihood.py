@@ -239,10 +239,19 @@ def test_a_long_prompt_loses_its_beginning(caplog: pytest.LogCaptureFixture) -> 
 def test_what_cannot_be_scored_is_said() -> None:
     _, network = gpt2(4)
     about: Any = (network, {"kind": "clm"}, TOKENIZER, GPT)
-    for letters in ["A", "B", "C"], ["(a)", "(b)"], ["A.", "B."]:
-        with pytest.raises(UserError, match="letters of options"):
+    for letters in (
+        ["A", "B", "C"],
+        ["(a)", "(b)"],
+        ["A.", "B."],
+        ["B", "A"],
+        ["c", " (a)", "B.", "d:"],
+        ["F", "G"],
+        ["A\n", "B\n"],
+    ):
+        with pytest.raises(UserError, match=r"letters of options(.|\n)*as in 'vitamin C'"):
             scores(*about, ["which? A. x B. y"], [letters])
-    scores(*about, ["which?"], [["B", "A"]])  # letters, but not those of options in their order
+    for words in ["a", "an"], ["A"], ["vitamin A", "vitamin B"], ["1", "2"]:
+        scores(*about, ["which?"], [words])
     with pytest.raises(UserError, match="empty"):
         scores(*about, ["which?"], [["a", " "]])
     with pytest.raises(UserError, match="'~' has no token"):

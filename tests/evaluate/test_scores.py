@@ -13,7 +13,9 @@ from sklearn import metrics as sk
 
 from ziggurat.errors import UserError
 from ziggurat.evaluate import scores
+from ziggurat.evaluate.heldout import metric_of
 from ziggurat.evaluate.scores import GROUPED, METRICS, metric
+from ziggurat.objectives.labelled import Classify
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -37,6 +39,21 @@ def test_classification_equals_sklearn(classes: int, size: int) -> None:
             names = np.array(["no", "是"])
             expected = sk.f1_score(names[gold], names[predicted], pos_label="是")
             assert scores.f1(names[gold], names[predicted], positive="是") == pytest.approx(expected)
+
+
+def test_an_answer_that_is_no_label_is_no_class_of_macro_f1() -> None:
+    """CommitmentBank as SuperGLUE scores it: the mean of three classes, whatever a model wrote once."""
+    labels = ("entailment", "contradiction", "neutral")
+    gold = ["entailment"] * 23 + ["contradiction"] * 28 + ["neutral"] * 5
+    said = ["", *gold[1:]]
+    asked = metric_of(Classify(labels=labels, metric="macro_f1"))
+    expected = sk.f1_score(gold, said, labels=labels, average="macro")
+    assert asked(gold, said) == pytest.approx(expected) and expected > 0.99
+    # classes that nobody has seen are left out as before, and one that is only predicted counts
+    assert asked(gold[:51], said[:51]) == pytest.approx(sk.f1_score(gold[:51], said[:51], labels=labels[:2], average="macro"))
+    wrong = ["neutral", *gold[1:51]]
+    assert asked(gold[:51], wrong) == pytest.approx(sk.f1_score(gold[:51], wrong, average="macro"))
+    assert asked(gold[:2], ["", ""]) == 0.0
 
 
 def test_classification_when_undefined() -> None:
@@ -141,6 +158,8 @@ def test_mistakes_are_named() -> None:
         scores.f1(["neg", "pos"], ["neg", "neg"])
     with pytest.raises(UserError, match="no positive class"):
         metric("accuracy", positive=1)
+    with pytest.raises(UserError, match="takes no known classes"):
+        metric("micro_f1", known=["a", "b"])
 
 
 def test_multirc_by_hand() -> None:

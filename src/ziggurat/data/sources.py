@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from ziggurat.config import Spec
-from ziggurat.data import docstrings, files, rows
+from ziggurat.data import docstrings, files, rows, versions
 from ziggurat.data.found import Collocations
 from ziggurat.data.reading import Reading, nearest
 from ziggurat.data.rows import Columns
@@ -88,7 +88,8 @@ class Hub(Spec):
     config: str | None = None
     """Which of the dataset's configurations, where it has several."""
     revision: str | None = None
-    """A commit or tag; without it the newest version is read, and may be another one tomorrow."""
+    """A commit, branch or tag; left out: the newest version. Which commit that is the hub is asked once in a process (not for a commit),
+    and what was made of an older one is made anew; where it does not answer, the version on this machine counts."""
     streaming: bool = False
     """Read over the network while training data is written, without downloading the whole first."""
     columns: Columns = Columns()
@@ -208,13 +209,15 @@ def documents(source: Source, split: Split = "train", reading: Reading | None = 
 
 
 def fingerprint(source: Source, split: Split = "train") -> str:
-    """Changes when the source does: its spec, the files' names, sizes and times, the packages' versions."""
+    """Changes when the source does: its spec, the files' names, sizes and times, the hub's commit, the packages' versions."""
     state: list[Any] = [source.model_dump(mode="json"), split]
     match source:
         case Files():
             for path in _paths(source, split):
                 stat = path.stat()
                 state.append([str(path), stat.st_size, stat.st_mtime_ns])
+        case Hub():
+            state += versions.version(source.id, source.revision)
         case Docstrings():
             state.append(docstrings.packages_version([p for p in source.packages if p not in source.exclude]))
         case DocstringBackticks():

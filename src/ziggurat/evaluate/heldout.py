@@ -271,4 +271,6 @@ def metric_of(objective: Objective) -> Metric:
     if objective.metric in ("f1", "token_f1", "f1_a"):
         assert isinstance(objective, Labels)
         return metric(objective.metric, positive=objective.label_names()[1])
+    if isinstance(objective, Classify) and objective.metric == "macro_f1":  # a written answer may be none of the labels
+        return metric(objective.metric, known=objective.label_names())
     return metric(objective.metric)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -78,11 +79,11 @@ def scores(
     check(len(prompts) == len(choices), f"{len(prompts)} prompts, but choices for {len(choices)}")
     for n, options in enumerate(choices):
         check(len(options) > 0 and all(o.strip() for o in options), f"prompt {n} has no choices or an empty one", "leave it out")
-        letters = [o.strip(" ().:").upper() for o in options]
         check(
-            len(options) < 2 or letters != [chr(ord("A") + i) for i in range(len(options))],
-            f"the choices of prompt {n} are the letters of options, and how probable a letter is says little: {list(options)}",
-            "give the texts of the options as choices, and leave them out of the prompt",
+            not _are_letters(options),
+            f"the choices of prompt {n} are the letters of options, and how probable a letter is says little: {list(options)}; "
+            "declare the texts of the choices (of labels as their `names`)",
+            "leave the options out of the prompt; where a letter is itself the answer, put it into words, as in 'vitamin C'",
         )
     pairs = [(prompt, option) for prompt, options in zip(prompts, choices, strict=True) for option in options]
     found = likelihoods(network, objective, tokenizer, ctx, pairs, how, dtype)
@@ -98,6 +99,12 @@ def scores(
         values = [one.total - before[option] for one, (_, option) in zip(found, pairs, strict=True)]
     cuts = np.cumsum([0, *map(len, choices)]).tolist()
     return [values[a:b] for a, b in pairwise(cuts)]
+
+
+def _are_letters(options: Sequence[str]) -> bool:
+    """Whether choices are a different letter each and nothing else, in any order: `A`, `b`, `(c)`, `D.`."""
+    letters = {option.strip().strip("().: ").upper() for option in options}
+    return len(options) > 1 and len(letters) == len(options) and letters <= set(ascii_uppercase)
 
 
 def reads_whole(

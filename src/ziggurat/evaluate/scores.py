@@ -44,12 +44,19 @@ class Metric:
         return float(self.value(self.statistics(gold, predicted).sum(0)))
 
 
-def metric(name: str, *, positive: Hashable = None, labels: Sequence[Hashable] | None = None) -> Metric:
+def metric(
+    name: str,
+    *,
+    positive: Hashable = None,
+    labels: Sequence[Hashable] | None = None,
+    known: Sequence[Hashable] | None = None,
+) -> Metric:
     """The metric called `name`.
 
     `positive` is the class that `f1`, `token_f1` and `f1_a` are about; without it `f1` takes the 1 of {0, 1} and `token_f1` the
     only label beside `O`. `labels` restricts `micro_f1` and `macro_f1` to some classes (relation extraction leaves out
-    "no relation"). Raises `UserError` for an unknown name or an option the metric does not have.
+    "no relation"). `known` are all the classes there are: `macro_f1` is then over those seen, and an answer that is none of them is wrong
+    but no class of the mean. Raises `UserError` for an unknown name or an option the metric does not have.
     """
     if name not in METRICS:
         raise UserError(f"unknown metric {name!r}", f"one of: {', '.join(METRICS)}")
@@ -62,6 +69,11 @@ def metric(name: str, *, positive: Hashable = None, labels: Sequence[Hashable] |
         check(name in ("micro_f1", "macro_f1"), f"metric {name!r} takes no labels", "only micro_f1 and macro_f1 do")
         chosen = partial(_class_counts, labels=list(labels))
         found = replace(found, statistics=chosen, value=_micro_f1 if name == "micro_f1" else _mean_f1)
+    if known is not None:
+        check(
+            name == "macro_f1" and labels is None, f"metric {name!r} takes no known classes", "only macro_f1 of all classes does"
+        )
+        found = replace(found, statistics=partial(_class_counts, labels=list(known)))
     return found
 
 

@@ -71,7 +71,8 @@ def answer(question: Question, seed: int, signals: Signals) -> Answers:
         write_json(path, facts)
     _clear(folder)
     kept = json.loads(path.read_text("utf-8"))
-    return Answers(kept["gold"], kept["predicted"], str(folder), kept["steps"], kept["seconds"], kept["more"])
+    gold, predicted = _as_scored(question, kept["gold"], kept["predicted"])
+    return Answers(gold, predicted, str(folder), kept["steps"], kept["seconds"], kept["more"])
 
 
 def _tuned(question: Question, folder: Path, seed: int, signals: Signals) -> tuple[Predictions, int, float]:
@@ -107,14 +108,12 @@ def _as_it_is(question: Question) -> Predictions:
 
 
 def _whole(question: Question, found: Predictions) -> tuple[list[Any], list[Any]]:
-    """Gold and answers as the official scorers want them: labels again where they were written as text, and a label for words, too,
-    that did not fit into `length` or that the tokenizer drops (the label of words outside any span)."""
+    """Gold and answers as they are kept: labels again where they were written as text, row by row, and a label for words, too, that did
+    not fit into `length` or that the tokenizer drops (the label of words outside any span)."""
     objective = question.objective
     if question.as_text:
-        rows = question.documents("test")
-        told = [_gold(objective, d) for d in rows], [verbalised.understand(objective, text) for text in found.predicted]
-        gold, answers = (scored(rows, objective, side) for side in told)
-        return gold, answers
+        gold = [_gold(objective, document) for document in question.documents("test")]
+        return gold, [verbalised.understand(objective, text) for text in found.predicted]
     if not isinstance(objective, Tag):
         return found.gold, found.predicted
     names = objective.label_names()
@@ -127,6 +126,15 @@ def _whole(question: Question, found: Predictions) -> tuple[list[Any], list[Any]
         gold.append([named[m.label] for m in document.marks])
         answers.append([next(each, outside) if read else outside for read in with_tokens(document, question.opened.tokenizer)])
     return gold, answers
+
+
+def _as_scored(question: Question, *kept: list[Any]) -> tuple[list[Any], ...]:
+    """Kept answers as the metric takes them. Which rows are scored together is in the key of a head's answers, but no matter to a text that
+    is written: these serve every metric, and are put together here."""
+    if not question.as_text or not question.grouped:
+        return kept
+    rows = question.documents("test")
+    return tuple(scored(rows, question.objective, side) for side in kept)
 
 
 def _gold(objective: Objective, document: Document) -> Any:
@@ -143,6 +151,8 @@ def baseline_answers(asked: Question, seeds: list[int]) -> dict[str, dict[int, A
     train, test = (asked.prepared.shards[SOURCE, split] for split in ("train", "test"))
     seeds = seeds if examples else seeds[:1]
     state = [identity(train), identity(test), given(objective), examples, seeds, __version__]
+    if asked.as_text and asked.grouped:  # texts to be written do not say to which group they belong
+        state.append([document.fields["group"] for document in asked.documents("test")])
     key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
     path = ROOT / "baselines" / f"{key}.json"
     if not path.exists():

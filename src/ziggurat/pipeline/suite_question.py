@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from ziggurat.data.shards import Shards
 from ziggurat.data.sources import Source
 from ziggurat.data.writing import CoversNothing
 from ziggurat.errors import UserError, check
+from ziggurat.evaluate.scores import GROUPED
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Classify, Labels
 from ziggurat.objectives.multiple_choice import MultipleChoice
@@ -50,7 +52,7 @@ SOURCE = "task"
 """What the one source of a task is called in its recipe, whatever the suite calls the task."""
 
 
-ANSWERS = 3
+ANSWERS = 4
 """Raised by every change of the code that changes answers, so that those kept before are not taken for new ones."""
 
 
@@ -72,7 +74,8 @@ class Question:
     asked: Source
     """What the model reads; the same where a head answers."""
     trained: Objective
-    """What the model is trained with: the task's own objective, or `seq2seq` where it writes the label."""
+    """What the model is trained with: the task's own objective, or `seq2seq` where it writes the label. Asked untrained, the labels are in
+    the order of the checkpoint's classes."""
     recipe: Recipe
     prepared: Prepared
     leaks: int = 0
@@ -93,6 +96,11 @@ class Question:
     @property
     def as_text(self) -> bool:
         return self.asked is not self.source
+
+    @property
+    def grouped(self) -> bool:
+        """Whether rows are scored together."""
+        return getattr(self.objective, "metric", "") in GROUPED
 
     def documents(self, split: str) -> list[Document]:
         """The documents of a split as they were before any tokenizer, in the order of its shards."""
@@ -118,7 +126,7 @@ class Question:
             "system": self.opened.system,
             "rows": [identity(self.prepared.shards[SOURCE, s]) for s in splits if (SOURCE, s) in self.prepared.shards],
             "stage": stage,
-            "scored": self.objective.kind,
+            "scored": [self.objective.kind, getattr(self.objective, "label_names", tuple)()],
             "zero_shot": self.task.zero_shot,
             "likelihood": None
             if self.shots is None
@@ -278,7 +286,28 @@ def _way(
     heads = objective.heads(model)
     if task.zero_shot and any(opened.network.heads.get(n) != head for n, head in heads.items()):
         raise CannotAsk(f"zero-shot needs the head {', '.join(heads)}, and the checkpoint has none like it")
-    return objective, source, 0
+    return _as_its_head(objective, opened.labels) if task.zero_shot else objective, source, 0
+
+
+def _as_its_head(objective: Objective, classes: tuple[str, ...]) -> Objective:
+    """The objective with its labels in the order of the checkpoint's classes, found by name or by value. As it is where one side has no
+    names, or only the Hub's placeholders; raises `CannotAsk` for a checkpoint of other classes."""
+    if not isinstance(objective, Labels) or not (_named(classes) and _named(objective.label_names())):
+        return objective
+    names, values = objective.label_names(), tuple(map(str, objective.labels))
+    known = next((k for k in (names, values) if set(k) == set(classes) and len(set(k)) == len(classes)), None)
+    if known is None:
+        raise CannotAsk(
+            f"zero-shot: the checkpoint's classes are {list(classes)}, the task's {list(names)} "
+            "(give the objective `names` as the checkpoint has them, in any order)"
+        )
+    turns = [known.index(name) for name in classes]
+    again = {field: tuple(old[n] for n in turns) for field in ("labels", "names") if (old := getattr(objective, field))}
+    return objective.model_copy(update=again)
+
+
+def _named(classes: tuple[str, ...]) -> bool:
+    return any(not re.fullmatch(r"label_\d+", name, re.IGNORECASE) for name in classes)
 
 
 def _recipe(suite: Suite, task: Task, source: Source, objective: Objective, opened: Opened) -> Recipe:

@@ -85,7 +85,7 @@ class Task(Spec):
     settings: StageFields = StageFields()
     """Any field of a fine-tuning stage but data, init and objective; over the suite's `defaults`."""
     zero_shot: bool = False
-    """Nothing is trained: the checkpoint answers as it is."""
+    """Nothing is trained: the checkpoint answers as it is. Its classes are matched with the labels by their names, where it has any."""
     prompt: str = ""
     """With `answers: text` or `likelihood`: what the model reads, e.g. `mnli premise: {text} hypothesis: {pair}`. Default: name and texts,
     like this; for `likelihood` the texts alone."""
