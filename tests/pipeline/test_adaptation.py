@@ -267,6 +267,37 @@ def test_killed_with_all_arms(world: Path, arms: Path, monkeypatch: pytest.Monke
         assert now["held_out"] == then["held_out"] and now["before"] == then["before"] and now["curve"] == then["curve"]
 
 
+def test_lora_from_scratch_trains_the_matrices(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arm of the ledger that has no trained matrices to add to: nothing is added twice when it goes on, and there is no adapter."""
+    tuned = "{stage: finetune, data: task, objective: {kind: classify, labels: [neg, pos]}, steps: 5, lora: {rank: 2, alpha: 64, targets: [q, up]}, optim: {lr: 5e-3}}"
+    stages = f"stages:\n  - {{stage: pretrain, data: general, steps: 2}}\n  - {tuned}\nworth: {{seeds: [0]}}\n"
+    arm, real, seen = "worth/scratch/seed-0", loop.backward, 0
+
+    def backward(*args: Any) -> dict[str, float]:
+        nonlocal seen
+        seen += 1
+        if seen > 2 + 5 + 4:  # the arm's checkpoint is of its third step
+            raise Killed
+        return real(*args)
+
+    straight = HEAD.replace("name: small", "name: straight") + stages
+    Path("straight.yaml").write_text(straight, "utf-8")
+    Path("cut.yaml").write_text(HEAD + stages, "utf-8")
+    run("straight.yaml")
+    monkeypatch.setattr(loop, "backward", backward)
+    with pytest.raises(Killed):
+        run("cut.yaml")
+    monkeypatch.setattr(loop, "backward", real)
+    assert checkpoints.at(runs(world) / arm, 3).exists()
+    run("cut.yaml")
+    mine = weights(world, arm, 5)
+    whole = checkpoints.load(checkpoints.at(world / "runs/straight" / arm, 5))
+    assert all(torch.equal(mine[name], tensor) for name, tensor in whole.tensors.items())
+    assert not any("lora" in name for name in whole.optimizer)
+    for stage, there in (("finetune", True), (arm, False)):
+        assert (runs(world) / stage / "adapter/adapter_config.json").exists() == there
+
+
 STOP = """\
 stages:
   - {stage: pretrain, data: general, steps: 6}

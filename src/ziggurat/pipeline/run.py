@@ -319,7 +319,7 @@ def _one(
             new = len(prepared.added) if stage.vocabulary is not None else 0
             complete(run.recipe, stage, jobs.result(folder, outcome.steps), outcome, predictions, choice, new)
             export_stage(stage, folder)
-            if stage.lora is not None:
+            if stage.lora is not None and init != "scratch":  # there a fine-tuning's weights are all new, and trained whole
                 _adapter(run, stage, folder, job, outcome)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)

@@ -67,7 +67,8 @@ class Retention:
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(not (lowest <= deep[name] <= most) or name in new)
         self.adapters: Adapters | None = None
-        if stage.lora is not None:
+        begun = any(name not in new for name, _ in network.named_parameters())
+        if stage.lora is not None and begun:  # from scratch the matrices themselves are new, and trained
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name in new)
             draws, how = torch.Generator().manual_seed(number("lora", job.seed)), stage.lora
