@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ziggurat.context import Context
 from ziggurat.data.loader import once
-from ziggurat.errors import check
 from ziggurat.evaluate.heldout import first
 from ziggurat.log import ProgressBar
 from ziggurat.nn.depth import depths
@@ -59,11 +58,6 @@ class Retention:
         deep, top = depths(network, network.spec.model)
         if stage.freeze is not None:
             lowest, most = 0 if stage.freeze.embeddings else 1, stage.freeze.layers
-            check(
-                most < top,
-                f"freeze: there are {top - 1} layers, not {most}",
-                f"freeze: {{layers: {top - 1}}} freezes all of them",
-            )
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(not (lowest <= deep[name] <= most) or name in new)
         self.adapters: Adapters | None = None
