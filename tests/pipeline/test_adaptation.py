@@ -23,6 +23,7 @@ from ziggurat.cli import app
 from ziggurat.data.shards import Shards
 from ziggurat.errors import UserError
 from ziggurat.log import read_metrics
+from ziggurat.pipeline.doctor import doctor
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.prepare import parts
 from ziggurat.pipeline.run import load_recipe, run
@@ -267,6 +268,37 @@ def test_killed_with_all_arms(world: Path, arms: Path, monkeypatch: pytest.Monke
         assert now["held_out"] == then["held_out"] and now["before"] == then["before"] and now["curve"] == then["curve"]
 
 
+def test_lora_from_scratch_trains_the_matrices(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arm of the ledger that has no trained matrices to add to: nothing is added twice when it goes on, and there is no adapter."""
+    tuned = "{stage: finetune, data: task, objective: {kind: classify, labels: [neg, pos]}, steps: 5, lora: {rank: 2, alpha: 64, targets: [q, up]}, optim: {lr: 5e-3}}"
+    stages = f"stages:\n  - {{stage: pretrain, data: general, steps: 2}}\n  - {tuned}\nworth: {{seeds: [0]}}\n"
+    arm, real, seen = "worth/scratch/seed-0", loop.backward, 0
+
+    def backward(*args: Any) -> dict[str, float]:
+        nonlocal seen
+        seen += 1
+        if seen > 2 + 5 + 4:  # the arm's checkpoint is of its third step
+            raise Killed
+        return real(*args)
+
+    straight = HEAD.replace("name: small", "name: straight") + stages
+    Path("straight.yaml").write_text(straight, "utf-8")
+    Path("cut.yaml").write_text(HEAD + stages, "utf-8")
+    run("straight.yaml")
+    monkeypatch.setattr(loop, "backward", backward)
+    with pytest.raises(Killed):
+        run("cut.yaml")
+    monkeypatch.setattr(loop, "backward", real)
+    assert checkpoints.at(runs(world) / arm, 3).exists()
+    run("cut.yaml")
+    mine = weights(world, arm, 5)
+    whole = checkpoints.load(checkpoints.at(world / "runs/straight" / arm, 5))
+    assert all(torch.equal(mine[name], tensor) for name, tensor in whole.tensors.items())
+    assert not any("lora" in name for name in whole.optimizer)
+    for stage, there in (("finetune", True), (arm, False)):
+        assert (runs(world) / stage / "adapter/adapter_config.json").exists() == there
+
+
 STOP = """\
 stages:
   - {stage: pretrain, data: general, steps: 6}
@@ -315,14 +347,30 @@ def test_mistakes(world: Path) -> None:
         load_recipe("arms.yaml", ["stages.low.forgetting={stop: true}", "defaults.evaluate.every=null"])
 
 
-def test_more_layers_than_there_are(world: Path) -> None:
-    text = (
-        HEAD
-        + "stages:\n  - {stage: pretrain, data: general, steps: 1}\n  - {stage: dapt, data: domain, steps: 1, freeze: {layers: 2}}\nworth: false\n"
-    )
-    (world / "deep.yaml").write_text(text, "utf-8")
-    with pytest.raises(UserError, match="freeze: there are 1 layers, not 2"):
-        run("deep.yaml")
+@pytest.mark.parametrize(
+    ("means", "message"),
+    [
+        ("freeze: {layers: 2}", "tapt: freeze: there are 1 layers, not 2"),
+        ("lora: {targets: [q, gate]}", "tapt: lora: the model has no matrices 'gate'"),
+    ],
+)
+def test_what_the_checkpoint_does_not_have(world: Path, arms: Path, means: str, message: str) -> None:
+    """Said before anything is prepared or trained, also where only the checkpoint knows its shape."""
+    head = HEAD.replace("roberta/tiny", "roberta").replace("model:", "# model:").replace("tokenizer:", "# tokenizer:")
+    stages = f"  - {{stage: dapt, init: {runs(arms)}/pretrain, data: domain, steps: 1}}\n  - {{stage: tapt, data: task, steps: 1, {means}}}\n"
+    (world / "own.yaml").write_text(f"{head}stages:\n{stages}", "utf-8")
+    with pytest.raises(UserError, match=re.escape(message)):
+        run("own.yaml")
+    assert not [path for path in runs(world).rglob("*") if path.is_dir()]
+
+
+def test_a_warm_up_longer_than_its_epochs(world: Path) -> None:
+    """Counted before anything is trained: 40 rows, 8 in a batch, 2 batches an update, 2 epochs."""
+    with pytest.raises(UserError, match="finetune: a schedule with 50 updates of warm-up in a stage of 5"):
+        run("small.yaml", ["stages.finetune.schedule={warmup: 50}"])
+    assert not (runs(world) / "pretrain").exists()
+    (found,) = doctor("small.yaml", ["stages.finetune.schedule={warmup: 50}"])["findings"]
+    assert "50 updates of warm-up in a stage of 5" in found["message"] and found["level"] == "error"
 
 
 def test_a_default_general_sample(world: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from conftest import RECIPE
+from ziggurat.checkpoint import format as checkpoints
 from ziggurat.cli import app
 from ziggurat.errors import UserError
+from ziggurat.nn.spec import Network
+from ziggurat.nn.tasks import named
 from ziggurat.pipeline.model import load
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import run
@@ -82,3 +87,33 @@ def test_what_has_no_mean(finished: Path, world: Path) -> None:
     bad = CliRunner().invoke(app, ["soup", str(runs / "tapt"), str(runs / "dapt"), "--to", "made", "--weights", "a,b"])
     assert bad.exit_code == 2 and "is no list of numbers" in bad.stderr
     assert json.loads((runs / "report.json").read_text("utf-8"))
+
+
+def answering(folder: Path, place: str, labels: Sequence[str], task: str = "") -> Path:
+    """A fine-tuned checkpoint as one of other labels would be, or as one task's of several."""
+    saved = checkpoints.load(folder)
+    kept = {n: named(n, task) if task and n != "lm" else n for n in saved.card.network.heads}
+    heads = {new: saved.card.network.heads[old] for old, new in kept.items()}
+    known = {"tasks": {task: list(labels)}} if task else {"labels": list(labels)}
+    card = replace(saved.card, network=Network(model=saved.card.network.model, heads=heads), more=known)
+    tensors = {
+        ".".join(["heads", kept[n.split(".")[1]], *n.split(".")[2:]]) if n.startswith("heads.") else n: t
+        for n, t in saved.tensors.items()
+    }
+    return checkpoints.save(Path(place), 0, card, tensors, state={})
+
+
+@pytest.mark.parametrize("task", ["", "mood"], ids=["one task", "one of several"])
+def test_heads_of_other_labels_have_no_mean(task: str, finished: Path, world: Path) -> None:
+    """A class's scores are a row of the head, whatever it is called: in another order the mean is of two classes."""
+    tuned = finished / "runs/small/finetune"
+    here, turned, unnamed = (
+        answering(tuned, name, labels, task)
+        for name, labels in (("here", ["neg", "pos"]), ("turned", ["pos", "neg"]), ("unnamed", []))
+    )
+    with pytest.raises(UserError, match=r"turned.* has the labels pos, neg, and .*here.* neg, pos"):
+        soup([turned, here], "made")
+    assert not Path("made").exists()
+    soup([unnamed, here], "made")  # whose are not known may be the same
+    if task:  # the head of a task that the other has not is not mixed
+        soup([answering(tuned, "other", ["pos", "neg"], "tone"), here], "both")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from ziggurat.errors import UserError
 from ziggurat.text import mining
@@ -169,6 +169,44 @@ def test_chinese_words_keep_the_rest_as_it_was(trained: Get, lines: list[str]) -
     odd = ["山\u0301水a火", "\uf900\uf901 豈更", "Ａ山　水", "山\u200b水", "か山カ水ー", "𠀀𠀁", "山。水", "é山É", "x山\ty"]
     for text, one, two in zip([*lines, *odd], old.encode([*lines, *odd]), new.encode([*lines, *odd]), strict=True):
         assert one.ids.tolist() == two.ids.tolist() and one.offsets.tolist() == two.offsets.tolist(), text
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "cutter"),
+    [
+        (normalizers.BertNormalizer(handle_chinese_chars=False), pre_tokenizers.BertPreTokenizer()),
+        (normalizers.BertNormalizer(), pre_tokenizers.Whitespace()),
+        (normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), pre_tokenizers.BertPreTokenizer()),
+        (None, pre_tokenizers.Whitespace()),
+    ],
+    ids=["not set apart", "another cutter", "NFKC", "no normaliser"],
+)
+def test_chinese_that_is_cut_like_letters_stays_so(
+    normalizer: normalizers.Normalizer | None, cutter: pre_tokenizers.PreTokenizer
+) -> None:
+    """Of a WordPiece tokenizer without BERT's rule for Han characters: a text without new tokens keeps its ids, and a longer Chinese word
+    that was an entry stays the piece it was."""
+    letters = "高血压糖尿病肺炎患者abc"
+    entries = [t for letter in letters for t in (letter, "##" + letter)]
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *entries, "患者", "##患者"]
+    raw = tokenizers.Tokenizer(models.WordPiece({t: n for n, t in enumerate(names)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = cutter
+    if normalizer is not None:
+        raw.normalizer = normalizer
+    old, draw = Tokenizer(raw), random.Random(0)
+    texts = [f"{'高血压' if n % 2 else '糖尿病'} 龘 abc" for n in range(12)]
+    found = extend(old, texts, spec(2, segmenter="jieba"))
+    news, same = {a.id for a in found.added}, 0
+    odd = ["".join(draw.choices(letters, k=7)) + "患者" for _ in range(60)] + ["患者", "肺炎患者", "炎a患者。b"]
+    for text, one, two in zip(odd, old.encode(odd), found.tokenizer.encode(odd), strict=True):
+        if not news & set(two.ids.tolist()):
+            assert one.ids.tolist() == two.ids.tolist() and one.offsets.tolist() == two.offsets.tolist(), text
+            same += 1
+    assert same > 40
+    again = extend(found.tokenizer, ["肺炎患者 肺炎 cab 龘cab"] * 3, spec(1))
+    assert again.tokenizer.vocab.size == old.vocab.size + 3
+    for part in ("normalizer", "pre_tokenizer"):
+        assert found.tokenizer.content()[part] == again.tokenizer.content()[part] == old.content()[part]
 
 
 def test_without_words_chinese_needs_a_segmenter(trained: Get) -> None:

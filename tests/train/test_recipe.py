@@ -153,6 +153,11 @@ def test_origins(path: Path) -> None:
         (["stages.dapt.epochs=2"], "stages.dapt.epochs: 2 sources have epochs of their own"),
         (["stages.dapt.batch.documents=8"], "stages.dapt.tokens: a budget in tokens needs batches limited by tokens"),
         (["stages.dapt.accumulate=0"], "stages.dapt.accumulate: must be at least 1 (got 0)"),
+        (["stages.tapt.freeze={layers: 5}"], "stages.tapt.freeze: there are 4 layers, not 5; freeze: {layers: 4}"),
+        (["stages.tapt.lora={targets: [q, gate]}"], "the model has no matrices 'gate'; targets: q, k, v, out, up, down"),
+        (["stages.tapt.schedule={warmup: 100}"], "stages.tapt.schedule: a schedule with 100 updates of warm-up in a stage of 5;"),
+        (["defaults.schedule={warmup: 400, kind: wsd, decay: 90}"], "400 updates of warm-up and 90 of decay in a stage of 489"),
+        (["stages.pretrain.schedule={kind: wsd, warmup: 0.7, decay: 0.4}"], "0.7 of the stage for warm-up and 0.4 for decay;"),
         (["worth.seeds=[1, 1]"], "each seed may stand once"),
         (
             ["sources.general.kind=docstring"],

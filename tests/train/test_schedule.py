@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ziggurat.errors import UserError
-from ziggurat.train.schedule import length, rate
+from ziggurat.train.schedule import length, misfit, rate
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,9 @@ def test_what_does_not_fit() -> None:
         rate(0, steps=50, spec=Schedule(warmup=100))
     with pytest.raises(UserError, match="30 updates of warm-up and 30 of decay in a stage of 50"):
         rate(0, steps=50, spec=Schedule("wsd", 30, decay=0.6))
+
+
+def test_what_cannot_fit_however_many_updates_there_are() -> None:
+    assert misfit(None, Schedule("wsd", 0.7, decay=0.4)) == "a schedule with 0.7 of the stage for warm-up and 0.4 for decay"
+    fit = [("wsd", 0.6, 0.4), ("linear", 0.7, 0.4), ("wsd", 100.0, 0.9), ("wsd", 0.9, 100.0)]  # for all that is known
+    assert not any(misfit(None, Schedule(kind, warmup, decay=decay)) for kind, warmup, decay in fit)

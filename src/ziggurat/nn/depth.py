@@ -25,10 +25,14 @@ def layers_of(model: spec.Model) -> dict[str, tuple[int, int]]:
     return {"": (1, model.share.groups if model.share else model.layers)}
 
 
+def top_of(model: spec.Model) -> int:
+    """Depth of the heads, which is the greatest: one more than that of the last layer."""
+    return max(first + layers for first, layers in layers_of(model).values())
+
+
 def depths(network: nn.Module, model: spec.Model) -> tuple[dict[str, int], int]:
-    """Depth of every parameter by its name, and the depth of the heads, which is the greatest."""
-    stacks = layers_of(model)
-    top = max(first + layers for first, layers in stacks.values())
+    """Depth of every parameter by its name, and the depth of the heads."""
+    stacks, top = layers_of(model), top_of(model)
     found = {}
     for name, _ in network.named_parameters():
         block, norm = BLOCK.match(name), STACK.match(name)

@@ -19,7 +19,7 @@ from ziggurat.config import dump
 from ziggurat.errors import UserError
 from ziggurat.log import duration
 from ziggurat.pipeline.charts import count
-from ziggurat.pipeline.estimate import Estimate, estimate, weighed
+from ziggurat.pipeline.estimate import Estimate, estimate, scheduled, weighed
 from ziggurat.pipeline.findings import Finding, of_budget, of_data, statistics
 from ziggurat.pipeline.labels import of_task
 from ziggurat.pipeline.prepare import content
@@ -46,6 +46,7 @@ def doctor(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     with session(folder) as signals:
         try:
             run = begin(recipe, folder, signals)
+            scheduled(run)
             recipe = run.recipe  # with starts that are chosen
         except UserError as error:
             found = [Finding("error", "prepare", f"recipe {recipe.name}", error.message, error.hint)]

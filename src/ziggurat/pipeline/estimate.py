@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -14,18 +15,20 @@ import numpy as np
 import torch
 
 from ziggurat.checkpoint import format as checkpoints
-from ziggurat.errors import UserError
+from ziggurat.errors import UserError, check
 from ziggurat.nn import spec as parts
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import machine
 from ziggurat.pipeline.passes import FISHER, passes
 from ziggurat.pipeline.run import Run, _prefixes, job_of, start_of
-from ziggurat.train.budget import PROBE, PROBE_SHARE
+from ziggurat.train import job as jobs
+from ziggurat.train.budget import PROBE, PROBE_SHARE, in_epochs
 from ziggurat.train.probe import FLOAT, Memory, parameters, probe, static
 from ziggurat.train.recipe import Recipe
+from ziggurat.train.schedule import HINT, misfit
 from ziggurat.train.stage import BestOf, Stage, candidates
-from ziggurat.train.start import Start
+from ziggurat.train.start import Start, context
 from ziggurat.train.tasks import several, single
 
 SECONDS = 10.0
@@ -140,6 +143,21 @@ def size_of(run: Run, stage: Stage) -> int:
     assert stage.objective is not None
     model = sized(run, stage, bare_start(run, stage.init).for_objective(stage.objective)).model
     return parameters(parts.Network(model=model, heads=dict(stage.objective.heads(model))))
+
+
+def scheduled(run: Run) -> None:
+    """Raise `UserError` now, not after hours of training, if a stage in epochs has fewer updates than its warm-up and decay, which are given as
+    numbers of updates. Counting reads all of the stage's text, so it is done for such stages alone."""
+    for stage in run.recipe.stages:
+        unit, amount = stage.budget
+        given = stage.schedule.warmup >= 1 or (stage.schedule.kind == "wsd" and stage.schedule.decay >= 1)
+        if unit != "epochs" or not given or jobs.done(run.folder / stage.title):
+            continue
+        job = job_of(run, stage, run.folder, run.recipe.seed, candidates(stage.init)[-1], start=bare_start(run, stage.init))
+        assert stage.objective is not None
+        steps = math.ceil(in_epochs(job, stage.objective, context(job), int(amount)) / stage.accumulate)
+        wrong = misfit(steps, stage.schedule)
+        check(not wrong, f"{stage.title}: {wrong}", HINT)
 
 
 def memory_room() -> tuple[int, int]:

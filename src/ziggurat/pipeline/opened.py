@@ -22,7 +22,8 @@ from ziggurat.systems import find
 from ziggurat.systems.base import DIALS
 from ziggurat.systems.hub import from_hub
 from ziggurat.text.tokenizer import Tokenizer
-from ziggurat.train.recipe import Recipe
+from ziggurat.train.recipe import Recipe, models_before
+from ziggurat.train.start import refuse
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +106,22 @@ def called(folder: str) -> str:
     return path.name
 
 
-def fits(recipe: Recipe, init: str, opened: Opened) -> None:
-    """Raise `UserError` unless a checkpoint is of the recipe's system, and of its size where it gives one."""
+def fits(recipe: Recipe, imported: Mapping[str, Opened]) -> None:
+    """Raise `UserError` unless the checkpoints that stages start from are of the recipe's system, and of its size where it gives one, and
+    have the layers and matrices that its stages mean."""
+    for init, opened in imported.items():
+        _fits(recipe, init, opened)
+    shapes = {init: opened.network.model for init, opened in imported.items()}
+    fresh = recipe.body() or next(iter(shapes.values()), None)
+    if fresh is None:
+        return
+    for stage in recipe.stages:
+        assert stage.objective is not None
+        for model in models_before(recipe, stage, fresh, shapes):
+            refuse(stage, stage.objective.part_of(model))
+
+
+def _fits(recipe: Recipe, init: str, opened: Opened) -> None:
     name = recipe.system.partition("/")[0]
     theirs, ours = find(opened.system), find(name)
     kin = theirs is not None and ours is not None and theirs.model_type == ours.model_type

@@ -121,7 +121,7 @@ def prepare(path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe, or go on with it; returns the run folder. Raises `UserError`, and `Stopped` after a signal."""
-    from ziggurat.pipeline import doctor
+    from ziggurat.pipeline import doctor, estimate
     from ziggurat.pipeline.control import control
     from ziggurat.pipeline.outcome import account
 
@@ -130,6 +130,7 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     folder = RUNS / recipe.name
     with session(folder) as signals:
         run = begin(recipe, folder, signals)
+        estimate.scheduled(run)
         run.before = doctor.glance(run)
         doctor.say(run.before)
         in_order(run, recipe.stages)
@@ -154,8 +155,7 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     own = {s.title for s in recipe.stages} | {"scratch"}
     inits = dict.fromkeys(name for s in recipe.stages for name in candidates(s.init) if name not in own)
     imported = {init: open_checkpoint(init) for init in inits}
-    for init, opened in imported.items():
-        fits(recipe, init, opened)
+    fits(recipe, imported)
     tokenizer = next((o.tokenizer for o in imported.values() if o.tokenizer), None)
     prepared = prepare_data(recipe, folder, tokenizer)
     for init, opened in imported.items():
@@ -319,7 +319,7 @@ def _one(
             new = len(prepared.added) if stage.vocabulary is not None else 0
             complete(run.recipe, stage, jobs.result(folder, outcome.steps), outcome, predictions, choice, new)
             export_stage(stage, folder)
-            if stage.lora is not None:
+            if stage.lora is not None and init != "scratch":  # there a fine-tuning's weights are all new, and trained whole
                 _adapter(run, stage, folder, job, outcome)
         jobs.finish(folder)
     return Done(stage, folder, outcome, predictions)

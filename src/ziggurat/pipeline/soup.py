@@ -17,6 +17,7 @@ from torch import Tensor
 from ziggurat import __version__
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.errors import UserError, check
+from ziggurat.nn.tasks import OWN, task_of
 from ziggurat.pipeline.opened import Opened, called, in_hub_format, open_checkpoint
 from ziggurat.systems.base import NoHubClass
 from ziggurat.systems.hub import export_checkpoint
@@ -32,7 +33,7 @@ def soup(folders: Sequence[Path | str], target: Path | str, weights: Sequence[fl
     weights: one each, not negative; they are divided by their sum. Default: all alike.
 
     Raises:
-        UserError: fewer than two; other shapes or tokenizers; weights that do not fit; `target` is not empty.
+        UserError: fewer than two; other shapes, tokenizers or labels; weights that do not fit; `target` is not empty.
     """
     place = Path(target)
     check(len(folders) > 1, "a soup needs two checkpoints or more", "name the folders of the checkpoints, then --to FOLDER")
@@ -89,6 +90,20 @@ def _alike(name: str, other: Opened, reference: str, last: Opened) -> None:
     check(not different, f"{name} has {different} than {reference}", "only checkpoints of one shape have a mean")
     pair = [o.tokenizer.fingerprint for o in (other, last) if o.tokenizer is not None]
     check(len(set(pair)) < 2, f"{name} has another tokenizer than {reference}", "its ids mean other words")
+    here, there = _labels(last), _labels(other)
+    for head in [head for head in here if head in there]:
+        check(
+            here[head] == there[head],
+            f"{name} has the labels {', '.join(there[head])}, and {reference} {', '.join(here[head])}",
+            "the scores of a head have a mean where they are of the same labels in the same order",
+        )
+
+
+def _labels(opened: Opened) -> dict[str, tuple[str, ...]]:
+    """Head -> the names of its classes, where they are known."""
+    own = {head: task_of(head) for head in opened.network.heads if head.partition("-")[0] in OWN}
+    named = {head: opened.tasks.get(task, ()) if task else opened.labels for head, task in own.items()}
+    return {head: labels for head, labels in named.items() if labels}
 
 
 def shares(text: str) -> list[float]:

@@ -5,7 +5,7 @@ tokenizer's own rules. What was there keeps its id, and a text without new token
 
 wordpiece   A word of several pieces becomes an entry; the longest match is then the whole word. BERT reads every Han character alone, so
             Chinese words need a cut of their own: in place of that rule of the normaliser a pre-tokenizer isolates the new words and all other
-            Han characters.
+            Han characters. Where Han characters are cut like letters, its words are entries like any others.
 bpe         Training goes on from the merges there are (`mining.merges`): each new token is one merge behind all old ones.
 unigram     A word becomes a piece with the logarithm of its share of the sample's tokens as its score.
 """
@@ -161,13 +161,15 @@ def _wordpiece(
 ) -> dict[str, tuple[int, ...]]:
     found = _words(tokenizer, texts, spec, what)
     first, vocab = tokenizer.vocab.size, content["model"]["vocab"]
-    longer = [word for word in vocab if len(word) > 1 and mining.all_han(word)]
+    alone = mining.reads_alone(content)
+    longer = [word for word in vocab if alone and len(word) > 1 and mining.all_han(word)]
     reached = {word for word in longer if len(tokenizer.library.encode(word, add_special_tokens=False).ids) == 1}
     for _ in range(TRIES):
         chosen = found[: spec.extend]
         new = {c.token: first + n for n, c in enumerate(chosen)}
         content["model"]["vocab"] = vocab | new
-        _isolate(content, reached | {word for word in new if len(word) > 1 and mining.all_han(word)})
+        if alone:
+            _isolate(content, reached | {word for word in new if len(word) > 1 and mining.all_han(word)})
         broken = _breaking(tokenizer, tokenizer.with_content(content), found, set(new))
         if not broken:
             return {c.token: c.pieces for c in chosen}

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ziggurat.data.sources import Source, splits
 from ziggurat.evaluate.frozen import probeable
 from ziggurat.nn import spec as parts
+from ziggurat.nn.depth import top_of
+from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
 from ziggurat.train.adaptation import SAMPLE
+from ziggurat.train.lora import TARGETS, matrices
 from ziggurat.train.stage import Stage
 from ziggurat.train.tasks import columns_lacking
 from ziggurat.tree import Node, nearest, tree
@@ -150,6 +155,20 @@ def problems(stage: Stage, sources: Mapping[str, Source], model: parts.Model | N
         )
     if stage.interpolate is not None and stage.stage == "finetune":
         yield "interpolate", "a fine-tuned head has no start to go back to; it belongs in a stage of text"
+
+
+def lacking(stage: Stage, model: parts.Model) -> Iterator[tuple[str, str, str]]:
+    """(field, message, hint): the layers and matrices that a stage means and the model it starts from does not have."""
+    if stage.freeze is not None and stage.freeze.layers > (layers := top_of(model) - 1):
+        message = f"there are {layers} layers, not {stage.freeze.layers}"
+        yield "freeze", message, f"freeze: {{layers: {layers}}} freezes all of them"
+    if stage.lora is not None:
+        with torch.device("meta"):
+            found = matrices(NetworkModel(parts.Network(model=model)))
+        there = {name.rpartition(".")[2] for name in found}
+        for target in [target for target in stage.lora.targets if target not in there]:
+            hint = f"targets: {', '.join(name for name in TARGETS if name in there)}"
+            yield "lora", f"the model has no matrices '{target}'", hint
 
 
 def _wordless(objective: Objective, model: parts.Model | None) -> list[str]:

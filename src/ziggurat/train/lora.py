@@ -14,22 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ziggurat.errors import check
-
 A, B = "lora_a", "lora_b"
+TARGETS = ("q", "k", "v", "out", "up", "gate", "down")
+"""Matrices of a layer that there can be additions to."""
+
+
+def matrices(network: nn.Module, targets: Sequence[str] = TARGETS) -> dict[str, nn.Linear]:
+    """The matrices of all layers that are called so, by their modules' names."""
+    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    return {name: module for name, module in linear.items() if ".blocks." in name and name.rpartition(".")[2] in targets}
 
 
 class Adapters:
     """The additions to a network's matrices. `generator` draws the first matrix of each; the second is 0, so nothing changes at first."""
 
     def __init__(self, network: nn.Module, rank: int, alpha: float, targets: Sequence[str], generator: torch.Generator):
-        self.network, self.scale, self.added = network, alpha / rank, dict[str, nn.Linear]()
-        for name, module in network.named_modules():
-            if isinstance(module, nn.Linear) and ".blocks." in name and name.rpartition(".")[2] in targets:
-                self.added[name] = module
-        check(
-            self.added, f"lora: the model has none of the matrices {', '.join(targets)}", "targets: q, k, v, out, up, gate, down"
-        )
+        self.network, self.scale, self.added = network, alpha / rank, matrices(network, targets)
         for module in self.added.values():
             bound = 1 / math.sqrt(module.in_features)  # kaiming_uniform with a = sqrt(5), as in the released code
             first = torch.empty(rank, module.in_features).uniform_(-bound, bound, generator=generator).to(module.weight)

@@ -16,6 +16,8 @@ from ziggurat.systems.base import System
 from ziggurat.text.train import TokenizerSpec
 from ziggurat.train import arms, keeping, tasks, vocabulary
 from ziggurat.train.adaptation import SAMPLE
+from ziggurat.train.budget import planned
+from ziggurat.train.schedule import HINT, misfit
 from ziggurat.train.stage import (
     BUDGETS,
     NAME,
@@ -317,6 +319,9 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
             "tokens",
             "a budget in tokens needs batches limited by tokens; give it in steps or epochs, or set batch: {tokens: ...}",
         )
+    counted = len(budgets) == 1 and (stage.tokens is None or stage.batch.tokens is not None)
+    if wrong := misfit(planned(stage) if counted else None, stage.schedule):
+        yield "schedule", f"{wrong}; {HINT}"
     system = split(recipe.system)[0]
     yield from arms.problems(stage, recipe.sources, system.model if system is not None else None)
     yield from keeping.problems(stage, recipe.sources)
@@ -338,11 +343,15 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
                 yield "objective", message, ("sources", name)
     ours = {"scratch", "previous", *(s.title for s in recipe.stages)}
     if system is not None and stage.objective is not None and all({*candidates(s.init)} <= ours for s in recipe.stages):
-        model = stage.objective.part_of(stage.objective.equipped(_model_before(recipe, stage, system.model)))
+        model = stage.objective.part_of(stage.objective.equipped(models_before(recipe, stage, system.model)[-1]))
         for why in stage.objective.misfits(model):
             yield "objective", why
         for why in stage.objective.forgets(model, stage.memory):
             yield ("memory" if stage.memory else "objective"), why
+        if (sized := _sized(recipe)) is not None:
+            model = stage.objective.part_of(models_before(recipe, stage, sized)[-1])
+            for field, message, hint in arms.lacking(stage, model):
+                yield field, f"{message}; {hint}"
     if stage.memory and stage.batch.tokens is None:
         yield "memory", "needs batches limited by tokens: text goes on in the row where it stopped; set batch: {tokens: ...}"
     positions = system.model.embed.positions.length if system is not None else stage.length
@@ -352,12 +361,21 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
         yield "batch", f"a micro-batch of {stage.batch.tokens} tokens cannot hold one example of length {stage.length}"
 
 
-def _model_before(recipe: Recipe, stage: Stage, model: Model) -> Model:
-    """What a stage starts from: the system's model, or the part of it that earlier stages have kept."""
-    kept: dict[str, Model] = {}
+def _sized(recipe: Recipe) -> Model | None:
+    """The model from scratch; None where its size is not known, or wrong, which is one of the recipe's problems."""
+    try:
+        return recipe.body()
+    except UserError:
+        return None
+
+
+def models_before(recipe: Recipe, stage: Stage, fresh: Model, imported: Mapping[str, Model] | None = None) -> list[Model]:
+    """What a stage may start from, one for each way there: a model from scratch, a checkpoint's by what `init` says, or the part of either
+    that earlier stages have kept."""
+    kept: dict[str, list[Model]] = {}
     for each in recipe.stages:
-        start = kept.get(candidates(each.init)[-1], model)
+        starts = [m for name in candidates(each.init) for m in kept.get(name) or [(imported or {}).get(name, fresh)]]
         if each is stage:
-            return start
-        kept[each.title] = each.objective.part_of(start) if each.objective is not None else start
-    return model
+            return starts
+        kept[each.title] = [each.objective.part_of(m) if each.objective is not None else m for m in starts]
+    return [fresh]

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ziggurat.context import Context
 from ziggurat.data.loader import once
-from ziggurat.errors import check
 from ziggurat.evaluate.heldout import first
 from ziggurat.log import ProgressBar
 from ziggurat.nn.depth import depths
@@ -59,15 +58,11 @@ class Retention:
         deep, top = depths(network, network.spec.model)
         if stage.freeze is not None:
             lowest, most = 0 if stage.freeze.embeddings else 1, stage.freeze.layers
-            check(
-                most < top,
-                f"freeze: there are {top - 1} layers, not {most}",
-                f"freeze: {{layers: {top - 1}}} freezes all of them",
-            )
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(not (lowest <= deep[name] <= most) or name in new)
         self.adapters: Adapters | None = None
-        if stage.lora is not None:
+        begun = any(name not in new for name, _ in network.named_parameters())
+        if stage.lora is not None and begun:  # from scratch the matrices themselves are new, and trained
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name in new)
             draws, how = torch.Generator().manual_seed(number("lora", job.seed)), stage.lora

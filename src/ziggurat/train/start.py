@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.context import Context
-from ziggurat.errors import check
+from ziggurat.errors import UserError, check
 from ziggurat.nn import growth, halves
 from ziggurat.nn import spec as parts
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective, context_of
+from ziggurat.train import arms
+from ziggurat.train.stage import Stage
 
 if TYPE_CHECKING:
     from ziggurat.train.job import Job
@@ -60,6 +62,7 @@ def context(job: Job) -> Context:
     check(not misfits, "; ".join(misfits), "`ziggurat list objectives` says what suits which structure")
     forgets = objective.forgets(model, job.stage.memory)
     check(not forgets, "; ".join(forgets), "change `memory` of the stage")
+    refuse(job.stage, model)
     check(
         tokenizer.vocab.size <= model.vocab,
         f"the tokenizer has {tokenizer.vocab.size:,} tokens, the model's table {model.vocab:,} rows",
@@ -70,6 +73,12 @@ def context(job: Job) -> Context:
         job.stage.length <= longest, f"length {job.stage.length} is longer than the model's {longest} positions", "lower `length`"
     )
     return context_of(model, tokenizer, job.stage.length, job.seed, job.tables)
+
+
+def refuse(stage: Stage, model: parts.Model) -> None:
+    """Raise `UserError` if a stage means layers or matrices that the model it trains does not have."""
+    for setting, message, hint in arms.lacking(stage, model):
+        raise UserError(f"{stage.title}: {setting}: {message}", hint)
 
 
 def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list[str]]:
