@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import shutil
 import subprocess
 import sys
 from collections import Counter, namedtuple
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ziggurat.cli import app
+from ziggurat.data.near import near_duplicates
 from ziggurat.errors import UserError
 from ziggurat.evaluate import frozen
 from ziggurat.objectives import OBJECTIVES
@@ -236,6 +239,33 @@ def test_copies(clinic: Path) -> None:
     lines = Path("general.txt").read_text("utf-8").splitlines(keepends=True)
     Path("general.txt").write_text("".join(lines[:150] * 2), "utf-8")
     assert "are copies of others, 50% near duplicates" in only(found(), "duplicates")["message"]
+
+
+def test_near_copies_by_a_sample(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other document has one word changed; a tenth of the tokens is compared."""
+    draw = random.Random(5)
+    texts = [sentences(draw, 10) for _ in range(300)]
+    texts += [re.sub(r" \w+", " dabada", text, count=1) for text in texts]
+    draw.shuffle(texts)
+    Path("general.txt").write_text("".join(text + "\n" for text in texts), "utf-8")
+    monkeypatch.setattr("ziggurat.pipeline.findings.near_duplicates", partial(near_duplicates, tokens=15_000))
+    whole = doctor("clinic.yaml", ["sources.general.valid=0"])
+    message = only(whole["findings"], "duplicates")["message"]
+    share = re.fullmatch(
+        r"0 of 600 documents are copies of others, about (\d+)% near duplicates \(of 600 looked at, by a sample\)", message
+    )
+    assert share is not None and 33 <= int(share[1]) <= 55
+    (_, header, body), *_ = doctors.tables(whole)
+    assert body[0][header.index("near")].startswith("about ")
+
+
+def test_pairs_that_share_a_text_are_no_copies(clinic: Path) -> None:
+    draw = random.Random(22)
+    labels = ("neg", "pos", "neu")
+    for name in ("train.jsonl", "test.jsonl"):
+        premises = [sentences(draw) for _ in range(60)]
+        write(name, [{"text": p, "pair": sentences(draw, 1, 8), "label": label} for p in premises for label in labels])
+    assert found("sources.task.columns.pair=pair", f"stages.finetune.objective.labels=[{','.join(labels)}]") == []
 
 
 def test_held_out_text_that_is_trained_on(clinic: Path) -> None:

@@ -203,7 +203,7 @@ def _source(row: Mapping[str, Any]) -> list[str]:
         f"{each['median']:,} ({each['p5']:,}-{each['p95']:,})" if each else "",
         ", ".join(some),
         f"{row['copies']:,}",
-        f"{near['later']:,} of {near['looked']:,}" if near else "",
+        f"{'about ' if near['sampled'] else ''}{near['later']:,} of {near['looked']:,}" if near else "",
         f"{row['leaks']:,}" if row["split"] != "test" else "",
         "" if searched is None else "all" if searched["whole"] else f"the first {count(searched['characters'])}",
     ]

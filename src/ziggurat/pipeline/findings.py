@@ -80,8 +80,8 @@ def statistics(recipe: Recipe, prepared: Prepared, *, full: bool) -> list[dict[s
         row["sentences"] = {"looked": looked, "several": several}
         row["copies"] = len(copies(np.asarray(shards.keys))[0])
         if full and split == "train":
-            near = near_duplicates([shards])
-            row["near"] = {"looked": near.looked, "later": near.later}
+            near = near_duplicates(shards)
+            row["near"] = {"looked": near.looked, "later": near.later, "sampled": near.sampled}
             row["searched"] = {"characters": min(facts["characters"], CHARACTERS), "whole": facts["characters"] <= CHARACTERS}
         rows.append(row)
     return rows
@@ -239,7 +239,8 @@ def _duplicates(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
         share = near["later"] / near["looked"] if near.get("looked") else 0.0
         if exact > COPIES or share > 2 * COPIES:
             text = f"{row['copies']:,} of {row['documents']:,} documents are copies of others"
-            text += f", {share:.0%} near duplicates (of {near['looked']:,} looked at)" if near else ""
+            about, sample = ("about ", ", by a sample") if near.get("sampled") else ("", "")
+            text += f", {about}{share:.0%} near duplicates (of {near['looked']:,} looked at{sample})" if near else ""
             hint = "keep one of each: what stands twice is learnt by heart first (Lee et al., 2022)"
             yield Finding("warning", "duplicates", f"source {row['source']}", text, hint)
 
