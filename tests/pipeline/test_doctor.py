@@ -275,6 +275,18 @@ def test_held_out_text_that_is_trained_on(clinic: Path) -> None:
     assert finding["message"].startswith("30 of 30 held-out documents stand in training text; general.txt:")
 
 
+def test_held_out_text_in_documents_that_the_run_leaves_out_is_not_trained_on(clinic: Path) -> None:
+    """20 held-out documents stand in the corpus, each within a document that holds a test row, too."""
+    draw = random.Random(10)
+    held = [sentences(draw, 4) for _ in range(60)]
+    Path("held.txt").write_text("".join(text + "\n" for text in held), "utf-8")
+    with Path("general.txt").open("a", encoding="utf-8") as file:
+        for text, row in zip(held, read("test.jsonl")[:20]):
+            file.write(f"{text} {row['text']}\n")
+    finding = only(found("sources.general.valid=held.txt"), "leaks")
+    assert finding["message"].startswith("20 of 320 documents hold test rows")
+
+
 @pytest.mark.parametrize("verb", ["doctor", "run"])
 def test_a_few_copies_among_many_held_out_documents(clinic: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten of 1,200 are less than 2%, and said; nine are not."""

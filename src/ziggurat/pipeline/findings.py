@@ -17,10 +17,11 @@ from ziggurat.data import sources
 from ziggurat.data.census import Census, copies, several_sentences
 from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.near import near_duplicates
+from ziggurat.data.reading import Reading
 from ziggurat.data.shards import Shards
 from ziggurat.data.subset import Subset
 from ziggurat.objectives.base import Lack, Objective, Supply
-from ziggurat.pipeline.prepare import Prepared, used
+from ziggurat.pipeline.prepare import Prepared, TestTexts, used
 from ziggurat.pipeline.scoring import leading
 from ziggurat.train.budget import mixture, planned
 from ziggurat.train.recipe import Recipe
@@ -196,11 +197,12 @@ def _held_out(recipe: Recipe, prepared: Prepared, rows: Sequence[dict[str, Any]]
     hits: dict[str, set[str]] = {name: set() for name in valid}
     some: dict[str, str] = {}
     if full and valid:
-        held_out = (_named(name, d) for name in valid for d in sources.documents(recipe.sources[name], "valid"))
+        tests = TestTexts(recipe)  # what the run leaves out is neither measured nor trained on
+        held_out = (_named(name, d) for name in valid for d in tests.clean(recipe.sources[name], "valid", Reading(), []))
         index = LeakIndex(held_out, pieces=False)  # a sentence of a held-out document does not make its loss too low
         for name in train:
             size, block = 0, list[Document]()
-            for document in sources.documents(recipe.sources[name], "train"):
+            for document in tests.clean(recipe.sources[name], "train", Reading(), []):
                 block.append(document)
                 size += sum(map(len, document.texts.values()))
                 if size > CHARACTERS:
