@@ -9,10 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter, namedtuple
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -374,12 +375,47 @@ def test_too_little_room(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         m.setattr(machine, "available", lambda: 100_000)
         findings = found()
         assert {(f["check"], f["level"]) for f in findings} == {("memory", "error")} and len(findings) == 2
-    usage = namedtuple("usage", "total used free")
     need = doctor("clinic.yaml")["estimate"]["disk"]
     monkeypatch.setattr(estimate, "_disk_speed", lambda *_: (0.0, 0.0))  # it needs some, too
     for share, level in ((0.9, ["error"]), (1.1, ["warning"]), (2.0, [])):
-        monkeypatch.setattr(estimate.shutil, "disk_usage", lambda _, free=int(share * need): usage(free, 0, free))
+        free_disk(monkeypatch, int(share * need))
         assert [f["level"] for f in found() if f["check"] == "disk"] == level
+
+
+def free_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """What the doctor sees of it; checkpoints are written all the same."""
+    monkeypatch.setattr(estimate, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=free)))
+
+
+SAVES = ["stages.finetune.batch={documents: 8}", "stages.finetune.examples=60", "stages.finetune.save={every: 7, keep: 3}"]
+
+
+@pytest.mark.parametrize("more, older", [([], 2), (["stages.finetune.epochs=1"], 1), (["stages.finetune.save.every=500"], 0)])
+def test_disk_is_what_a_run_writes(clinic: Path, more: list[str], older: int) -> None:
+    """60 rows in batches of 8 are 8 steps an epoch: with two epochs checkpoints 7 and 14 stay beside the last one. `run` knows it without a probe."""
+    run("clinic.yaml", [*SAVES, *more])
+    first, second = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))["estimate"]["stages"]
+    files = [p for p in Path("runs/clinic").glob("**/*.safetensors") if "pretrain" not in p.parts]
+    assert len({p.parent for p in files if p.parent.name != "hf"}) == 2 * (1 + older)
+    assert first["disk"] == 2 * 4 * first["parameters"] and second["disk"] == (2 + 3 * older) * 4 * second["parameters"]
+    written = sum(p.stat().st_size for p in Path("runs/clinic").glob("**/*.safetensors"))
+    assert first["disk"] + 2 * second["disk"] == pytest.approx(written, rel=0.15)
+    whole = doctor("clinic.yaml", [*SAVES, *more])["estimate"]
+    assert whole["disk"] == first["disk"] + 2 * second["disk"]
+
+
+def test_checkpoints_that_are_perhaps_never_written_end_no_run(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a probe nobody knows how many steps an epoch of batches in tokens has."""
+    epochs = "stages.finetune.batch={tokens: 512}"
+    free_disk(monkeypatch, 500_000)
+    run("clinic.yaml", ["stages.pretrain.steps=4", epochs])
+    sizes = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))
+    assert sum(stage["disk"] * stage["times"] for stage in sizes["estimate"]["stages"]) > 500_000
+    assert [f["level"] for f in sizes["findings"] if f["check"] == "disk"] == ["warning"]
+    free_disk(monkeypatch, 1000)
+    shutil.rmtree("runs")
+    with pytest.raises(UserError, match="checkpoints and exports will take"):
+        run("clinic.yaml", ["stages.pretrain.steps=4", epochs])
 
 
 # --- the command ------------------------------------------------------------------------------------------------

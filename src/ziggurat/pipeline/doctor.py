@@ -126,7 +126,7 @@ def _of_sizes(run: Run, sizes: Estimate) -> Iterator[Finding]:
     done = sum(path.stat().st_size for path in run.folder.glob("**/*.safetensors"))
     left = max(sizes.disk - done, 0)
     if left > TIGHT * sizes.free:
-        level = "error" if left > sizes.free else "warning"
+        level = "error" if left - sizes.unsure > sizes.free else "warning"
         text = f"checkpoints and exports will take about {_bytes(left)} more, and {_bytes(sizes.free)} are free"
         hint = "make room, keep fewer checkpoints (`save: {keep: 1}`), or fine-tune from fewer prefixes (`worth`)"
         yield Finding(level, "disk", str(run.folder), text, hint)
