@@ -164,14 +164,50 @@ def test_text_that_is_only_measured_on_is_kept_out_too(clinic: Path, verb: str, 
 
 
 def test_run_keeps_what_the_doctor_found_and_stays_quiet_about_health(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    doctor("clinic.yaml")
+    before = json.loads(json.dumps(doctor("clinic.yaml")))
     said: list[Any] = []
     monkeypatch.setattr(doctors.log, "warning", lambda *a: said.append(a))
-    before = Path("runs/clinic/doctor.json").read_text("utf-8")
     run("clinic.yaml")
-    assert Path("runs/clinic/doctor.json").read_text("utf-8") == before and not said
+    after = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))
+    for now in ("process", "room", "free", "memory"):
+        before["estimate"].pop(now), after["estimate"].pop(now)
+    assert after == before and not said
     page = Path("runs/clinic/report.html").read_text("utf-8")
     assert "The doctor found nothing." in page and "training time, estimated" in page
+
+
+@pytest.mark.parametrize("asked", ["doctor", "run"])
+def test_memory_and_disk_are_those_of_now(clinic: Path, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was too little yesterday refuses no run today, and the other way round."""
+    for room, free, what in ((1 << 40, 1000, "checkpoints and exports"), (100_000, 1 << 40, "of memory beside the process")):
+        with monkeypatch.context() as m:
+            m.setattr(machine, "available", lambda room=room: room)
+            free_disk(m, free)
+            if asked == "doctor":
+                m.setattr(estimate, "_disk_speed", lambda *_: (0.0, 0.0))
+                assert {f["level"] for f in found()} == {"error"}
+            with pytest.raises(UserError, match=what):
+                run("clinic.yaml")
+    run("clinic.yaml")
+    monkeypatch.setattr(machine, "available", lambda: 100_000)
+    run("clinic.yaml")  # all stages are done
+    with pytest.raises(UserError, match="stage finetune: needs about") as more:
+        run("clinic.yaml", ["worth.seeds=[0, 1]"])
+    assert "stage pretrain" not in more.value.message
+
+
+def test_leaks_are_those_of_now_and_the_rest_stays(clinic: Path) -> None:
+    """The leaks are taken out of the corpus; the near duplicates, which only the doctor looks for, are still there."""
+    clean = Path("general.txt").read_text("utf-8")
+    clean += "".join(line.replace(".", "!", 1) + "\n" for line in clean.splitlines()[:100])
+    Path("general.txt").write_text(clean + "".join(row["text"] + "\n" for row in read("test.jsonl")[:20]), "utf-8")
+    first = doctor("clinic.yaml", ["sources.general.valid=0"])
+    assert {f["check"] for f in first["findings"]} == {"leaks", "duplicates"} and first["sources"][0]["leaks"] == 20
+    Path("general.txt").write_text(clean, "utf-8")
+    run("clinic.yaml", ["sources.general.valid=0"])
+    after = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))
+    assert "near duplicates" in only(after["findings"], "duplicates")["message"] and after["full"]
+    assert after["sources"][0]["leaks"] == 0 and after["sources"][0]["near"] == first["sources"][0]["near"]
 
 
 # --- one illness each -------------------------------------------------------------------------------------------

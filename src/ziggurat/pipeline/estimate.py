@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,19 @@ def weighed(run: Run) -> Estimate:
             StageEstimate(stage.title, times[stage.title], count, static(count), *_disk(stage, count, _steps(run, stage)))
         )
     return Estimate(tuple(found), process, room, shutil.disk_usage(run.folder).free)
+
+
+def told(run: Run, found: Mapping[str, Any]) -> Estimate:
+    """What `Estimate.as_dict` told of the same recipe and data, beside the memory and disk that are free now."""
+    process, room = memory_room()
+    names = [one.name for one in fields(StageEstimate)]
+    parts = [one.name for one in fields(Memory)]
+    stages = (
+        {name: each[name] for name in names} | {"memory": Memory(**{part: each["memory"][part] for part in parts})}
+        for each in found["stages"]
+    )
+    free = shutil.disk_usage(run.folder).free
+    return Estimate(tuple(StageEstimate(**each) for each in stages), process, room, free, tuple(found["left_out"]))
 
 
 def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bool) -> StageEstimate:

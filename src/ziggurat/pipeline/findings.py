@@ -91,7 +91,7 @@ def statistics(recipe: Recipe, prepared: Prepared, *, full: bool) -> list[dict[s
 def of_data(recipe: Recipe, prepared: Prepared, rows: Sequence[dict[str, Any]], *, full: bool) -> list[Finding]:
     """What is wrong with the texts; labelled rows are looked at by `labels`."""
     by_split = {(row["source"], row["split"]): row for row in rows}
-    found = [*_leaks(prepared), *_held_out(recipe, prepared, rows, full), *_duplicates(rows)]
+    found = [*leaks_of(prepared), *_held_out(recipe, prepared, rows, full), *_duplicates(rows)]
     for stage in recipe.stages:
         found += [] if stage.stage == "finetune" else _text(stage, prepared, by_split)
     return [*found, *_unmeasured(recipe, prepared, by_split), *_scripts(recipe, by_split)]
@@ -175,7 +175,8 @@ def of_budget(stage: Stage, prepared: Prepared, parameters: int, fresh: bool, st
     return found
 
 
-def _leaks(prepared: Prepared) -> Iterator[Finding]:
+def leaks_of(prepared: Prepared) -> Iterator[Finding]:
+    """Documents that were left out because they hold test rows or other sources' held-out text."""
     for (name, split), facts in prepared.facts.items():
         count = facts.get("leaks", 0)
         if not count:
