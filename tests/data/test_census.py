@@ -1,4 +1,4 @@
-"""What a corpus is made of, against slow counts: letters by their Unicode names, copies and near duplicates by comparing all pairs."""
+"""What a corpus is made of, against slow counts: letters by their Unicode names, copies by comparing texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ziggurat.data.census import NAMES, Census, copies, several_sentences
-from ziggurat.data.near import RUN, SHORTEST, near_duplicates
 from ziggurat.data.writing import write_shards
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.train import TokenizerSpec, train_tokenizer
@@ -69,36 +68,6 @@ def test_copies_are_those_of_the_texts(tmp_path: Path, tokenizer: Tokenizer) -> 
         (n, firsts[text]) for n, text in enumerate(texts) if firsts[text] != n
     }
     assert len(copies(np.zeros(0, np.uint64))[0]) == 0
-
-
-def test_near_duplicates_are_those_of_all_pairs(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """No pair is named that is none; nearly all that are have been found (the chance at 0.8 is 98%)."""
-    draw = random.Random(5)
-    texts = []
-    for n in range(120):
-        words = [draw.choice(["ab", "cd", "ef", "gh", "ij"]) for _ in range(60)]
-        texts.append(" ".join(words))
-        if n % 3 == 0:  # a copy with one word changed
-            words[draw.randrange(60)] = "zz"
-            texts.append(" ".join(words))
-    texts += ["ab cd", "ab cd"]
-    shards = shards_of(tmp_path / "s", texts, tokenizer)
-    part = shards.read(np.arange(len(shards))).parts["text"]
-    sets = []
-    for d in range(len(shards)):
-        ids = part.ids[part.bounds[d] : part.bounds[d + 1]].tolist()
-        sets.append({tuple(ids[i : i + RUN]) for i in range(len(ids) - RUN + 1)} if len(ids) >= SHORTEST else set())
-    alike = {
-        (b, a): len(sets[a] & sets[b]) / len(sets[a] | sets[b])
-        for b in range(len(sets))
-        for a in range(b)
-        if sets[a] and sets[b] and len(sets[a] & sets[b]) >= 0.8 * len(sets[a] | sets[b])
-    }
-    found = near_duplicates([shards], shown=10**6)
-    assert found.looked == sum(map(bool, sets)) and len(alike) >= 30
-    assert all(alike[later, before] == pytest.approx(index) for later, before, index in found.pairs)
-    assert 0.9 * len(alike) <= found.later <= len(alike)
-    assert near_duplicates([shards], tokens=600).looked < 20
 
 
 def test_sentences_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import shutil
 import subprocess
 import sys
-from collections import Counter, namedtuple
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from ziggurat.cli import app
+from ziggurat.data.near import near_duplicates
 from ziggurat.errors import UserError
 from ziggurat.evaluate import frozen
 from ziggurat.objectives import OBJECTIVES
@@ -160,14 +164,50 @@ def test_text_that_is_only_measured_on_is_kept_out_too(clinic: Path, verb: str, 
 
 
 def test_run_keeps_what_the_doctor_found_and_stays_quiet_about_health(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    doctor("clinic.yaml")
+    before = json.loads(json.dumps(doctor("clinic.yaml")))
     said: list[Any] = []
     monkeypatch.setattr(doctors.log, "warning", lambda *a: said.append(a))
-    before = Path("runs/clinic/doctor.json").read_text("utf-8")
     run("clinic.yaml")
-    assert Path("runs/clinic/doctor.json").read_text("utf-8") == before and not said
+    after = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))
+    for now in ("process", "room", "free", "memory"):
+        before["estimate"].pop(now), after["estimate"].pop(now)
+    assert after == before and not said
     page = Path("runs/clinic/report.html").read_text("utf-8")
     assert "The doctor found nothing." in page and "training time, estimated" in page
+
+
+@pytest.mark.parametrize("asked", ["doctor", "run"])
+def test_memory_and_disk_are_those_of_now(clinic: Path, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was too little yesterday refuses no run today, and the other way round."""
+    for room, free, what in ((1 << 40, 1000, "checkpoints and exports"), (100_000, 1 << 40, "of memory beside the process")):
+        with monkeypatch.context() as m:
+            m.setattr(machine, "available", lambda room=room: room)
+            free_disk(m, free)
+            if asked == "doctor":
+                m.setattr(estimate, "_disk_speed", lambda *_: (0.0, 0.0))
+                assert {f["level"] for f in found()} == {"error"}
+            with pytest.raises(UserError, match=what):
+                run("clinic.yaml")
+    run("clinic.yaml")
+    monkeypatch.setattr(machine, "available", lambda: 100_000)
+    run("clinic.yaml")  # all stages are done
+    with pytest.raises(UserError, match="stage finetune: needs about") as more:
+        run("clinic.yaml", ["worth.seeds=[0, 1]"])
+    assert "stage pretrain" not in more.value.message
+
+
+def test_leaks_are_those_of_now_and_the_rest_stays(clinic: Path) -> None:
+    """The leaks are taken out of the corpus; the near duplicates, which only the doctor looks for, are still there."""
+    clean = Path("general.txt").read_text("utf-8")
+    clean += "".join(line.replace(".", "!", 1) + "\n" for line in clean.splitlines()[:100])
+    Path("general.txt").write_text(clean + "".join(row["text"] + "\n" for row in read("test.jsonl")[:20]), "utf-8")
+    first = doctor("clinic.yaml", ["sources.general.valid=0"])
+    assert {f["check"] for f in first["findings"]} == {"leaks", "duplicates"} and first["sources"][0]["leaks"] == 20
+    Path("general.txt").write_text(clean, "utf-8")
+    run("clinic.yaml", ["sources.general.valid=0"])
+    after = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))
+    assert "near duplicates" in only(after["findings"], "duplicates")["message"] and after["full"]
+    assert after["sources"][0]["leaks"] == 0 and after["sources"][0]["near"] == first["sources"][0]["near"]
 
 
 # --- one illness each -------------------------------------------------------------------------------------------
@@ -238,11 +278,50 @@ def test_copies(clinic: Path) -> None:
     assert "are copies of others, 50% near duplicates" in only(found(), "duplicates")["message"]
 
 
+def test_near_copies_by_a_sample(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other document has one word changed; a tenth of the tokens is compared."""
+    draw = random.Random(5)
+    texts = [sentences(draw, 10) for _ in range(300)]
+    texts += [re.sub(r" \w+", " dabada", text, count=1) for text in texts]
+    draw.shuffle(texts)
+    Path("general.txt").write_text("".join(text + "\n" for text in texts), "utf-8")
+    monkeypatch.setattr("ziggurat.pipeline.findings.near_duplicates", partial(near_duplicates, tokens=15_000))
+    whole = doctor("clinic.yaml", ["sources.general.valid=0"])
+    message = only(whole["findings"], "duplicates")["message"]
+    share = re.fullmatch(
+        r"0 of 600 documents are copies of others, about (\d+)% near duplicates \(of 600 looked at, by a sample\)", message
+    )
+    assert share is not None and 33 <= int(share[1]) <= 55
+    (_, header, body), *_ = doctors.tables(whole)
+    assert body[0][header.index("near")].startswith("about ")
+
+
+def test_pairs_that_share_a_text_are_no_copies(clinic: Path) -> None:
+    draw = random.Random(22)
+    labels = ("neg", "pos", "neu")
+    for name in ("train.jsonl", "test.jsonl"):
+        premises = [sentences(draw) for _ in range(60)]
+        write(name, [{"text": p, "pair": sentences(draw, 1, 8), "label": label} for p in premises for label in labels])
+    assert found("sources.task.columns.pair=pair", f"stages.finetune.objective.labels=[{','.join(labels)}]") == []
+
+
 def test_held_out_text_that_is_trained_on(clinic: Path) -> None:
     lines = Path("general.txt").read_text("utf-8").splitlines(keepends=True)
     Path("valid.txt").write_text("".join(line.replace(".", "!") for line in lines[:30]), "utf-8")
     finding = only(found("sources.general.valid=valid.txt"), "held out")
     assert finding["message"].startswith("30 of 30 held-out documents stand in training text; general.txt:")
+
+
+def test_held_out_text_in_documents_that_the_run_leaves_out_is_not_trained_on(clinic: Path) -> None:
+    """20 held-out documents stand in the corpus, each within a document that holds a test row, too."""
+    draw = random.Random(10)
+    held = [sentences(draw, 4) for _ in range(60)]
+    Path("held.txt").write_text("".join(text + "\n" for text in held), "utf-8")
+    with Path("general.txt").open("a", encoding="utf-8") as file:
+        for text, row in zip(held, read("test.jsonl")[:20]):
+            file.write(f"{text} {row['text']}\n")
+    finding = only(found("sources.general.valid=held.txt"), "leaks")
+    assert finding["message"].startswith("20 of 320 documents hold test rows")
 
 
 @pytest.mark.parametrize("verb", ["doctor", "run"])
@@ -332,12 +411,47 @@ def test_too_little_room(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         m.setattr(machine, "available", lambda: 100_000)
         findings = found()
         assert {(f["check"], f["level"]) for f in findings} == {("memory", "error")} and len(findings) == 2
-    usage = namedtuple("usage", "total used free")
     need = doctor("clinic.yaml")["estimate"]["disk"]
     monkeypatch.setattr(estimate, "_disk_speed", lambda *_: (0.0, 0.0))  # it needs some, too
     for share, level in ((0.9, ["error"]), (1.1, ["warning"]), (2.0, [])):
-        monkeypatch.setattr(estimate.shutil, "disk_usage", lambda _, free=int(share * need): usage(free, 0, free))
+        free_disk(monkeypatch, int(share * need))
         assert [f["level"] for f in found() if f["check"] == "disk"] == level
+
+
+def free_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """What the doctor sees of it; checkpoints are written all the same."""
+    monkeypatch.setattr(estimate, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=free)))
+
+
+SAVES = ["stages.finetune.batch={documents: 8}", "stages.finetune.examples=60", "stages.finetune.save={every: 7, keep: 3}"]
+
+
+@pytest.mark.parametrize("more, older", [([], 2), (["stages.finetune.epochs=1"], 1), (["stages.finetune.save.every=500"], 0)])
+def test_disk_is_what_a_run_writes(clinic: Path, more: list[str], older: int) -> None:
+    """60 rows in batches of 8 are 8 steps an epoch: with two epochs checkpoints 7 and 14 stay beside the last one. `run` knows it without a probe."""
+    run("clinic.yaml", [*SAVES, *more])
+    first, second = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))["estimate"]["stages"]
+    files = [p for p in Path("runs/clinic").glob("**/*.safetensors") if "pretrain" not in p.parts]
+    assert len({p.parent for p in files if p.parent.name != "hf"}) == 2 * (1 + older)
+    assert first["disk"] == 2 * 4 * first["parameters"] and second["disk"] == (2 + 3 * older) * 4 * second["parameters"]
+    written = sum(p.stat().st_size for p in Path("runs/clinic").glob("**/*.safetensors"))
+    assert first["disk"] + 2 * second["disk"] == pytest.approx(written, rel=0.15)
+    whole = doctor("clinic.yaml", [*SAVES, *more])["estimate"]
+    assert whole["disk"] == first["disk"] + 2 * second["disk"]
+
+
+def test_checkpoints_that_are_perhaps_never_written_end_no_run(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a probe nobody knows how many steps an epoch of batches in tokens has."""
+    epochs = "stages.finetune.batch={tokens: 512}"
+    free_disk(monkeypatch, 500_000)
+    run("clinic.yaml", ["stages.pretrain.steps=4", epochs])
+    sizes = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))
+    assert sum(stage["disk"] * stage["times"] for stage in sizes["estimate"]["stages"]) > 500_000
+    assert [f["level"] for f in sizes["findings"] if f["check"] == "disk"] == ["warning"]
+    free_disk(monkeypatch, 1000)
+    shutil.rmtree("runs")
+    with pytest.raises(UserError, match="checkpoints and exports will take"):
+        run("clinic.yaml", ["stages.pretrain.steps=4", epochs])
 
 
 # --- the command ------------------------------------------------------------------------------------------------

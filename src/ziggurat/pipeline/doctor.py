@@ -19,12 +19,13 @@ from ziggurat.config import dump
 from ziggurat.errors import UserError
 from ziggurat.log import duration
 from ziggurat.pipeline.charts import count
-from ziggurat.pipeline.estimate import Estimate, estimate, scheduled, weighed
-from ziggurat.pipeline.findings import Finding, of_budget, of_data, statistics
+from ziggurat.pipeline.estimate import Estimate, estimate, scheduled, told, weighed
+from ziggurat.pipeline.findings import Finding, leaks_of, of_budget, of_data, statistics
 from ziggurat.pipeline.labels import of_task
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.run import RUNS, Run, begin, load_recipe
 from ziggurat.pipeline.session import session
+from ziggurat.train.job import done
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.tasks import single
 
@@ -34,6 +35,10 @@ FILE = "doctor.json"
 TIGHT = 0.8
 """Share of free memory or disk from which a run is tight."""
 LEVELS = ("error", "warning", "note")
+FORMAT = 2
+"""Of the file: what another one holds was found by other rules."""
+NOW = ("leaks", "stage", "memory", "disk")
+"""Checks that are made anew with what is kept of the doctor's: of the machine, or of documents that are not in the shards."""
 
 
 def doctor(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -62,16 +67,22 @@ def doctor(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def glance(run: Run) -> dict[str, Any]:
-    """The same from finished shards alone, without a probe; what `doctor` found for the same recipe and data stays."""
-    own = mark(run.recipe, run)
-    before = read(run.folder)
-    if before.get("recipe") == own:
-        return before
-    rows = statistics(run.recipe, run.prepared, full=False)
-    found = [*of_data(run.recipe, run.prepared, rows, full=False), *_of_tasks(run.recipe, run)]
-    sizes = weighed(run)
-    found += [*_of_sizes(run, sizes), *_of_budgets(run, sizes)]
-    return _written(run.folder, {"recipe": own, "full": False}, found, rows, sizes)
+    """The same from finished shards alone, without a probe. What `doctor` found stays, if it was for the same recipe and data; memory, disk
+    and leaks are always those of now."""
+    own, before = mark(run.recipe, run), read(run.folder)
+    full = bool(before.get("full")) and before.get("recipe") == own
+    if full:
+        leaks = {name: facts.get("leaks", 0) for name, facts in run.prepared.facts.items()}
+        rows = [{**row, "leaks": leaks.get((row["source"], row["split"]), 0)} for row in before["sources"]]
+        stay = [Finding(**f) for f in before["findings"] if f["check"] not in NOW]
+        sizes = told(run, before["estimate"])
+        found = [*leaks_of(run.prepared), *stay, *_of_sizes(run, sizes)]
+    else:
+        rows = statistics(run.recipe, run.prepared, full=False)
+        found = [*of_data(run.recipe, run.prepared, rows, full=False), *_of_tasks(run.recipe, run)]
+        sizes = weighed(run)
+        found += [*_of_sizes(run, sizes), *_of_budgets(run, sizes)]
+    return _written(run.folder, {"recipe": own, "full": full}, found, rows, sizes)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -86,7 +97,7 @@ def read(folder: Path) -> dict[str, Any]:
 def mark(recipe: Recipe, run: Run | None) -> str:
     """Identifies a recipe and the data it was examined with."""
     data = {"/".join(name): content(shards) for name, shards in run.prepared.shards.items()} if run else {}
-    return hashlib.sha256(json.dumps([dump(recipe), data], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([FORMAT, dump(recipe), data], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _written(
@@ -115,19 +126,22 @@ def _of_budgets(run: Run, sizes: Estimate) -> Iterator[Finding]:
 
 
 def _of_sizes(run: Run, sizes: Estimate) -> Iterator[Finding]:
+    beside = len(list(run.folder.glob("worth/**/DONE"))) >= sum(stage.times - 1 for stage in sizes.stages)
     for stage in sizes.stages:
         if stage.error:
             yield Finding("error", "stage", f"stage {stage.name}", stage.error, stage.hint)
+        if done(run.folder / stage.name) and (beside or stage.times == 1):
+            continue  # it needs no memory any more
         share = stage.memory.total / max(sizes.room, 1)
         if share > TIGHT:
             level: Any = "error" if share > 1 else "warning"
             text = f"needs about {_bytes(stage.memory.total)} of memory beside the process, and {_bytes(sizes.room)} are free"
             hint = "smaller micro-batches (`batch`) with more `accumulate` train the same; or a smaller model, a shorter `length`"
             yield Finding(level, "memory", f"stage {stage.name}", text, hint)
-    done = sum(path.stat().st_size for path in run.folder.glob("**/*.safetensors"))
-    left = max(sizes.disk - done, 0)
+    written = sum(path.stat().st_size for path in run.folder.glob("**/*.safetensors"))
+    left = max(sizes.disk - written, 0)
     if left > TIGHT * sizes.free:
-        level = "error" if left > sizes.free else "warning"
+        level = "error" if left - sizes.unsure > sizes.free else "warning"
         text = f"checkpoints and exports will take about {_bytes(left)} more, and {_bytes(sizes.free)} are free"
         hint = "make room, keep fewer checkpoints (`save: {keep: 1}`), or fine-tune from fewer prefixes (`worth`)"
         yield Finding(level, "disk", str(run.folder), text, hint)
@@ -204,7 +218,7 @@ def _source(row: Mapping[str, Any]) -> list[str]:
         f"{each['median']:,} ({each['p5']:,}-{each['p95']:,})" if each else "",
         ", ".join(some),
         f"{row['copies']:,}",
-        f"{near['later']:,} of {near['looked']:,}" if near else "",
+        f"{'about ' if near['sampled'] else ''}{near['later']:,} of {near['looked']:,}" if near else "",
         f"{row['leaks']:,}" if row["split"] != "test" else "",
         "" if searched is None else "all" if searched["whole"] else f"the first {count(searched['characters'])}",
     ]

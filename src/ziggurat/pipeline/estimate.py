@@ -6,8 +6,8 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import machine
 from ziggurat.pipeline.passes import FISHER, passes
-from ziggurat.pipeline.run import Run, _prefixes, job_of, start_of
+from ziggurat.pipeline.run import Run, _prefixes, draw, job_of, start_of
 from ziggurat.train import job as jobs
-from ziggurat.train.budget import PROBE, PROBE_SHARE, in_epochs
+from ziggurat.train.budget import PROBE, PROBE_SHARE, in_epochs, in_rows, planned
 from ziggurat.train.probe import FLOAT, Memory, parameters, probe, static
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.schedule import HINT, misfit
@@ -49,7 +49,9 @@ class StageEstimate:
     parameters: int
     memory: Memory
     disk: int
-    """Bytes when it is done, once."""
+    """Bytes when it is done, once, with as many older checkpoints as there may be."""
+    unsure: int = 0
+    """Bytes of these that older checkpoints take if they are written: it is not known how many steps the stage has."""
     steps: int = 0
     """0 when nothing was timed."""
     seconds_per_step: float = 0.0
@@ -100,6 +102,11 @@ class Estimate:
     @property
     def disk(self) -> int:
         return sum(stage.disk * stage.times for stage in self.stages)
+
+    @property
+    def unsure(self) -> int:
+        """Bytes of `disk` that are perhaps never written."""
+        return sum(stage.unsure * stage.times for stage in self.stages)
 
     def as_dict(self) -> dict[str, Any]:
         plain = {"process": self.process, "room": self.room, "free": self.free}
@@ -190,13 +197,28 @@ def weighed(run: Run) -> Estimate:
     found = []
     for stage in run.recipe.stages:
         count = size_of(run, stage)
-        found.append(StageEstimate(stage.title, times[stage.title], count, static(count), _disk(stage, count)))
+        found.append(
+            StageEstimate(stage.title, times[stage.title], count, static(count), *_disk(stage, count, _steps(run, stage)))
+        )
     return Estimate(tuple(found), process, room, shutil.disk_usage(run.folder).free)
+
+
+def told(run: Run, found: Mapping[str, Any]) -> Estimate:
+    """What `Estimate.as_dict` told of the same recipe and data, beside the memory and disk that are free now."""
+    process, room = memory_room()
+    names = [one.name for one in fields(StageEstimate)]
+    parts = [one.name for one in fields(Memory)]
+    stages = (
+        {name: each[name] for name in names} | {"memory": Memory(**{part: each["memory"][part] for part in parts})}
+        for each in found["stages"]
+    )
+    free = shutil.disk_usage(run.folder).free
+    return Estimate(tuple(StageEstimate(**each) for each in stages), process, room, free, tuple(found["left_out"]))
 
 
 def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bool) -> StageEstimate:
     count = size_of(run, stage)
-    plain = StageEstimate(stage.title, times, count, static(count), _disk(stage, count))
+    plain = StageEstimate(stage.title, times, count, static(count), *_disk(stage, count, _steps(run, stage)))
     if skip:
         return plain
     seed = run.recipe.seed
@@ -222,9 +244,12 @@ def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bo
         + write * (2 + OVERWRITTEN * saves)
         + read * (4 if stage.stage == "finetune" else 3)
     )
+    disk, unsure = _disk(stage, count, found.steps)
     return replace(
         plain,
         memory=found.memory,
+        disk=disk,
+        unsure=unsure,
         steps=found.steps,
         seconds_per_step=found.seconds,
         tokens_per_step=found.tokens,
@@ -235,11 +260,24 @@ def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bo
     )
 
 
-def _disk(stage: Stage, count: int) -> int:
-    """Bytes of a finished stage: its last checkpoint and the export, one a task, and older checkpoints with their optimiser's state."""
+def _steps(run: Run, stage: Stage) -> int | None:
+    """Of a stage, where the recipe and its rows tell without a probe."""
+    known = planned(stage)
+    if known is not None or stage.stage != "finetune" or stage.epochs is None:
+        return known
+    (rows,) = run.prepared.read(stage).values()  # a stage in epochs has one source
+    return in_rows(stage, rows if stage.examples is None else draw(rows, stage.examples, run.recipe.seed), run.recipe.seed)
+
+
+def _disk(stage: Stage, count: int, steps: int | None) -> tuple[int, int]:
+    """Bytes of a finished stage: its last checkpoint and the export, one a task, and older checkpoints with their optimiser's state; and how
+    much of this is for older ones that are perhaps never written, for it is not known how many steps there are."""
     older = stage.save.keep - 1 if stage.save.every else 0
+    if steps is not None and stage.save.every:
+        older = min(older, (steps - 1) // stage.save.every)
     exports = len(single(stage)) if several(stage) else 1
-    return FLOAT * count * (1 + exports + OVERWRITTEN * older + (stage.interpolate is not None))
+    state = FLOAT * count * OVERWRITTEN * older
+    return FLOAT * count * (1 + exports + (stage.interpolate is not None)) + state, state if steps is None else 0
 
 
 def _writing(run: Run, stage: Stage, name: str) -> float:

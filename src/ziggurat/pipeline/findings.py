@@ -17,10 +17,11 @@ from ziggurat.data import sources
 from ziggurat.data.census import Census, copies, several_sentences
 from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.near import near_duplicates
+from ziggurat.data.reading import Reading
 from ziggurat.data.shards import Shards
 from ziggurat.data.subset import Subset
 from ziggurat.objectives.base import Lack, Objective, Supply
-from ziggurat.pipeline.prepare import Prepared, used
+from ziggurat.pipeline.prepare import Prepared, TestTexts, used
 from ziggurat.pipeline.scoring import leading
 from ziggurat.train.budget import mixture, planned
 from ziggurat.train.recipe import Recipe
@@ -80,8 +81,8 @@ def statistics(recipe: Recipe, prepared: Prepared, *, full: bool) -> list[dict[s
         row["sentences"] = {"looked": looked, "several": several}
         row["copies"] = len(copies(np.asarray(shards.keys))[0])
         if full and split == "train":
-            near = near_duplicates([shards])
-            row["near"] = {"looked": near.looked, "later": near.later}
+            near = near_duplicates(shards)
+            row["near"] = {"looked": near.looked, "later": near.later, "sampled": near.sampled}
             row["searched"] = {"characters": min(facts["characters"], CHARACTERS), "whole": facts["characters"] <= CHARACTERS}
         rows.append(row)
     return rows
@@ -90,7 +91,7 @@ def statistics(recipe: Recipe, prepared: Prepared, *, full: bool) -> list[dict[s
 def of_data(recipe: Recipe, prepared: Prepared, rows: Sequence[dict[str, Any]], *, full: bool) -> list[Finding]:
     """What is wrong with the texts; labelled rows are looked at by `labels`."""
     by_split = {(row["source"], row["split"]): row for row in rows}
-    found = [*_leaks(prepared), *_held_out(recipe, prepared, rows, full), *_duplicates(rows)]
+    found = [*leaks_of(prepared), *_held_out(recipe, prepared, rows, full), *_duplicates(rows)]
     for stage in recipe.stages:
         found += [] if stage.stage == "finetune" else _text(stage, prepared, by_split)
     return [*found, *_unmeasured(recipe, prepared, by_split), *_scripts(recipe, by_split)]
@@ -174,7 +175,8 @@ def of_budget(stage: Stage, prepared: Prepared, parameters: int, fresh: bool, st
     return found
 
 
-def _leaks(prepared: Prepared) -> Iterator[Finding]:
+def leaks_of(prepared: Prepared) -> Iterator[Finding]:
+    """Documents that were left out because they hold test rows or other sources' held-out text."""
     for (name, split), facts in prepared.facts.items():
         count = facts.get("leaks", 0)
         if not count:
@@ -196,11 +198,12 @@ def _held_out(recipe: Recipe, prepared: Prepared, rows: Sequence[dict[str, Any]]
     hits: dict[str, set[str]] = {name: set() for name in valid}
     some: dict[str, str] = {}
     if full and valid:
-        held_out = (_named(name, d) for name in valid for d in sources.documents(recipe.sources[name], "valid"))
+        tests = TestTexts(recipe)  # what the run leaves out is neither measured nor trained on
+        held_out = (_named(name, d) for name in valid for d in tests.clean(recipe.sources[name], "valid", Reading(), []))
         index = LeakIndex(held_out, pieces=False)  # a sentence of a held-out document does not make its loss too low
         for name in train:
             size, block = 0, list[Document]()
-            for document in sources.documents(recipe.sources[name], "train"):
+            for document in tests.clean(recipe.sources[name], "train", Reading(), []):
                 block.append(document)
                 size += sum(map(len, document.texts.values()))
                 if size > CHARACTERS:
@@ -239,7 +242,8 @@ def _duplicates(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
         share = near["later"] / near["looked"] if near.get("looked") else 0.0
         if exact > COPIES or share > 2 * COPIES:
             text = f"{row['copies']:,} of {row['documents']:,} documents are copies of others"
-            text += f", {share:.0%} near duplicates (of {near['looked']:,} looked at)" if near else ""
+            about, sample = ("about ", ", by a sample") if near.get("sampled") else ("", "")
+            text += f", {about}{share:.0%} near duplicates (of {near['looked']:,} looked at{sample})" if near else ""
             hint = "keep one of each: what stands twice is learnt by heart first (Lee et al., 2022)"
             yield Finding("warning", "duplicates", f"source {row['source']}", text, hint)
 

@@ -16,9 +16,10 @@ import torch
 from ziggurat.atomic import write_json
 from ziggurat.context import Context
 from ziggurat.data.loader import Loader
-from ziggurat.data.order import Corpus, shares
+from ziggurat.data.order import Corpus, Order, shares
 from ziggurat.nn.memory import Recall
 from ziggurat.objectives.base import Objective
+from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.train import loop
 from ziggurat.train.retention import Retention
 from ziggurat.train.stage import Stage
@@ -79,6 +80,20 @@ def planned(stage: Stage) -> int | None:
         assert stage.batch.tokens is not None  # resolved
         return max(1, math.ceil(amount / (stage.batch.tokens * stage.accumulate)))
     return None
+
+
+def in_rows(stage: Stage, rows: Corpus, seed: int) -> int | None:
+    """The steps of a fine-tuning in epochs, counted from its rows without forming them. None where that does not tell: batches are limited
+    by tokens, or a row may become several examples (question answering)."""
+    if stage.batch.documents is None or isinstance(stage.objective, QuestionAnswering):
+        return None
+    assert stage.epochs is not None
+    order, count = Order({"": rows}, {"": 1.0}, seed=seed), 0
+    place = order.start()
+    while place.cursors[0].epoch < stage.epochs:
+        draws, place = order.block(place)
+        count += math.ceil(sum(len(draw.documents) for draw in draws) / stage.batch.documents)
+    return math.ceil(count / stage.accumulate)
 
 
 def in_epochs(job: Job, objective: Objective, ctx: Context, epochs: int) -> float:
