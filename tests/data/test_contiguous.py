@@ -28,7 +28,6 @@ ROOM = 14
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order_module, "DOCUMENTS", 20)
     monkeypatch.setattr(order_module, "TOKENS", 900)
-    monkeypatch.setattr(order_module, "SHARES", 4)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from ziggurat.data.tracks import lay_tracks
 from ziggurat.errors import UserError, check
 from ziggurat.types import DEAD, Batch, Tokens, join_all
 
-FORMAT = 1
+FORMAT, MIXED = 1, 2
+"""Versions of a state: of a single source, and of a mixture, whose blocks were other ones before."""
 BLANK = 64
 """Blocks in a row without an example before the loader gives up."""
 
@@ -53,6 +54,7 @@ class Loader:
                      more has one by itself. Or:
     documents        examples of a micro-batch (fewer at the end of a block), packed by themselves
     lanes            independent sequences: micro-batch m comes from lane m mod lanes, and lane l has blocks l, l + lanes, ...
+    passes           the source of a mixture whose epochs are whole blocks, so that `count` knows them (`order.Order`)
     total_tokens     tokens of text in the whole stage, for `ctx.progress`; None leaves it at `ctx.progress`
     contiguous       0: rows come in a seeded order. A > 0: every example comes A micro-batches after the one whose text it goes on with
                      (fewer where some of these would be empty), both of one block, so that A of them make a step; `Batch.before` says
@@ -75,11 +77,12 @@ class Loader:
         lanes: int = 1,
         shuffle: bool = True,
         contiguous: int = 0,
+        passes: str | None = None,
         total_tokens: int | None = None,
         state: Mapping[str, int] | None = None,
         ahead: bool = True,
     ):
-        self.order = Order(shards, weights, seed=seed, shuffle=shuffle)
+        self.order = Order(shards, weights, seed=seed, shuffle=shuffle, passes=passes)
         self.objective = objective
         self.ctx = replace(ctx, seed=seed)
         self.row, self.shuffle, self.contiguous, self.total_tokens = row, shuffle, contiguous, total_tokens
@@ -108,7 +111,7 @@ class Loader:
 
     def state(self) -> dict[str, int]:
         """Where the stream stands after the batches *delivered* so far, whatever was made ahead."""
-        values = {"format": FORMAT, "lanes": len(self._lanes), "turn": self._turn}
+        values = {"format": MIXED if self.order.mixed else FORMAT, "lanes": len(self._lanes), "turn": self._turn}
         for n, lane in enumerate(self._lanes):
             values |= {f"{n}.block": lane.place.block, f"{n}.done": lane.done}
             for name, cursor in zip(self.order.names, lane.place.cursors, strict=True):
@@ -118,18 +121,21 @@ class Loader:
         return values
 
     def count(self, epochs: int) -> int:
-        """Micro-batches in exactly `epochs` epochs of one source and one lane: forms and packs everything once an epoch.
+        """Micro-batches in exactly `epochs` epochs of the one source, or of `passes`, in one lane: forms and packs everything once an epoch.
 
         `corrupt` is left out where it keeps the lengths of the first block's examples, and run where it does not.
         """
-        one = len(self.order.names) == 1 and len(self._lanes) == 1
-        check(one, "epochs of a mixture are not defined: each source has its own", "give the length in steps or tokens")
+        of = self.order.passes if len(self._lanes) == 1 else None
+        check(
+            of is not None, "epochs of a mixture are not defined: each source has its own", "give the length in steps or tokens"
+        )
+        assert of is not None
         place, total = self.order.start(), 0
         formed, whole = self._examples(place, corrupt=False), self._examples(place)
         same = formed.streams.keys() == whole.streams.keys() and all(
             np.array_equal(s.bounds, whole.streams[name].bounds) for name, s in formed.streams.items()
         )
-        while place.cursors[0].epoch < epochs:
+        while place.cursors[of].epoch < epochs:
             total += len(self._deal(self._examples(place, corrupt=not same), place)[2]) - 1
             place = self.order.after(place, 1)
         check(not epochs or total, *_fruitless(self.order.names, self.ctx))
@@ -243,8 +249,14 @@ class Loader:
     def _restore(self, state: Mapping[str, int], lanes: int) -> None:
         place = self.order.start()
         self._lanes = [_Lane(place) for _ in range(lanes)]
-        same = set(state) == set(self.state()) and state["format"] == FORMAT and state["lanes"] == lanes
+        own = self.state()
+        same = set(state) == set(own) and state["lanes"] == lanes
         check(same, "the saved place in the data is of other sources or lanes", "go on with the recipe it was saved with")
+        check(
+            state["format"] == own["format"],
+            "the saved place in the data is of a version that dealt out these sources in another order",
+            "delete the folder of the stage to begin it again, or finish it with the version that began it",
+        )
         self._turn = state["turn"]
         for n, lane in enumerate(self._lanes):
             values = ([state[f"{n}.{name}.{field.name}"] for field in fields(Cursor)] for name in self.order.names)

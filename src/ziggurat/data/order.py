@@ -7,9 +7,10 @@ and no array as long as the corpus is ever made.
 from __future__ import annotations
 
 import functools
+import heapq
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,10 +21,14 @@ from ziggurat.errors import check
 from ziggurat.types import Tokens
 
 DOCUMENTS, TOKENS = 1024, 1 << 18
-"""A block holds at most this many documents, and closes with the document that passes this many tokens."""
-SHARES = 16
-"""A block of a mixture is filled in draws of 1/16 block, of a source with less weight as much smaller, each from the source that is
-furthest behind its weight."""
+"""A block closes with so many documents, or with the document that passes this many tokens."""
+EVEN = 128
+"""A block of a mixture goes on until every source is within 1/128 of the block's tokens of its due: its rows come in any order, so it has
+one share from its first step to its last."""
+LONGEST = 16, 4
+"""It closes without that with so many times as many documents or tokens, which bounds memory: a mixture with whole books."""
+AHEAD = 256
+"""Documents of a source whose lengths are looked up at once; even."""
 
 
 class Corpus(Protocol):
@@ -73,6 +78,15 @@ class Draw(NamedTuple):
     documents: np.ndarray
 
 
+class Turn(NamedTuple):
+    """What a source of a mixture gives at a time: two documents, for negatives come from neighbours."""
+
+    draw: Draw
+    after: Cursor
+    due: float
+    """Tokens of the whole mixture, in units of the weights, at which half of this is drawn."""
+
+
 def shares(shards: Mapping[str, Corpus], weights: Mapping[str, float], temperature: float | None) -> dict[str, float]:
     """Each source's share of the tokens: its weight, or with a temperature its weight times tokens ** (1 / temperature).
 
@@ -87,13 +101,24 @@ def shares(shards: Mapping[str, Corpus], weights: Mapping[str, float], temperatu
 class Order:
     """The endless sequence of blocks over a mixture of shards.
 
-    Weights are shares of *tokens* of text: every draw goes to the source with the smallest (tokens drawn / weight), the
-    first of equals. Each source counts epochs of its own; a draw never crosses from one epoch into the next, and with one
-    source neither does a block. A draw has at least 2 documents where the source does (negatives come from neighbours):
-    a single last document joins the draw before it.
+    Weights are shares of *tokens* of text. The documents of each source are cut into turns of two (the last of an epoch three where
+    one would be left, and one where the source has no other), and the turns of all sources are merged by when the middle of each is
+    due. So at every turn a source is within half of one of its turns of its due. Each source counts epochs of its own.
+
+    A block is a stretch of this sequence that has the right shares (`EVEN`) as far as it may grow (`LONGEST`). It always ends with
+    an epoch of the source `passes`, if one is named, and with a single source with its epochs: n passes are then whole blocks. A
+    block of a single source has no turns: it is as many documents as a block holds, at least 2 where the source has them.
     """
 
-    def __init__(self, shards: Mapping[str, Corpus], weights: Mapping[str, float], *, seed: int = 0, shuffle: bool = True):
+    def __init__(
+        self,
+        shards: Mapping[str, Corpus],
+        weights: Mapping[str, float],
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        passes: str | None = None,
+    ):
         check(shards, "no data to train on", "name at least one source")
         check(set(shards) == set(weights), f"weights are for {sorted(weights)}, the data is {sorted(shards)}")
         for name, one in shards.items():
@@ -108,30 +133,14 @@ class Order:
         self.weights = tuple(float(weights[name]) for name in self.names)
         self.seed = seed
         self.shuffle = shuffle
-        share = SHARES if len(self.names) > 1 else 1
-        parts = [weight / max(self.weights) / share for weight in self.weights]
-        self._documents, self._tokens = [max(2, int(DOCUMENTS * p)) for p in parts], [int(TOKENS * p) for p in parts]
-        self.block = functools.lru_cache(8)(self._block)
+        self.mixed = len(self.names) > 1
+        self.passes = self.names.index(passes) if passes is not None else None if self.mixed else 0
+        """The source whose epochs end blocks."""
+        self.block = functools.lru_cache(8)(self._mixture if self.mixed else self._single)
         """The draws of the block at a place, one for each source and epoch in it, and the place of the next block."""
 
     def start(self) -> Place:
         return Place(0, tuple(Cursor() for _ in self.names))
-
-    def _block(self, place: Place) -> tuple[list[Draw], Place]:
-        cursors = list(place.cursors)
-        drawn: dict[tuple[int, int], list[np.ndarray]] = {}
-        documents, until = 0, place.tokens + TOKENS
-        while documents < DOCUMENTS and sum(c.tokens for c in cursors) < until:
-            i = min(range(len(cursors)), key=lambda i: cursors[i].tokens / self.weights[i])
-            found, after = self._draw(i, cursors[i])
-            drawn.setdefault((i, cursors[i].epoch), []).append(found)
-            documents += len(found)
-            ended = after.epoch > cursors[i].epoch
-            cursors[i] = after
-            if ended and len(cursors) == 1:
-                break
-        draws = [Draw(i, epoch, np.concatenate(parts)) for (i, epoch), parts in drawn.items()]
-        return draws, Place(place.block + 1, tuple(cursors))
 
     def after(self, place: Place, blocks: int) -> Place:
         """The place `blocks` blocks further on; reads document lengths only."""
@@ -139,23 +148,66 @@ class Order:
             place = self.block(place)[1]
         return place
 
-    def _draw(self, source: int, cursor: Cursor) -> tuple[np.ndarray, Cursor]:
+    def _single(self, place: Place) -> tuple[list[Draw], Place]:
+        (cursor,) = place.cursors
+        documents, ends = self._next(0, cursor, max(2, DOCUMENTS))
+        n, rest = max(int(np.searchsorted(ends, TOKENS)) + 1, 2), len(self.shards[0]) - cursor.position
+        n = len(documents) if n >= len(documents) - (len(documents) == rest) else n
+        after = self._moved(0, cursor, n, int(ends[n - 1]))
+        return [Draw(0, cursor.epoch, documents[:n])], Place(place.block + 1, (after,))
+
+    def _mixture(self, place: Place) -> tuple[list[Draw], Place]:
+        cursors = list(place.cursors)
+        drawn: dict[tuple[int, int], list[np.ndarray]] = {}
+        documents, before = 0, place.tokens
+        for (i, epoch, found), after, _ in heapq.merge(*map(self._turns, range(len(cursors)), cursors), key=lambda t: t.due):
+            drawn.setdefault((i, epoch), []).append(found)
+            documents += len(found)
+            cursors[i] = after
+            if (i == self.passes and not after.position) or self._closes(cursors, documents, before):
+                break
+        draws = [Draw(i, epoch, np.concatenate(parts)) for (i, epoch), parts in drawn.items()]
+        return draws, Place(place.block + 1, tuple(cursors))
+
+    def _closes(self, cursors: Sequence[Cursor], documents: int, before: int) -> bool:
+        """Whether a block of so many documents, which began when `before` tokens were drawn, is large enough and has the right shares."""
+        whole = sum(c.tokens for c in cursors)
+        tokens = whole - before
+        if documents < DOCUMENTS and tokens < TOKENS:
+            return False
+        if documents >= LONGEST[0] * DOCUMENTS or tokens >= LONGEST[1] * TOKENS:
+            return True
+        due = whole / sum(self.weights)
+        return all(abs(c.tokens - w * due) * EVEN <= tokens for c, w in zip(cursors, self.weights, strict=True))
+
+    def _turns(self, source: int, cursor: Cursor) -> Iterator[Turn]:
+        while True:
+            documents, ends = self._next(source, cursor, AHEAD)
+            begin, stops = 0, [*range(2, len(documents) - 1, 2), len(documents)]
+            for stop in stops:
+                after = self._moved(source, cursor, stop - begin, int(ends[stop - 1]) - (int(ends[begin - 1]) if begin else 0))
+                due = (cursor.tokens + after.tokens) / 2 / self.weights[source]
+                yield Turn(Draw(source, cursor.epoch, documents[begin:stop]), after, due)
+                begin, cursor = stop, after
+
+    def _next(self, source: int, cursor: Cursor, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """int64[N] twice: the next `count` documents of the epoch, one more where a single one would be left of it and fewer where there are
+        no more, and the tokens up to the end of each."""
         shards = self.shards[source]
-        stop = min(cursor.position + self._documents[source], len(shards))
+        stop = min(cursor.position + count, len(shards))
         if stop == len(shards) - 1:
             stop = len(shards)
         documents = np.arange(cursor.position, stop)
         if self.shuffle:
             name = zlib.crc32(self.names[source].encode())
             documents = permuted(documents, len(shards), key_of(self.seed, cursor.epoch, name))
-        lengths = np.sum([shards.lengths(part, documents) for part in shards.parts], axis=0)
-        ends = np.cumsum(lengths)
-        n = max(int(np.searchsorted(ends, self._tokens[source])) + 1, 2)
-        n = len(documents) if n >= len(documents) - (stop == len(shards)) else n
-        after = replace(cursor, position=cursor.position + n, tokens=cursor.tokens + int(ends[n - 1]))
-        if after.position == len(shards):
-            after = replace(after, epoch=cursor.epoch + 1, position=0)
-        return documents[:n], after
+        return documents, np.cumsum(np.sum([shards.lengths(part, documents) for part in shards.parts], axis=0))
+
+    def _moved(self, source: int, cursor: Cursor, documents: int, tokens: int) -> Cursor:
+        """The cursor behind so many more documents, all of one epoch."""
+        position = cursor.position + documents
+        ended = position == len(self.shards[source])
+        return Cursor(cursor.epoch + ended, 0 if ended else position, cursor.tokens + tokens)
 
 
 def permuted(index: np.ndarray, size: int, key: np.uint64) -> np.ndarray:

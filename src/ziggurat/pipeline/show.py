@@ -138,7 +138,7 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
     from ziggurat.data.loader import Loader
     from ziggurat.pipeline.run import RUNS, begin, load_recipe
     from ziggurat.pipeline.session import session
-    from ziggurat.train.budget import mixture
+    from ziggurat.train.budget import mixture, passes
 
     recipe = load_recipe(path, overrides)
     stages = {s.title: s for s in recipe.stages}
@@ -164,6 +164,7 @@ def batch_of(path: str, overrides: Sequence[str] = (), stage: str = "") -> str:
         documents=chosen.batch.documents,
         seed=recipe.seed,
         contiguous=chosen.accumulate if chosen.memory else 0,
+        passes=passes(chosen),
         ahead=False,
     )
     heads = chosen.objective.heads(model)

@@ -7,7 +7,6 @@ import logging
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import torch
 
 from ziggurat.atomic import write_json
 from ziggurat.context import Context
-from ziggurat.data.loader import Loader
+from ziggurat.data.loader import FORMAT, MIXED, Loader
 from ziggurat.data.order import Corpus, Order, shares
 from ziggurat.nn.memory import Recall
 from ziggurat.objectives.base import Objective
@@ -47,6 +46,11 @@ def mixture(stage: Stage, shards: Mapping[str, Corpus]) -> dict[str, float]:
     return {n: s * mine for n, s in own.items()} | {n: tokens * rest for n, tokens in near.items()} | stage.replay
 
 
+def passes(stage: Stage) -> str | None:
+    """The source whose epochs are the stage's; None of several in `data`, for each has its own."""
+    return next(iter(stage.data)) if len(stage.data) == 1 else None
+
+
 def loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Mapping[str, int] | None) -> Loader:
     """The stage's batches from `state` on, or from the first."""
     stage = job.stage
@@ -61,6 +65,7 @@ def loader(job: Job, objective: Objective, ctx: Context, steps: int, state: Mapp
         documents=documents,
         seed=job.seed,
         contiguous=stage.accumulate if stage.memory else 0,
+        passes=passes(stage),
         total_tokens=steps * stage.accumulate * tokens if tokens and not documents else None,
         state=state,
     )
@@ -96,18 +101,10 @@ def in_rows(stage: Stage, rows: Corpus, seed: int) -> int | None:
     return math.ceil(count / stage.accumulate)
 
 
-def in_epochs(job: Job, objective: Objective, ctx: Context, epochs: int) -> float:
-    """The micro-batches of so many passes over `data`; what is replayed or near comes on top."""
-    stage = job.stage
-    own = replace(
-        job, stage=stage.model_copy(update={"replay": {}, "nearest": {}}), shards={n: job.shards[n] for n in stage.data}
-    )
-    with loader(own, objective, ctx, 1, None) as batches:
-        mine = batches.count(epochs)
-    if len(stage.reads) > len(stage.data):
-        every = mixture(stage, job.shards)
-        return math.ceil(mine * sum(every.values()) / sum(every[name] for name in stage.data))
-    return mine
+def in_epochs(job: Job, objective: Objective, ctx: Context, epochs: int) -> int:
+    """The micro-batches of so many passes over `data`, with what is replayed or near meanwhile."""
+    with loader(job, objective, ctx, 1, None) as batches:
+        return batches.count(epochs)
 
 
 def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ctx: Context, dtype: torch.dtype) -> int:
@@ -119,11 +116,14 @@ def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ct
     if known is not None:
         return known
     written = folder / "budget.json"
+    blocks = MIXED if unit == "epochs" and len(stage.reads) > 1 else FORMAT
     if written.exists():
-        return int(json.loads(written.read_text("utf-8"))["steps"])
+        found = json.loads(written.read_text("utf-8"))
+        if found.get("blocks", FORMAT) == blocks or any(folder.glob("step-*")):
+            return int(found["steps"])  # of other blocks only where something was trained: the loader refuses to go on
     if unit == "epochs":
         count = math.ceil(in_epochs(job, objective, ctx, int(amount)) / stage.accumulate)
-        facts: dict[str, Any] = {"steps": count, "epochs": amount}
+        facts: dict[str, Any] = {"steps": count, "epochs": amount, **({"blocks": blocks} if blocks != FORMAT else {})}
     else:
         with loader(job, objective, ctx, 1, None) as batches:
             spare, limit, network, trained = retention.optimizer(), amount * PROBE_SHARE, retention.network, retention.objective
