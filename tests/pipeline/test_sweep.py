@@ -358,6 +358,8 @@ def test_other_mistakes(place: Path) -> None:
     with pytest.raises(UserError, match="would have to be prepared"):
         other = "sources.other={path: general.txt, txt: line, valid: 0.1}"
         zg.sweep("tune.yaml", "dapt", {"data": ["other"]}, overrides=[other])
+    with pytest.raises(UserError, match="length cannot be swept: held-out text is read at the stage's own length"):
+        zg.sweep("tune.yaml", "dapt", {"length": [16, 32]})  # of a fine-tuning it may be: the task's metric is not a loss a token
     for seeds in ("0,x", "0,0"):
         with pytest.raises(UserError, match="whole numbers"):
             sweeping.command(Path("tune.yaml"), "dapt", ["optim.lr=1e-3"], seeds)
