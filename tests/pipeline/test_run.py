@@ -205,6 +205,17 @@ def test_settings_are_compared_by_field(tmp_path: Path) -> None:
         settings.keep(tmp_path, {"stage": {"lr": 3.0, "data": {"a": 1, "b": 1}}})
 
 
+def test_held_out_text_that_an_older_folder_does_not_name_is_no_change(tmp_path: Path) -> None:
+    settings.keep(tmp_path, {"seed": 0})
+    (tmp_path / "step-00000001").mkdir()
+    settings.keep(tmp_path, {"seed": 0, "chosen_by": {"general": "a"}})
+    assert json.loads((tmp_path / settings.FILE).read_text("utf-8")) == {"seed": 0}
+    settings.keep(tmp_path / "new", {"seed": 0, "chosen_by": {"general": "a"}})
+    (tmp_path / "new/step-00000001").mkdir()
+    with pytest.raises(UserError, match=r"chosen_by.general: was a, is b"):
+        settings.keep(tmp_path / "new", {"seed": 0, "chosen_by": {"general": "b"}})
+
+
 def test_what_a_folder_is_called() -> None:
     assert called("models/minilm") == "minilm"
     assert called("runs/a/pretrain/hf/") == called("runs/a/pretrain/step-00000400") == "pretrain"

@@ -159,6 +159,20 @@ def test_a_text_stage_is_compared_by_its_own_held_out_loss(place: Path) -> None:
 # --- going on ----------------------------------------------------------------------------------------------
 
 
+def test_points_are_compared_on_the_held_out_text_of_now(place: Path, trained: list[str]) -> None:
+    """Points of an earlier call, too: of text that was edited since they are measured again, and not trained again."""
+    own = RECIPE.replace("path: domain.txt, txt: line, valid: 0.2", "path: domain.txt, txt: line, valid: held.txt")
+    Path("tune.yaml").write_text(own, "utf-8")
+    Path("held.txt").write_text("a river and a stone\na window and a garden\n" * 4, "utf-8")
+    before = zg.sweep("tune.yaml", "dapt", {"optim.lr": RATES[:1]}).points[0].mean
+    trained.clear()
+    Path("held.txt").write_text("copper lamp violin desert\nisland stair tower mirror\n" * 4, "utf-8")
+    both = zg.sweep("tune.yaml", "dapt", {"optim.lr": RATES})
+    assert trained == ["4 steps"] and both.points[0].mean != before
+    shutil.rmtree("runs/tune/sweep")
+    assert [p.scores for p in zg.sweep("tune.yaml", "dapt", {"optim.lr": RATES}).points] == [p.scores for p in both.points]
+
+
 def test_a_second_call_trains_nothing_and_says_the_same(
     again: Path, swept: tuple[Path, Sweep], trained: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,6 +358,8 @@ def test_other_mistakes(place: Path) -> None:
     with pytest.raises(UserError, match="would have to be prepared"):
         other = "sources.other={path: general.txt, txt: line, valid: 0.1}"
         zg.sweep("tune.yaml", "dapt", {"data": ["other"]}, overrides=[other])
+    with pytest.raises(UserError, match="length cannot be swept: held-out text is read at the stage's own length"):
+        zg.sweep("tune.yaml", "dapt", {"length": [16, 32]})  # of a fine-tuning it may be: the task's metric is not a loss a token
     for seeds in ("0,x", "0,0"):
         with pytest.raises(UserError, match="whole numbers"):
             sweeping.command(Path("tune.yaml"), "dapt", ["optim.lr=1e-3"], seeds)

@@ -17,10 +17,12 @@ from conftest import write_world
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.errors import UserError
 from ziggurat.pipeline.evaluate import evaluate_checkpoint
+from ziggurat.pipeline.interpolation import interpolate
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import load_recipe, prepare, run
 from ziggurat.pipeline.show import batch_of, show
 from ziggurat.text.tokenizer import Tokenizer
+from ziggurat.train.adaptation import Interpolate
 
 RECIPE = """\
 name: grown
@@ -112,7 +114,7 @@ def test_gain_and_forgetting_count_from_the_model_the_stage_began_as(folder: Pat
     """Not from the one whose new rows are means: as many bits a byte are as much loss, whatever the tokens."""
     found = json.loads((folder / "dapt/outcome.json").read_text("utf-8"))
     pretrained = json.loads((folder / "pretrain/outcome.json").read_text("utf-8"))["held_out"]
-    grown = json.loads((folder / "dapt/before.json").read_text("utf-8"))
+    grown = json.loads((folder / "dapt/before.json").read_text("utf-8"))["numbers"]
     for source in ("general", "domain"):
         start, new, after = pretrained[source]["bits_per_byte"], grown[source]["bits_per_byte"], found["held_out"][source]
         assert found["before"][source]["bits_per_byte"] == pytest.approx(start, rel=1e-6) and start != pytest.approx(
@@ -128,6 +130,23 @@ def test_gain_and_forgetting_count_from_the_model_the_stage_began_as(folder: Pat
     )
     (one,) = json.loads((folder / "report.json").read_text("utf-8"))["vocabularies"]
     assert one["sources"]["domain"]["bits_per_byte"]["new rows"] == grown["domain"]["bits_per_byte"]
+
+
+def test_a_start_is_measured_on_the_held_out_text_of_now(world: Path) -> None:
+    """With its own tokens, too, when that text was edited after the stage was done."""
+    path = grown(**{"domain.txt, txt: line, valid: 0.1": "domain.txt, txt: line, valid: held.txt", "epochs: 1": "steps: 1"})
+    Path("held.txt").write_text("a river and a stone\na window and a garden\n", "utf-8")
+    folder = run(path, ["worth=false"])
+    kept = (folder / "dapt/vocabulary.json").read_text("utf-8")
+    Path("held.txt").write_text("copper lamp violin desert\nisland stair tower mirror\n", "utf-8")
+    run(path, ["worth=false"])
+    found, start = (json.loads((folder / stage / "outcome.json").read_text("utf-8")) for stage in ("dapt", "pretrain"))
+    said = start["held_out"]["domain"]["bits_per_byte"]
+    assert (folder / "dapt/vocabulary.json").read_text("utf-8") != kept
+    assert found["before"]["domain"]["bits_per_byte"] == pytest.approx(said, rel=1e-6)
+    header, rows, _ = interpolate(path, ["worth=false"], "dapt", Interpolate(points=2, limit=50))
+    end = dict(zip(header, rows[-1], strict=True))
+    assert float(end["gain"]) == pytest.approx(found["before"]["domain"]["mlm"] - found["held_out"]["domain"]["mlm"], abs=1e-3)
 
 
 def test_new_rows_that_are_never_trained_are_refused(world: Path) -> None:

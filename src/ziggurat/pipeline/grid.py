@@ -153,6 +153,12 @@ def places(recipe: Recipe, stage: Stage, grid: Grid, load: Any) -> list[Place]:
     for field in grid:
         first = field.split(".")[0]
         check(first not in FIXED, f"{field} cannot be swept: it {FIXED.get(first)}", f"sweep another field, {EXAMPLE}")
+        check(
+            first != "length" or stage.stage == "finetune",
+            f"{field} cannot be swept: held-out text is read at the stage's own length, so the losses of text stages of other lengths "
+            "answer other questions",
+            "run the recipe once for each length, with a `name` for each, and compare what is fine-tuned from them",
+        )
     found: list[Place] = []
     for values in product(*grid.values()):
         changes = dict(zip(grid, values))

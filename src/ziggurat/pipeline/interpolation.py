@@ -23,18 +23,18 @@ from ziggurat.log import ProgressBar
 from ziggurat.nn.network import NetworkModel
 from ziggurat.pipeline.provenance import losses
 from ziggurat.train import job as jobs
-from ziggurat.train.adaptation import Interpolate, Shift, shift
+from ziggurat.train import measured
+from ziggurat.train.adaptation import Interpolate, Shift, as_read, shift
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.keeping import RESULT
 from ziggurat.train.loop import precision_of
+from ziggurat.train.settings import LINE
 from ziggurat.train.stage import Stage
 
 if TYPE_CHECKING:
     from ziggurat.pipeline.scoring import Scorer
 
 log = logging.getLogger(__name__)
-
-FILE = "interpolation.json"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class Line:
 
     points: tuple[Point, ...]
     chosen: float
+    before: dict[str, dict[str, float]]
+    """The numbers that gain and forgetting are counted from: those of share 0; where the stage brought new tokens, of its start as that read
+    the text without them."""
 
     def at(self, share: float) -> Point:
         return next(p for p in self.points if p.share == share)
@@ -81,15 +84,8 @@ def choose(stage: Stage, points: Sequence[Point], limit: float | None, before: M
     return max(within, key=lambda share: (gain[share], -share)) if within else min(lost, key=lambda share: (lost[share], share))
 
 
-def sweep(
-    stage: Stage,
-    job: Job,
-    scorer: Scorer,
-    trained: checkpoints.Saved,
-    spec: Interpolate,
-    before: Mapping[str, Mapping[str, float]],
-) -> Line:
-    """Measure the points of the line from a start with the numbers `before`; raises `UserError` when the start had no language model to go back to."""
+def sweep(stage: Stage, job: Job, scorer: Scorer, trained: checkpoints.Saved, spec: Interpolate) -> Line:
+    """Measure the points of the line; raises `UserError` when the start had no language model to go back to."""
     begun(stage, job)
     assert stage.objective is not None
     network = NetworkModel(trained.card.network)
@@ -102,8 +98,14 @@ def sweep(
             network.load_state_dict(between(start, trained.tensors, share))
             points.append(Point(share, scorer.losses(network, stage.objective, stage, dtype)))
             bar.show(n, {})
-    limit = spec.limit if spec.limit is not None else stage.forgetting.limit if stage.forgetting is not None else None
-    return Line(tuple(points), spec.share if spec.share is not None else choose(stage, points, limit, before))
+    before = as_read(points[0].found, job.start_bits())  # never older numbers: their text may have been another
+    chosen = spec.share if spec.share is not None else choose(stage, points, _limit(stage, spec), before)
+    return Line(tuple(points), chosen, before)
+
+
+def _limit(stage: Stage, spec: Interpolate) -> float | None:
+    """The most forgetting of a point that may be chosen."""
+    return spec.limit if spec.limit is not None else stage.forgetting.limit if stage.forgetting is not None else None
 
 
 def begun(stage: Stage, job: Job) -> None:
@@ -116,18 +118,35 @@ def begun(stage: Stage, job: Job) -> None:
 
 
 def interpolated(stage: Stage, job: Job, scorer: Scorer, folder: Path, outcome: Outcome) -> Outcome:
-    """Put what the stage hands on between its start and what it trained, as its recipe says; the outcome is then that one's."""
+    """Put what the stage hands on between its start and what it trained, as its recipe says; the outcome is then that one's. A stage that was
+    done is so no longer: what was made of its weights is old."""
     assert stage.interpolate is not None
     trained = checkpoints.load(jobs.trained(folder, outcome.steps))
-    line = sweep(stage, job, scorer, trained, stage.interpolate, outcome.before)
+    line, was = sweep(stage, job, scorer, trained, stage.interpolate), read(folder)
+    (folder / "DONE").unlink(missing_ok=True)
     write(folder / RESULT, line, job, trained)
-    write_json(folder / FILE, asdict(line))
-    outcome = replace(outcome, held_out=line.at(line.chosen).found)
+    first = line.chosen if was is None else was.get("first", was["chosen"])
+    write_json(folder / LINE, {**asdict(line), "first": first, "by": _by(stage), "measured": dict(job.measured)})
+    outcome = replace(outcome, held_out=line.at(line.chosen).found, before=line.before, measured=dict(job.measured))
     moved = shift(stage, outcome.before, outcome.held_out)
     say = log.debug if job.title else log.info
     say("%s: interpolated, %g of the way: %s", stage.title, line.chosen, moved.sentence if moved is not None else "")
     write_json(folder / "outcome.json", asdict(outcome))
     return outcome
+
+
+def holds(folder: Path, stage: Stage, job: Job) -> bool:
+    """Whether what `interpolated` found in a stage's folder was chosen by what its recipe says now, on the held-out text as it is now."""
+    line = read(folder) or {}
+    return line.get("by") == _by(stage) and not measured.other(stage, line["measured"], job.measured)
+
+
+def _by(stage: Stage) -> dict[str, Any]:
+    """What a share is chosen by, apart from the held-out text; nothing if it is given."""
+    spec, held = stage.interpolate, stage.forgetting
+    if spec is None or spec.share is not None:
+        return {}
+    return {"limit": _limit(stage, spec), "general": list((held.general if held is not None else None) or ())}
 
 
 def write(folder: Path, line: Line, job: Job, trained: checkpoints.Saved, step: int | None = None) -> Path:
@@ -143,7 +162,7 @@ def write(folder: Path, line: Line, job: Job, trained: checkpoints.Saved, step: 
 
 def read(folder: Path) -> dict[str, Any] | None:
     """What `interpolated` found in a stage's folder."""
-    path = folder / FILE
+    path = folder / LINE
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
@@ -179,19 +198,22 @@ def interpolate(
         running.decidable(stage.model_copy(update={"interpolate": spec}), run.prepared)
         job = running.job_of(run, stage, folder / title, recipe.seed, init)
         trained = checkpoints.load(jobs.trained(folder / title, outcome.steps))
-        line = sweep(stage, job, run.scorer(run.reads(stage, init)), trained, spec, outcome.before)
+        line = sweep(stage, job, run.scorer(run.reads(stage, init)), trained, spec)
         place = write(target or folder / title / "interpolated", line, job, trained, 0 if target else None)
-    header, rows = table(stage, line, outcome.before)
+    header, rows = table(stage, line)
     return header, rows, [f"share {line.chosen:g} of the way is in {place}"]
 
 
-def table(stage: Stage, line: Line, before: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
-    """A row a point: share, loss on every source, gain and forgetting; the chosen one is marked."""
+def table(stage: Stage, line: Line) -> tuple[list[str], list[list[str]]]:
+    """A row a point: share, loss on every source, gain and forgetting, empty where nothing was measured; the chosen one is marked."""
     sources = list(line.points[0].found)
     rows = []
     for point in line.points:
-        moved = shift(stage, before, point.found) or Shift({}, {})
+        moved = shift(stage, line.before, point.found) or Shift({}, {})
         losses = [f"{language_loss(point.found[s]):.3f}" for s in sources]
-        both = [f"{sum(moved.gain.values()):+.3f}", f"{max(moved.forgetting.values(), default=0.0):+.3f}"]
+        both = [
+            f"{sum(moved.gain.values()):+.3f}" if moved.gain else "",
+            f"{max(lost):+.3f}" if (lost := moved.forgetting.values()) else "",
+        ]
         rows.append([f"{point.share:g}", *losses, *both, "chosen" if point.share == line.chosen else ""])
     return ["share", *(f"{s} loss" for s in sources), "gain", "forgetting", ""], rows

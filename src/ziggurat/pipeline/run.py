@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ import numpy as np
 from ziggurat import __version__
 from ziggurat.atomic import write_text
 from ziggurat.checkpoint import format as checkpoints
-from ziggurat.config import dump, load, spelled
+from ziggurat.config import dump, load
 from ziggurat.context import Context
 from ziggurat.data.shards import Shards
 from ziggurat.data.shares import Split
@@ -262,8 +262,9 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
     general = {name: prepared.shards[name, "train"] for name in stage.weighed}
     data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
     facts: dict[str, Any] = {"parent": _parent(run, init), "data": data}
-    if stage.evaluate.chooses:  # by the same rows from the first evaluation to the last, and never by test rows
-        facts["chosen_by"] = {name: content(prepared.shards[name, "valid"]) for name in stage.data}
+    # by the same rows from the first evaluation to the last, and never by test rows; an interpolation is chosen again
+    if choosing := {name for field, name in deciding(stage) if field != "interpolate"}:
+        facts[settings.CHOSEN_BY] = {name: content(prepared.shards[name, "valid"]) for name in sorted(choosing)}
     if stage.examples is not None:
         shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
 
@@ -272,7 +273,9 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
 
     assert stage.objective is not None
     start = (start or start_of(run, init)).for_objective(stage.objective)
+    start_bits: Any = dict
     if stage.vocabulary is not None:
+        start_bits = partial(before, folder, stage, start, run.scorer(run.read.get(init, run.prepared)), _parent(run, init))
         start = start.grown({a.id: a.pieces for a in prepared.added}, prepared.tokenizer.vocab.size)
     return Job(
         stage.model_copy(update={"init": init}),
@@ -284,8 +287,10 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
         tables=stage.objective.tables(prepared.tokenizer, run.folder),
         facts=facts,
         held_out=lambda network, objective, dtype: run.scorer(prepared).losses(network, objective, stage, dtype),
+        measured=run.scorer(prepared).measured(stage),
         held=run.signals.held,
         general=general,
+        start_bits=start_bits,
         title=title,
         sinks=sinks,
     )
@@ -296,16 +301,12 @@ def _one(
 ) -> Done:
     """Run one stage in `folder` from `init`, score it on a split if it is a fine-tuning, export it, and mark it done."""
     job = job_of(run, stage, folder, seed, init, title)
-    if stage.interpolate is not None:
-        interpolation.begun(stage, job)  # now, not after hours of training
+    if stage.interpolate is not None and not interpolation.holds(folder, stage, job):  # now, not after hours of training
+        interpolation.begun(stage, job)
+        decidable(stage, run.prepared)
     prepared = run.reads(stage, init)
-    if stage.vocabulary is not None:
-        assert stage.objective is not None
-        start = start_of(run, init).for_objective(stage.objective)
-        identity = settings.digest([spelled(stage), _parent(run, init), prepared.tokenizer.fingerprint])
-        job = replace(job, start_bits=before(folder, stage, start, run.scorer(run.read.get(init, run.prepared)), identity))
     outcome = jobs.run_stage(folder, job)
-    if stage.interpolate is not None and not jobs.done(folder):
+    if stage.interpolate is not None and not (jobs.done(folder) and interpolation.holds(folder, stage, job)):
         outcome = interpolation.interpolated(stage, job, run.scorer(prepared), folder, outcome)
     context_use.write(run.scorer(prepared), stage, folder, outcome.steps)
     if stage.forgetting is not None and stage.forgetting.tasks:
@@ -332,9 +333,8 @@ def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -
     saved, (init,) = checkpoints.load(jobs.trained(folder, outcome.steps)), candidates(job.stage.init)
     added = {n.removeprefix(ADDED): t for n, t in saved.optimizer.items() if n.startswith(ADDED)}
     line = interpolation.read(folder)
-    share = (
-        1.0 if line is None else float(line["chosen"])
-    )  # of the way to what was trained: so much of the additions is handed on
+    # of the way to what was trained: so much of the additions is handed on
+    share = 1.0 if line is None else float(line["chosen"])
     pairs = {n.rpartition(".")[0]: (t, share * added[f"{n.rpartition('.')[0]}.{B}"]) for n, t in added.items() if n.endswith(A)}
     fresh = [name for name, head in saved.card.network.heads.items() if job.start.heads.get(name) != head]
     base = init

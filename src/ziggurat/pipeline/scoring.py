@@ -32,6 +32,7 @@ from ziggurat.objectives.multiple_choice import MultipleChoice
 from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.objectives.tasks import Tasks
+from ziggurat.pipeline.prepare import content
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
@@ -102,21 +103,30 @@ class Scorer:
             for name, one in single(stage).items():
                 found |= self.losses(view(network, name), own.parts[name], one, dtype)
             return found
-        supervised = stage.stage == "finetune"
         model = network.spec.model
         objective, memory = self.asked_with(model, network.spec.heads, own, stage)
         memory = 0 if objective.forgets(model, memory) else memory
         found = {}
-        texts = dict.fromkeys(n for s in self.recipe.stages for n in (*s.reads, *s.measures))
-        for name in stage.data if supervised else texts:
-            split = "valid" if (name, "valid") in self.shards or supervised else "test"
-            if (name, split) in self.shards:
-                some = leading(self.shards[name, split], stage.evaluate.tokens)
-                batches = first(self.batches(some, objective, stage.length, model, memory), LONG * stage.evaluate.tokens)
-                numbers = held_out(network, objective, batches, dtype, memory)
-                if numbers:
-                    found[name] = numbers | per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
+        for name, shards in self.texts(stage).items():
+            some = leading(shards, stage.evaluate.tokens)
+            batches = first(self.batches(some, objective, stage.length, model, memory), LONG * stage.evaluate.tokens)
+            numbers = held_out(network, objective, batches, dtype, memory)
+            if numbers:
+                found[name] = numbers | per_byte(network, objective, numbers, some.tokens, float(some.bytes.sum()))
         return found
+
+    def texts(self, stage: Stage) -> dict[str, Shards]:
+        """Source -> its text that `losses` reads."""
+        supervised = stage.stage == "finetune"
+        names = dict.fromkeys(n for s in self.recipe.stages for n in (*s.reads, *s.measures))
+        splits = {
+            n: "valid" if (n, "valid") in self.shards or supervised else "test" for n in (stage.data if supervised else names)
+        }
+        return {name: self.shards[name, split] for name, split in splits.items() if (name, split) in self.shards}
+
+    def measured(self, stage: Stage) -> dict[str, str]:
+        """Source -> what identifies its text that `losses` reads."""
+        return {name: content(shards) for name, shards in self.texts(stage).items()}
 
     def answers(
         self, network: NetworkModel, objective: Objective, stage: Stage, dtype: torch.dtype, split: Split = "test"

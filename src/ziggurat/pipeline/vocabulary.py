@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ziggurat.atomic import write_json
+from ziggurat.config import spelled
 from ziggurat.data import sources
 from ziggurat.data.reading import Reading
 from ziggurat.errors import check
@@ -29,7 +30,9 @@ from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.text.vocabulary import Added, Extended, extend
 from ziggurat.train.job import Outcome
 from ziggurat.train.loop import precision_of
+from ziggurat.train.measured import read_before
 from ziggurat.train.recipe import Recipe
+from ziggurat.train.settings import digest
 from ziggurat.train.stage import Stage, candidates
 from ziggurat.train.start import Start
 
@@ -130,10 +133,11 @@ def telling(tokenizer: Tokenizer, added: Sequence[Added]) -> list[tuple[str, Add
 
 
 @torch.no_grad()
-def before(folder: Path, stage: Stage, start: Start, scorer: Scorer, identity: str) -> dict[str, float]:
+def before(folder: Path, stage: Stage, start: Start, scorer: Scorer, parent: str) -> dict[str, float]:
     """The bits per byte of held-out text as the start reads it, with its own tokens: {source: bits}, kept in the stage's folder. Nothing
-    for a start that has no head for it."""
+    for a start that has no head for it. `parent` identifies its weights."""
     path = folder / MEASURED
+    identity = digest([spelled(stage), parent, scorer.tokenizer.fingerprint, scorer.measured(stage)])
     if path.exists() and (kept := json.loads(path.read_text("utf-8")))["identity"] == identity:
         return dict(kept["start"])
     assert stage.objective is not None
@@ -154,8 +158,7 @@ def facts(title: str, folder: Path, outcome: Outcome, old: Prepared, new: Prepar
     """What a stage's new tokens bought, for the report: tokens a word, unknown tokens and bits a byte of every source, before and after."""
     path = folder / MEASURED
     start = json.loads(path.read_text("utf-8"))["start"] if path.exists() else {}
-    written = folder / "before.json"
-    grown = json.loads(written.read_text("utf-8")) if written.exists() else {}
+    _, grown = read_before(folder)
     rows = {}
     for (name, split), shards in new.shards.items():
         if split == next(s for s in ("valid", "test", "train") if (name, s) in new.shards):  # the text whose loss is measured

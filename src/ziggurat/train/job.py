@@ -28,7 +28,7 @@ from ziggurat.nn.attention import pick
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
 from ziggurat.text.tokenizer import Tokenizer
-from ziggurat.train import budget, lineage, loop, schedule, settings, tasks
+from ziggurat.train import budget, lineage, loop, measured, schedule, settings, tasks
 from ziggurat.train.adaptation import advice, as_read, shift
 from ziggurat.train.keeping import WITHIN, Ended, Ending, Keeping
 from ziggurat.train.optim import load_optimizer_tensors, optimizer_tensors
@@ -62,6 +62,8 @@ class Outcome:
     """The last step that was trained."""
     score: float | None = None
     """The held-out number that the weights were chosen by (evaluate.by)."""
+    measured: dict[str, str] = field(default_factory=dict)
+    """Source -> what identifies the held-out text of the numbers; empty in folders older than this record."""
 
     def ending(self, stage: Stage) -> Ending | None:
         """How it ended, where other weights than the last are handed on."""
@@ -86,13 +88,15 @@ class Job:
     facts: Mapping[str, Any]
     """What else decides the result (hashes of the data, the parent stage): a change of any is an error on resume."""
     held_out: Callable[[NetworkModel, Objective, torch.dtype], dict[str, dict[str, float]]]
+    measured: Mapping[str, str] = field(default_factory=dict)
+    """Source -> what identifies the text that `held_out` reads."""
     tables: Mapping[str, Any] = field(default_factory=dict)
     """What the objective reads from files of its own (`Objective.tables`)."""
     held: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False)
     """Around the training loop: gives the question whether a signal asks to stop."""
     general: Mapping[str, Shards] = field(default_factory=dict)
     """General text that says which weights matter (EWC)."""
-    start_bits: Mapping[str, float] = field(default_factory=dict)
+    start_bits: Callable[[], Mapping[str, float]] = dict
     """Where the stage's tokenizer has more tokens than its start had: bits a byte of held-out text, by source, as that one read it."""
     title: str = ""
     """What the console calls it when it is not one of the recipe's stages."""
@@ -101,7 +105,8 @@ class Job:
 
 
 def run_stage(folder: Path, job: Job) -> Outcome:
-    """Run the stage, or go on with it, or find it done.
+    """Run the stage, or go on with it, or find it done; if its held-out text is another since, it is measured again and no longer marked as
+    done, for what was made of its numbers is old.
 
     Raises `UserError` when the folder holds a stage of other settings, `Stopped` when a signal came in.
     """
@@ -124,7 +129,8 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         outcome = outcome_of(folder)
         problems = checkpoints.verify(result(folder, outcome.steps))
         if not problems:
-            return outcome
+            changed = measured.other(stage, outcome.measured, job.measured)
+            return _again(folder, job, outcome, changed) if changed else outcome
         log.warning("%s: its last steps are trained again, for the last checkpoint is damaged: %s", stage.title, problems[0])
         (folder / "DONE").unlink()
     ctx = context(job)
@@ -271,6 +277,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         ending.why if ending is not None else "",
         ending.step if ending is not None else progress.step,
         keeping.best,
+        dict(job.measured),
     )
     write_json(folder / "outcome.json", asdict(outcome))
     return outcome
@@ -299,11 +306,31 @@ def _before(folder: Path, job: Job, network: NetworkModel, dtype: torch.dtype, n
     if any(name.startswith("heads.lm.") for name in new):
         log.info("%s: its language-model head is new, so there is no loss to compare with later", job.title or job.stage.title)
         return {}
-    written = folder / "before.json"
-    if not written.exists():
-        write_json(written, job.held_out(network, job.stage.objective, dtype))
-    found: dict[str, dict[str, float]] = json.loads(written.read_text("utf-8"))
-    return as_read(found, job.start_bits)
+    then, found = measured.read_before(folder)
+    if not found or measured.other(job.stage, then, job.measured):
+        found = job.held_out(network, job.stage.objective, dtype)
+        measured.write_before(folder, job.measured, found)
+    return as_read(found, job.start_bits())
+
+
+def _again(folder: Path, job: Job, outcome: Outcome, changed: Sequence[str]) -> Outcome:
+    """The outcome of a finished stage with the held-out numbers, of its start too, on the text as it is now. metrics.jsonl stays as it was."""
+    stage, objective = job.stage, job.stage.objective
+    assert objective is not None
+    log.info("%s: measured again on the held-out text of %s as it is now", job.title or stage.title, ", ".join(changed))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = loop.precision_of(stage.precision, device)
+    network, new, _ = build(job, objective)
+    carried = len(new) < len(network.state_dict()) and not objective.labelled
+    before = _before(folder, job, network.to(device), dtype, new) if carried else {}
+    saved = checkpoints.load(result(folder, outcome.steps))
+    network = NetworkModel(saved.card.network)
+    network.load_state_dict(saved.tensors)
+    held_out = job.held_out(network.to(device), objective, dtype)
+    outcome = replace(outcome, held_out=held_out, before=before, measured=dict(job.measured))
+    (folder / "DONE").unlink()
+    write_json(folder / "outcome.json", asdict(outcome))
+    return outcome
 
 
 def outcome_of(folder: Path) -> Outcome:

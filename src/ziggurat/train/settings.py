@@ -13,9 +13,14 @@ from ziggurat.atomic import write_json
 from ziggurat.config import spelled
 from ziggurat.errors import UserError
 from ziggurat.train.keeping import WITHIN
+from ziggurat.train.measured import BEFORE
 from ziggurat.train.stage import Stage
 
 FILE = "stage.json"
+LINE = "interpolation.json"
+"""What was found between a stage's start and what it trained (`pipeline/interpolation.py`)."""
+CHOSEN_BY = "chosen_by"
+"""The held-out text that chose weights while the stage trained."""
 SHOWN = 8
 
 
@@ -35,11 +40,13 @@ def keep(folder: Path, now: Mapping[str, Any]) -> None:
     path = folder / FILE
     before = _flat(json.loads(path.read_text("utf-8"))) if path.exists() else {}
     after = _flat(json.loads(json.dumps(now)))
+    if before:  # what an older folder does not say of its held-out text is not known to have changed
+        after = {k: v for k, v in after.items() if k in before or not k.startswith(f"{CHOSEN_BY}.")}
     if before == after:
         return
     if not any(folder.glob("step-*")):  # nothing is lost; what was measured for other settings goes
         folder.mkdir(parents=True, exist_ok=True)
-        for measured in ("budget.json", "before.json", "fisher.safetensors"):
+        for measured in ("budget.json", BEFORE, LINE, "fisher.safetensors"):
             (folder / measured).unlink(missing_ok=True)
         shutil.rmtree(folder / WITHIN, ignore_errors=True)
         write_json(path, now)
@@ -54,8 +61,11 @@ def keep(folder: Path, now: Mapping[str, Any]) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """What identifies a stage to those after it: the hash of its settings, its ancestors' included."""
-    return digest(json.loads((folder / FILE).read_text("utf-8")))
+    """What identifies a stage to those after it: the hash of its settings, its ancestors' included, and of the share of the way that it hands
+    on, where another one was chosen at first."""
+    content, path = json.loads((folder / FILE).read_text("utf-8")), folder / LINE
+    line = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return digest([content, line["chosen"]] if line.get("first", line.get("chosen")) != line.get("chosen") else content)
 
 
 def digest(content: Any) -> str:
