@@ -26,6 +26,7 @@ from ziggurat.errors import Stopped, UserError
 from ziggurat.evaluate.likelihood import Likelihood
 from ziggurat.objectives.labelled import Classify
 from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import suites
 from ziggurat.pipeline.model import load
 from ziggurat.pipeline.opened import open_checkpoint
@@ -247,6 +248,69 @@ def test_rows_that_are_cut_are_said(suite: Path, start: list[Path]) -> None:
     assert cut_rows({**asked, "c": other}) == ["a: 100% of the test rows are longer than length 12 and are cut."]
     by_likelihood = replace(asked["a"], shots=0) if isinstance(asked["a"], Question) else ""
     assert cut_rows({"a": by_likelihood}) == []
+
+
+def test_a_question_that_is_cut_is_said(suite: Path, start: list[Path]) -> None:
+    """Its context is read in windows, and it is not."""
+    for name, count in (("qa", 8), ("qa-test", 4)):
+        answers = [{"text": "stone", "answer_start": 4}]
+        rows = [{"q": f"who is {n}" + " river" * 30 * (n < 2), "c": "the stone " * 30, "a": answers} for n in range(count)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    more = """\
+  asked:
+    local: {path: qa.jsonl, test: qa-test.jsonl, columns: {text: q, pair: c, answers: a}}
+    objective: {kind: question_answering}
+"""
+    suite.write_text(SUITE + more, "utf-8")
+    asked = question(load_suite(suite), "asked", "it", open_checkpoint(start[0]))
+    assert cut_rows({"it": asked}) == ["50% of the test rows have a question of more than 14 tokens and are cut."]
+    whole = question(load_suite(suite, ["tasks.asked.settings.length=120"]), "asked", "it", open_checkpoint(start[0]))
+    assert cut_rows({"it": whole}) == []
+
+
+def test_a_written_label_leaves_the_source_its_room(suite: Path) -> None:
+    """In one stack the longest label and its end token are all of `length` that the source does not have; what is still cut is said."""
+    Path("gpt2.yaml").write_text(STARTS.format(system="gpt2", tokenizer="{kind: bpe, vocab: 400}"), "utf-8")
+    opened = open_checkpoint(run("gpt2.yaml") / "pretrain")
+    tokenizer = opened.tokenizer
+    assert tokenizer is not None
+
+    def asked(name: str, *options: str) -> Question:
+        return question(load_suite(suite, ["answers=text", *options]), name, "it", opened)
+
+    def longest(*labels: str) -> int:
+        return max(len(e.ids) for e in tokenizer.encode(labels))
+
+    def written(one: Question) -> tuple[int | None, int]:
+        assert isinstance(one.trained, Seq2Seq) and one.stage.objective == one.trained
+        return one.trained.target, one.trained.generate.most
+
+    pairs = asked("alike")
+    assert written(pairs) == (longest("other", "same") + 1, 16)
+    assert written(asked("length")) == (longest(*(f"{n}.0" for n in range(4, 13))) + 1, 16)
+    long = "a label of many words, which is longer than others are"
+    named = asked("alike", f"tasks.alike.objective.names=[no, '{long}']", "defaults.length=120")
+    assert written(named) == (longest(long) + 1, longest(long) + 1) and longest(long) > 16
+    short = asked("alike", f"tasks.alike.objective.names=[no, '{long}']", "defaults.length=24")
+    assert written(short)[0] == 12
+    assert len({one.key for one in (pairs, named, short)}) == 3
+    lengths = pairs.prepared.shards["task", "test"].lengths("text")
+    target = longest("other", "same") + 1
+    room = int(np.sort(lengths)[len(lengths) // 2])  # half of the rows do not fit
+    cut = asked("alike", f"defaults.length={room + target + 1}")
+    share = np.mean(lengths > room)
+    said = f"{room} tokens, what length {room + target + 1} leaves beside a target of {target}, and are cut."
+    assert cut_rows({"it": cut}) == [f"{share:.0%} of the test rows are longer than {said}"] and share > 0
+    assert cut_rows({"it": asked("alike", f"defaults.length={lengths.max() + target + 1}")}) == []
+
+
+def test_two_stacks_share_no_room(suite: Path) -> None:
+    Path("t5.yaml").write_text(STARTS.format(system="t5", tokenizer="{kind: unigram, vocab: 500}"), "utf-8")
+    opened = open_checkpoint(run("t5.yaml") / "pretrain")
+    asked = question(load_suite(suite, ["answers=text", "defaults.length=20"]), "alike", "it", opened)
+    assert isinstance(asked.trained, Seq2Seq) and asked.trained.target is None
+    share = np.mean(asked.prepared.shards["task", "test"].lengths("text") > 19)  # and the end token
+    assert share > 0 and cut_rows({"it": asked}) == [f"{share:.0%} of the test rows are longer than length 20 and are cut."]
 
 
 @pytest.mark.parametrize("how", ["crash", "signal"])

@@ -187,6 +187,10 @@ def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
     assert tokenizer is not None
     place = ROOT / "data" / tokenizer.fingerprint[:12]
     trained, asked, leaks = _way(suite, name, task, objective, source, opened)
+    if asked is not source:
+        assert isinstance(trained, Seq2Seq)
+        length = _recipe(suite, task, asked, trained, opened).stages[0].length
+        trained = verbalised.sized(trained, objective, source, tokenizer, length, objective.part_of(opened.network.model))
     recipe = _recipe(suite, task, asked, trained, opened)
     made = hashlib.sha256(json.dumps(given(asked), sort_keys=True).encode()).hexdigest()[:8]
     try:
