@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import random
@@ -32,7 +33,7 @@ from ziggurat.pipeline.model import load
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import run
 from ziggurat.pipeline.suite_files import is_suite, load_suite
-from ziggurat.pipeline.suite_notes import cut_rows
+from ziggurat.pipeline.suite_notes import cut_rows, lost_rows
 from ziggurat.pipeline.suite_question import CannotAsk, Question, by_names, question
 from ziggurat.pipeline.suite_results import Results
 from ziggurat.pipeline.suites import evaluate_suite, labels
@@ -136,6 +137,11 @@ def kept(results: Results, task: str, model: str, seed: int) -> dict[str, Any]:
 
 def result(results: Results, task: str) -> Any:
     return next(t for t in results.tasks if t.task == task)
+
+
+def result_rows(results: dict[str, Any], task: str) -> int:
+    """Test rows that were scored, as the JSON file has them."""
+    return int(next(t["test_rows"] for t in results["tasks"] if t["task"] == task))
 
 
 def test_every_kind_of_task_on_two_checkpoints(suite: Path, start: list[Path], no_training: Callable[[], None]) -> None:
@@ -311,6 +317,42 @@ def test_two_stacks_share_no_room(suite: Path) -> None:
     assert isinstance(asked.trained, Seq2Seq) and asked.trained.target is None
     share = np.mean(asked.prepared.shards["task", "test"].lengths("text") > 19)  # and the end token
     assert share > 0 and cut_rows({"it": asked}) == [f"{share:.0%} of the test rows are longer than length 20 and are cut."]
+
+
+@pytest.mark.parametrize("way", ["head", "text"])
+def test_rows_that_were_left_out_of_the_test_are_said(way: str, suite: Path) -> None:
+    """With an empty text, no label, or no token; where most are, nothing is scored."""
+    Path("gpt2.yaml").write_text(STARTS.format(system="gpt2", tokenizer="{kind: bpe, vocab: 400}"), "utf-8")
+    folder = run("gpt2.yaml") / "pretrain"
+    whole = [json.loads(line) for line in Path("pairs-test.jsonl").read_text("utf-8").splitlines()]
+    rows = [{**r, "b": ""} if n < 4 else {**r, "same": None} if n == 4 else r for n, r in enumerate(whole)]
+    Path("pairs-test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    options = [f"answers={way}", "only=[alike,opinions]", "seeds=1"]
+    done = CliRunner().invoke(app, ["evaluate", str(folder), "mini.yaml", *options], catch_exceptions=False)
+    said = "5 of the 12 rows that test rows are taken from were left out (4 x empty text, 1 x 'same' is no label)"
+    note = f"{said}; the scores are of the others."
+    results = json.loads(Path("evaluations/mini/results.json").read_text("utf-8"))
+    notes = {t["task"]: [n for n in t["notes"] if "left out" in n] for t in results["tasks"]}
+    assert notes == {"alike": [note], "opinions": []} and result_rows(results, "alike") == 7
+    assert note in " ".join(done.stdout.split())
+    assert html.escape(note) in Path("evaluations/mini/results.html").read_text("utf-8")
+    rows[5:7] = [{**row, "a": " "} for row in rows[5:7]]
+    Path("pairs-test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    most = result(evaluate_suite([folder], suite, options), "alike")
+    assert most.without.startswith("7 of the 12 rows that test rows are taken from were left out (6 x empty text, 1 x ")
+    assert most.without.endswith(": a score would not be of this test")
+
+
+def test_rows_that_a_tokenizer_drops_are_said(suite: Path, start: list[Path]) -> None:
+    rows = [json.loads(line) for line in Path("test.jsonl").read_text("utf-8").splitlines()]
+    rows[0]["sentence"] = DROPPED
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    asked = question(load_suite(suite), "opinions", "a", open_checkpoint(start[0]))
+    said = "1 of the 20 rows that test rows are taken from were left out (1 x no token of the tokenizer)"
+    assert lost_rows({"a": asked}) == [f"{said}; the scores are of the others."]
+    asked.prepared.facts["task", "test"]["kept"] += 1
+    again = replace(asked)  # another tokenizer keeps the row
+    assert lost_rows({"a": asked, "b": again}) == [f"a: {said}; the scores are of the others."]
 
 
 @pytest.mark.parametrize("how", ["crash", "signal"])

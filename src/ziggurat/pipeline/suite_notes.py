@@ -20,6 +20,12 @@ def cut_rows(questions: Mapping[str, Question | str]) -> list[str]:
     return _by_checkpoint({label: _cut(one) for label, one in questions.items() if isinstance(one, Question)})
 
 
+def lost_rows(questions: Mapping[str, Question | str]) -> list[str]:
+    """That rows could not be test rows, as a text of theirs is empty, they cannot be read, or a tokenizer drops all that they hold."""
+    found = {label: one.lost[1] for label, one in questions.items() if isinstance(one, Question)}
+    return _by_checkpoint({label: said and f"{said}; the scores are of the others" for label, said in found.items()})
+
+
 def cut_prompts(asked: int, answers: Mapping[str, Mapping[int, Answers]]) -> list[str]:
     """That prompts had no room for all the examples `asked` for, or were too long without any, by checkpoint."""
     said = []

@@ -29,7 +29,7 @@ from ziggurat.pipeline.run import Run
 from ziggurat.pipeline.session import Signals, session
 from ziggurat.pipeline.suite_answers import answer, baseline_answers
 from ziggurat.pipeline.suite_files import load_suite
-from ziggurat.pipeline.suite_notes import cut_prompts, cut_rows
+from ziggurat.pipeline.suite_notes import cut_prompts, cut_rows, lost_rows
 from ziggurat.pipeline.suite_question import ROOT, CannotAsk, Question, question
 from ziggurat.pipeline.suite_report import terminal_table, write_results
 from ziggurat.pipeline.suite_results import Answers, Results, Score, TaskResult, averages, compare, score
@@ -180,6 +180,7 @@ def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskRe
         tuple(pairs),
         (
             *_notes(scores, metric),
+            *lost_rows(questions),
             *cut_rows(questions),
             *cut_prompts(asked.shots or 0, answers),
             *([_left_out(train, leaks)] if leaks > NOTED * train else []),
