@@ -316,6 +316,19 @@ def test_questions_that_are_cut(clinic: Path) -> None:
     assert not [f for f in found(*options, "stages.finetune.objective.question=30") if f["check"] == "length"]
 
 
+def test_labels_that_the_metric_cannot_read(clinic: Path) -> None:
+    """Found before anything is trained, not when it is scored."""
+    for name in ("train.jsonl", "test.jsonl"):
+        tagged = [{"words": r["text"].split(), "tags": ["PER", *["O"] * (len(r["text"].split()) - 1)]} for r in read(name)]
+        write(name, tagged)  # type: ignore[arg-type]
+    options = ["sources.task.columns={tokens: words, tags: tags, label: null}"]
+    options.append("stages.finetune.objective={kind: tag, labels: [O, PER], metric: span_f1}")
+    wrong = only([f for f in found(*options) if f["level"] == "error"], "labels")
+    assert wrong["message"] == "span F1 cannot read the label 'PER'"
+    with pytest.raises(UserError, match="span F1 cannot read the label 'PER'"):
+        run("clinic.yaml", options)
+
+
 def test_labels(clinic: Path) -> None:
     good = read("train.jsonl")
 

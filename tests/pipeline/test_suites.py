@@ -308,6 +308,10 @@ def test_a_written_label_leaves_the_source_its_room(suite: Path) -> None:
     said = f"{room} tokens, what length {room + target + 1} leaves beside a target of {target}, and are cut."
     assert cut_rows({"it": cut}) == [f"{share:.0%} of the test rows are longer than {said}"] and share > 0
     assert cut_rows({"it": asked("alike", f"defaults.length={lengths.max() + target + 1}")}) == []
+    with pytest.raises(UserError, match="task alike: label '1' is not in the label list"):
+        asked("alike", "tasks.alike.objective.labels=[0, 2]")
+    with pytest.raises(UserError, match=r"task length: label '(neg|pos)' is not a finite number"):
+        asked("length", "tasks.length.local={path: train.jsonl, test: test.jsonl, columns: {text: sentence, label: label}}")
 
 
 def test_two_stacks_share_no_room(suite: Path) -> None:
@@ -590,6 +594,22 @@ def test_a_task_that_fails_does_not_take_the_others_along(
     assert [t.task for t in alone.left_out] == ["alike"] and result(alone, "alike").without == "the loss is no number"
 
 
+def test_answers_that_cannot_be_scored_leave_the_others_whole(
+    suite: Path, start: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = suites.metric_of
+
+    def metric_of(objective: Any) -> Any:
+        if isinstance(objective, Classify) and objective.names:
+            raise UserError("no such span", "use another metric")
+        return real(objective)
+
+    monkeypatch.setattr(suites, "metric_of", metric_of)
+    results = evaluate_suite(start[:1], suite, ["only=[opinions,alike,length]", "seeds=1"])
+    assert [t.task for t in results.scored] == ["opinions", "length"] and result(results, "alike").without == "no such span"
+    assert "no such span" in Path("evaluations/mini/results.html").read_text("utf-8")
+
+
 def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> None:
     """A recipe's suites take the last text stage's checkpoint, with the options given there."""
     recipe = Path("text.yaml")
@@ -623,6 +643,10 @@ def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> No
         ("tasks.opinions.further=[group_em]", "'group_em' is a score of rows that belong together (`group`), 'f1' of answers"),
         ("tasks.few.without=''", "has no objective"),
         ("tasks.opinions.prompt='{txt}'", "the texts are called {text} and {pair}"),
+        ("tasks.opinions.prompt='{text:d}'", "a text stands as it is; write {text}, with nothing behind the name"),
+        ("tasks.opinions.prompt='{text!r}'", "a text stands as it is; write {text}"),
+        ("tasks.opinions.prompt='{text} {pair}'", "names {pair}, and the columns of `local` have no `pair`"),
+        ("tasks.long.objective.labels=[O, PER]", "span F1 cannot read the label 'PER'"),
         ("only=[opinion]", "did you mean 'opinions'?"),
         ("seeds=0", "needs at least one seed"),
         ("seeds=[1,1]", "each seed may stand once"),
@@ -645,6 +669,16 @@ def test_mistakes_that_rows_show(suite: Path, start: list[Path]) -> None:
             evaluate_suite(start[:1], suite, [change, "only=[opinions]"])
     with pytest.raises(UserError, match="named twice"):
         evaluate_suite([start[0], start[0]], suite)
+
+
+def test_what_span_f1_reads_hangs_on_the_rows_and_metrics(suite: Path) -> None:
+    tagged = {"tasks.long.objective": "{kind: tag, labels: [0, 1], metric: token_f1}", "tasks.long.hub_labels": "[O, PER]"}
+    options = [f"{key}={value}" for key, value in tagged.items()]
+    load_suite(suite, options)
+    for more, label in ((["rows=local"], "0"), (["rows=hub"], "PER")):
+        with pytest.raises(UserError, match=f"span F1 cannot read the label '{label}'"):
+            load_suite(suite, [*options, "tasks.long.further=[span_f1]", *more])
+    load_suite(suite, [*options, "tasks.long.further=[span_f1]", "tasks.long.objective.names=[O, B-PER]"])
 
 
 def test_suite_or_recipe(suite: Path, start: list[Path]) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 from ziggurat.context import Context
 from ziggurat.data.census import copies
 from ziggurat.data.shards import Shards
+from ziggurat.errors import UserError
+from ziggurat.evaluate.scores import spans
 from ziggurat.nn import spec
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
@@ -61,6 +63,12 @@ def of_task(stage: Stage, prepared: Prepared, model: spec.Model) -> Iterator[Fin
             yield Finding("error", "labels", where, f"every training row has the number {values.pop()}", "check the label column")
     if not isinstance(objective, Labels):
         return
+    if isinstance(objective, Tag) and objective.metric == "span_f1":
+        try:
+            for label in objective.label_names():
+                spans([label])
+        except UserError as error:
+            yield Finding("error", "labels", where, error.message, error.hint)
     called = dict(zip(map(str, objective.labels), objective.label_names()))
     counts = {split: Counter(map(str, _labels(shards, objective))) for split, shards in splits.items()}
     unknown = {label: n for split in counts.values() for label, n in split.items() if label not in called}

@@ -211,14 +211,14 @@ def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
     check(tokenizer, f"{opened.folder} has no tokenizer: texts cannot be given to it", "put its tokenizer.json into the folder")
     assert tokenizer is not None
     place = ROOT / "data" / tokenizer.fingerprint[:12]
-    trained, asked, leaks = _way(suite, name, task, objective, source, opened)
-    if asked is not source:
-        assert isinstance(trained, Seq2Seq)
-        length = _recipe(suite, task, asked, trained, opened).stages[0].length
-        trained = verbalised.sized(trained, objective, source, tokenizer, length, objective.part_of(opened.network.model))
-    recipe = _recipe(suite, task, asked, trained, opened)
-    made = hashlib.sha256(json.dumps(given(asked), sort_keys=True).encode()).hexdigest()[:8]
     try:
+        trained, asked, leaks = _way(suite, name, task, objective, source, opened)
+        if asked is not source:
+            assert isinstance(trained, Seq2Seq)
+            length = _recipe(suite, task, asked, trained, opened).stages[0].length
+            trained = verbalised.sized(trained, objective, source, tokenizer, length, objective.part_of(opened.network.model))
+        recipe = _recipe(suite, task, asked, trained, opened)
+        made = hashlib.sha256(json.dumps(given(asked), sort_keys=True).encode()).hexdigest()[:8]
         prepared = prepare_data(recipe, place / f"{name}-{made}", tokenizer, cleaned=asked is not source)
         runs._answerable(recipe.stages[0], prepared)
     except CoversNothing as error:

@@ -134,8 +134,7 @@ def _questions(suite: Suite, name: str, opened: Mapping[str, Opened]) -> Asked:
 
 
 def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskResult:
-    """All checkpoints and baselines on one task."""
-    task = suite.tasks[name]
+    """All checkpoints and baselines on one task; without scores if they cannot be scored, so that the other tasks have theirs."""
     refused = {label: one for label, one in questions.items() if isinstance(one, str)}
     answers: dict[str, dict[int, Answers]] = {}
     asked: Question | None = None
@@ -149,11 +148,34 @@ def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskRe
                 refused[label] = error.message
             else:
                 asked = asked or one
+    if asked is None:
+        return _without(name, suite.tasks[name], "; ".join(dict.fromkeys(refused.values())))
+    try:
+        return _scores(suite, name, asked, questions, answers, refused)
+    except UserError as error:
+        log.warning("%s: not scored: %s", name, error)
+        return _without(name, suite.tasks[name], error.message)
+
+
+def _without(name: str, task: Task, reason: str) -> TaskResult:
+    """A task that is not scored."""
     objective = task.objective
-    if asked is None or objective is None:
-        reason = "; ".join(dict.fromkeys(refused.values()))
-        kind, named = (objective.kind, getattr(objective, "metric", "")) if objective is not None else ("", "")
-        return TaskResult(name, task.about, kind, named, True, "higher", without=reason)
+    kind, named = (objective.kind, getattr(objective, "metric", "")) if objective is not None else ("", "")
+    return TaskResult(name, task.about, kind, named, True, "higher", without=reason)
+
+
+def _scores(
+    suite: Suite,
+    name: str,
+    asked: Question,
+    questions: Asked,
+    answers: Mapping[str, Mapping[int, Answers]],
+    refused: Mapping[str, str],
+) -> TaskResult:
+    """A task that at least one checkpoint has answered, the first of them to `asked`."""
+    task = suite.tasks[name]
+    objective = task.objective
+    assert objective is not None
     metric, further = metric_of(objective), further_metrics(task, objective)
     floor_runs = baseline_answers(asked, list(suite.seeds))
     floor = {label: float(np.mean([metric(r.gold, r.predicted) for r in runs.values()])) for label, runs in floor_runs.items()}

@@ -20,10 +20,11 @@ from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.rows import Columns
 from ziggurat.data.shares import Split
 from ziggurat.data.sources import Files, Source
+from ziggurat.errors import check
 from ziggurat.evaluate.written import asked
 from ziggurat.nn import spec
 from ziggurat.objectives.base import Objective
-from ziggurat.objectives.labelled import Classify, Regress
+from ziggurat.objectives.labelled import Classify, Regress, number_of
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.types import Document
@@ -40,10 +41,18 @@ def can_be_written(objective: Objective) -> bool:
 
 
 def say(objective: Objective, value: Any) -> str:
-    """The text of a label."""
+    """The text of a label; raises `UserError` for one that is not listed, or is no number."""
     if isinstance(objective, Classify):
-        return dict(zip(map(str, objective.labels), objective.label_names()))[str(value)]
-    return f"{round(float(value) * 5) / 5:.1f}"
+        known = dict(zip(map(str, objective.labels), objective.label_names()))
+        check(
+            str(value) in known,
+            f"label {str(value)!r} is not in the label list {list(known)}",
+            "mend the data or add the label to `objective.labels`",
+        )
+        return known[str(value)]
+    number = number_of(value)
+    check(math.isfinite(number), f"label {value!r} is not a finite number", "mend the data")
+    return f"{round(number * 5) / 5:.1f}"
 
 
 def understand(objective: Objective, text: str) -> Any:
