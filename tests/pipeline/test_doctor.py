@@ -370,6 +370,44 @@ def test_texts_that_are_cut(clinic: Path) -> None:
     )
 
 
+def test_sources_of_texts_to_be_written_that_are_cut(clinic: Path) -> None:
+    """In one stack a source has what the target leaves of `length`, and by default that is half of it."""
+    options = ["system=gpt2/tiny", "tokenizer={kind: bpe, vocab: 600}", "defaults.length=40"]
+    options += ["sources.task.columns={text: text, pair: label, label: null}", "stages.finetune.objective={kind: seq2seq}"]
+    half = only([f for f in found(*options) if f["check"] == "length"], "length")
+    assert half["message"].startswith(
+        "100% of the training rows are longer than 19 tokens, what length 40 leaves beside a target of 20,"
+    )
+    assert half["hint"] == "raise `length`, or lower `target`" and "TF-IDF" not in half["message"]
+    assert not [f for f in found(*options, "stages.finetune.objective.target=8") if f["check"] == "length"]
+
+
+def test_questions_that_are_cut(clinic: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl"):
+        answer = [{"text": "it", "answer_start": 0}]
+        asked = [{"q": r["text"], "c": f"it {r['text'][::-1]}", "a": answer} for r in read(name)]
+        write(name, asked)  # type: ignore[arg-type]
+    options = ["sources.task.columns={text: q, pair: c, answers: a, label: null}", "defaults.length=40"]
+    options.append("stages.finetune.objective={kind: question_answering}")
+    cut = only([f for f in found(*options) if f["check"] == "length"], "length")
+    assert cut["message"].startswith("100% of the training rows have a question of more than 18 tokens and are cut")
+    assert cut["hint"] == "raise `question` in the objective"
+    assert not [f for f in found(*options, "stages.finetune.objective.question=30") if f["check"] == "length"]
+
+
+def test_labels_that_the_metric_cannot_read(clinic: Path) -> None:
+    """Found before anything is trained, not when it is scored."""
+    for name in ("train.jsonl", "test.jsonl"):
+        tagged = [{"words": r["text"].split(), "tags": ["PER", *["O"] * (len(r["text"].split()) - 1)]} for r in read(name)]
+        write(name, tagged)  # type: ignore[arg-type]
+    options = ["sources.task.columns={tokens: words, tags: tags, label: null}"]
+    options.append("stages.finetune.objective={kind: tag, labels: [O, PER], metric: span_f1}")
+    wrong = only([f for f in found(*options) if f["level"] == "error"], "labels")
+    assert wrong["message"] == "span F1 cannot read the label 'PER'"
+    with pytest.raises(UserError, match="span F1 cannot read the label 'PER'"):
+        run("clinic.yaml", options)
+
+
 def test_labels(clinic: Path) -> None:
     good = read("train.jsonl")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import random
@@ -26,12 +27,13 @@ from ziggurat.errors import Stopped, UserError
 from ziggurat.evaluate.likelihood import Likelihood
 from ziggurat.objectives.labelled import Classify
 from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import suites
 from ziggurat.pipeline.model import load
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.run import run
 from ziggurat.pipeline.suite_files import is_suite, load_suite
-from ziggurat.pipeline.suite_notes import cut_rows
+from ziggurat.pipeline.suite_notes import cut_rows, lost_rows
 from ziggurat.pipeline.suite_question import CannotAsk, Question, by_names, question
 from ziggurat.pipeline.suite_results import Results
 from ziggurat.pipeline.suites import evaluate_suite, labels
@@ -135,6 +137,11 @@ def kept(results: Results, task: str, model: str, seed: int) -> dict[str, Any]:
 
 def result(results: Results, task: str) -> Any:
     return next(t for t in results.tasks if t.task == task)
+
+
+def result_rows(results: dict[str, Any], task: str) -> int:
+    """Test rows that were scored, as the JSON file has them."""
+    return int(next(t["test_rows"] for t in results["tasks"] if t["task"] == task))
 
 
 def test_every_kind_of_task_on_two_checkpoints(suite: Path, start: list[Path], no_training: Callable[[], None]) -> None:
@@ -247,6 +254,109 @@ def test_rows_that_are_cut_are_said(suite: Path, start: list[Path]) -> None:
     assert cut_rows({**asked, "c": other}) == ["a: 100% of the test rows are longer than length 12 and are cut."]
     by_likelihood = replace(asked["a"], shots=0) if isinstance(asked["a"], Question) else ""
     assert cut_rows({"a": by_likelihood}) == []
+
+
+def test_a_question_that_is_cut_is_said(suite: Path, start: list[Path]) -> None:
+    """Its context is read in windows, and it is not."""
+    for name, count in (("qa", 8), ("qa-test", 4)):
+        answers = [{"text": "stone", "answer_start": 4}]
+        rows = [{"q": f"who is {n}" + " river" * 30 * (n < 2), "c": "the stone " * 30, "a": answers} for n in range(count)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    more = """\
+  asked:
+    local: {path: qa.jsonl, test: qa-test.jsonl, columns: {text: q, pair: c, answers: a}}
+    objective: {kind: question_answering}
+"""
+    suite.write_text(SUITE + more, "utf-8")
+    asked = question(load_suite(suite), "asked", "it", open_checkpoint(start[0]))
+    assert cut_rows({"it": asked}) == ["50% of the test rows have a question of more than 14 tokens and are cut."]
+    whole = question(load_suite(suite, ["tasks.asked.settings.length=120"]), "asked", "it", open_checkpoint(start[0]))
+    assert cut_rows({"it": whole}) == []
+
+
+def test_a_written_label_leaves_the_source_its_room(suite: Path) -> None:
+    """In one stack the longest label and its end token are all of `length` that the source does not have; what is still cut is said."""
+    Path("gpt2.yaml").write_text(STARTS.format(system="gpt2", tokenizer="{kind: bpe, vocab: 400}"), "utf-8")
+    opened = open_checkpoint(run("gpt2.yaml") / "pretrain")
+    tokenizer = opened.tokenizer
+    assert tokenizer is not None
+
+    def asked(name: str, *options: str) -> Question:
+        return question(load_suite(suite, ["answers=text", *options]), name, "it", opened)
+
+    def longest(*labels: str) -> int:
+        return max(len(e.ids) for e in tokenizer.encode(labels))
+
+    def written(one: Question) -> tuple[int | None, int]:
+        assert isinstance(one.trained, Seq2Seq) and one.stage.objective == one.trained
+        return one.trained.target, one.trained.generate.most
+
+    pairs = asked("alike")
+    assert written(pairs) == (longest("other", "same") + 1, 16)
+    assert written(asked("length")) == (longest(*(f"{n}.0" for n in range(4, 13))) + 1, 16)
+    long = "a label of many words, which is longer than others are"
+    named = asked("alike", f"tasks.alike.objective.names=[no, '{long}']", "defaults.length=120")
+    assert written(named) == (longest(long) + 1, longest(long) + 1) and longest(long) > 16
+    short = asked("alike", f"tasks.alike.objective.names=[no, '{long}']", "defaults.length=24")
+    assert written(short)[0] == 12
+    assert len({one.key for one in (pairs, named, short)}) == 3
+    lengths = pairs.prepared.shards["task", "test"].lengths("text")
+    target = longest("other", "same") + 1
+    room = int(np.sort(lengths)[len(lengths) // 2])  # half of the rows do not fit
+    cut = asked("alike", f"defaults.length={room + target + 1}")
+    share = np.mean(lengths > room)
+    said = f"{room} tokens, what length {room + target + 1} leaves beside a target of {target}, and are cut."
+    assert cut_rows({"it": cut}) == [f"{share:.0%} of the test rows are longer than {said}"] and share > 0
+    assert cut_rows({"it": asked("alike", f"defaults.length={lengths.max() + target + 1}")}) == []
+    with pytest.raises(UserError, match="task alike: label '1' is not in the label list"):
+        asked("alike", "tasks.alike.objective.labels=[0, 2]")
+    with pytest.raises(UserError, match=r"task length: label '(neg|pos)' is not a finite number"):
+        asked("length", "tasks.length.local={path: train.jsonl, test: test.jsonl, columns: {text: sentence, label: label}}")
+
+
+def test_two_stacks_share_no_room(suite: Path) -> None:
+    Path("t5.yaml").write_text(STARTS.format(system="t5", tokenizer="{kind: unigram, vocab: 500}"), "utf-8")
+    opened = open_checkpoint(run("t5.yaml") / "pretrain")
+    asked = question(load_suite(suite, ["answers=text", "defaults.length=20"]), "alike", "it", opened)
+    assert isinstance(asked.trained, Seq2Seq) and asked.trained.target is None
+    share = np.mean(asked.prepared.shards["task", "test"].lengths("text") > 19)  # and the end token
+    assert share > 0 and cut_rows({"it": asked}) == [f"{share:.0%} of the test rows are longer than length 20 and are cut."]
+
+
+@pytest.mark.parametrize("way", ["head", "text"])
+def test_rows_that_were_left_out_of_the_test_are_said(way: str, suite: Path) -> None:
+    """With an empty text, no label, or no token; where most are, nothing is scored."""
+    Path("gpt2.yaml").write_text(STARTS.format(system="gpt2", tokenizer="{kind: bpe, vocab: 400}"), "utf-8")
+    folder = run("gpt2.yaml") / "pretrain"
+    whole = [json.loads(line) for line in Path("pairs-test.jsonl").read_text("utf-8").splitlines()]
+    rows = [{**r, "b": ""} if n < 4 else {**r, "same": None} if n == 4 else r for n, r in enumerate(whole)]
+    Path("pairs-test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    options = [f"answers={way}", "only=[alike,opinions]", "seeds=1"]
+    done = CliRunner().invoke(app, ["evaluate", str(folder), "mini.yaml", *options], catch_exceptions=False)
+    said = "5 of the 12 rows that test rows are taken from were left out (4 x empty text, 1 x 'same' is no label)"
+    note = f"{said}; the scores are of the others."
+    results = json.loads(Path("evaluations/mini/results.json").read_text("utf-8"))
+    notes = {t["task"]: [n for n in t["notes"] if "left out" in n] for t in results["tasks"]}
+    assert notes == {"alike": [note], "opinions": []} and result_rows(results, "alike") == 7
+    assert note in " ".join(done.stdout.split())
+    assert html.escape(note) in Path("evaluations/mini/results.html").read_text("utf-8")
+    rows[5:7] = [{**row, "a": " "} for row in rows[5:7]]
+    Path("pairs-test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    most = result(evaluate_suite([folder], suite, options), "alike")
+    assert most.without.startswith("7 of the 12 rows that test rows are taken from were left out (6 x empty text, 1 x ")
+    assert most.without.endswith(": a score would not be of this test")
+
+
+def test_rows_that_a_tokenizer_drops_are_said(suite: Path, start: list[Path]) -> None:
+    rows = [json.loads(line) for line in Path("test.jsonl").read_text("utf-8").splitlines()]
+    rows[0]["sentence"] = DROPPED
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    asked = question(load_suite(suite), "opinions", "a", open_checkpoint(start[0]))
+    said = "1 of the 20 rows that test rows are taken from were left out (1 x no token of the tokenizer)"
+    assert lost_rows({"a": asked}) == [f"{said}; the scores are of the others."]
+    asked.prepared.facts["task", "test"]["kept"] += 1
+    again = replace(asked)  # another tokenizer keeps the row
+    assert lost_rows({"a": asked, "b": again}) == [f"a: {said}; the scores are of the others."]
 
 
 @pytest.mark.parametrize("how", ["crash", "signal"])
@@ -486,6 +596,22 @@ def test_a_task_that_fails_does_not_take_the_others_along(
     assert [t.task for t in alone.left_out] == ["alike"] and result(alone, "alike").without == "the loss is no number"
 
 
+def test_answers_that_cannot_be_scored_leave_the_others_whole(
+    suite: Path, start: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = suites.metric_of
+
+    def metric_of(objective: Any) -> Any:
+        if isinstance(objective, Classify) and objective.names:
+            raise UserError("no such span", "use another metric")
+        return real(objective)
+
+    monkeypatch.setattr(suites, "metric_of", metric_of)
+    results = evaluate_suite(start[:1], suite, ["only=[opinions,alike,length]", "seeds=1"])
+    assert [t.task for t in results.scored] == ["opinions", "length"] and result(results, "alike").without == "no such span"
+    assert "no such span" in Path("evaluations/mini/results.html").read_text("utf-8")
+
+
 def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> None:
     """A recipe's suites take the last text stage's checkpoint, with the options given there."""
     recipe = Path("text.yaml")
@@ -519,6 +645,10 @@ def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> No
         ("tasks.opinions.further=[group_em]", "'group_em' is a score of rows that belong together (`group`), 'f1' of answers"),
         ("tasks.few.without=''", "has no objective"),
         ("tasks.opinions.prompt='{txt}'", "the texts are called {text} and {pair}"),
+        ("tasks.opinions.prompt='{text:d}'", "a text stands as it is; write {text}, with nothing behind the name"),
+        ("tasks.opinions.prompt='{text!r}'", "a text stands as it is; write {text}"),
+        ("tasks.opinions.prompt='{text} {pair}'", "names {pair}, and the columns of `local` have no `pair`"),
+        ("tasks.long.objective.labels=[O, PER]", "span F1 cannot read the label 'PER'"),
         ("only=[opinion]", "did you mean 'opinions'?"),
         ("seeds=0", "needs at least one seed"),
         ("seeds=[1,1]", "each seed may stand once"),
@@ -541,6 +671,16 @@ def test_mistakes_that_rows_show(suite: Path, start: list[Path]) -> None:
             evaluate_suite(start[:1], suite, [change, "only=[opinions]"])
     with pytest.raises(UserError, match="named twice"):
         evaluate_suite([start[0], start[0]], suite)
+
+
+def test_what_span_f1_reads_hangs_on_the_rows_and_metrics(suite: Path) -> None:
+    tagged = {"tasks.long.objective": "{kind: tag, labels: [0, 1], metric: token_f1}", "tasks.long.hub_labels": "[O, PER]"}
+    options = [f"{key}={value}" for key, value in tagged.items()]
+    load_suite(suite, options)
+    for more, label in ((["rows=local"], "0"), (["rows=hub"], "PER")):
+        with pytest.raises(UserError, match=f"span F1 cannot read the label '{label}'"):
+            load_suite(suite, [*options, "tasks.long.further=[span_f1]", *more])
+    load_suite(suite, [*options, "tasks.long.further=[span_f1]", "tasks.long.objective.names=[O, B-PER]"])
 
 
 def test_suite_or_recipe(suite: Path, start: list[Path]) -> None:

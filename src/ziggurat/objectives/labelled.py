@@ -57,7 +57,7 @@ def _index(labels: Sequence[Any], values: Sequence[Any], where: Sequence[str] = 
     return np.array([known[str(value)] for value in values], np.int64)
 
 
-def _number(value: Any) -> float:
+def number_of(value: Any) -> float:
     """NaN for what is not a number."""
     try:
         return float(value)
@@ -129,7 +129,7 @@ class Regress(Labelled):
         batch = texts(tokens, ctx)
         column, rows = column_of(tokens, "label"), tokens.fields.get("id", ())
         with np.errstate(over="ignore"):
-            value = np.array([_number(v) for v in column], np.float64).astype(np.float32)
+            value = np.array([number_of(v) for v in column], np.float64).astype(np.float32)
         wrong = np.flatnonzero(~np.isfinite(value))
         if len(wrong):
             place = f" ({rows[wrong[0]]})" if len(rows) else ""

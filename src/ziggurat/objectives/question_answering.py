@@ -105,6 +105,10 @@ class QuestionAnswering(Labelled):
         )
         return replace(cut.batch, targets={"span": target})
 
+    def question_room(self, ctx: Context) -> int:
+        """The most tokens of a question; what is longer is cut at its end."""
+        return self.question or min(64, room_of(ctx, pair=True) // 2)
+
     def windows(self, tokens: Tokens, ctx: Context) -> Windows:
         """The questions with all windows of their contexts, in order; answers are not looked at."""
         check(
@@ -114,7 +118,7 @@ class QuestionAnswering(Labelled):
         )
         q, c, layout = tokens.parts["text"], tokens.parts["pair"], ctx.layout
         fits = room_of(ctx, pair=True)
-        asked, whole = np.minimum(np.diff(q.bounds), self.question or min(64, fits // 2)), np.diff(c.bounds)
+        asked, whole = np.minimum(np.diff(q.bounds), self.question_room(ctx)), np.diff(c.bounds)
         room = fits - asked
         shared = room // 3 if self.stride is None else np.full(len(room), self.stride)
         tight = int(room.min(initial=ctx.length))

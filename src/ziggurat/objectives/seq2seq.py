@@ -121,7 +121,7 @@ class Seq2Seq(Objective):
         return "lm"
 
     def rows(self, ctx: Context) -> Mapping[str, int]:
-        most = self._most(ctx)
+        most = self.target_room(ctx)
         if ctx.structure == "encoder_decoder":
             return {"encoder": ctx.length, "decoder": most * (1 + self.extra)}
         return {"text": ctx.length + (most if self.asks in ROWS else 0)}
@@ -135,7 +135,7 @@ class Seq2Seq(Objective):
         )
         b, end = tokens.parts["pair"], np.array([self._end(ctx)], np.int32)
         opening = self.opening(ctx)
-        write = np.minimum(np.diff(b.bounds), self._most(ctx) - 1 - len(opening))
+        write = np.minimum(np.diff(b.bounds), self.target_room(ctx) - 1 - len(opening))
         said: list[Piece | tuple[int, ...]] = [opening, Piece(b.ids, b.bounds[:-1], write, b.words), tuple(end.tolist())]
         if ctx.structure == "encoder_decoder":
             gold = assemble(said, [0] * 3, tokens.keys, ctx).streams["text"]
@@ -188,7 +188,8 @@ class Seq2Seq(Objective):
 
     # ---- what stands where ----
 
-    def _most(self, ctx: Context) -> int:
+    def target_room(self, ctx: Context) -> int:
+        """The most tokens of a target, its end token included; what is longer is cut at its end."""
         return min(self.target or (ctx.length if ctx.structure == "encoder_decoder" else ctx.length // 2), ctx.length)
 
     def _end(self, ctx: Context) -> int | None:
@@ -206,7 +207,7 @@ class Seq2Seq(Objective):
         """The most tokens of a source; what is longer is cut at its end."""
         if ctx.structure == "encoder_decoder":
             return ctx.layout.room(ctx.length)
-        return ctx.length - self._most(ctx) - len(ctx.layout.first) - len(self._between(ctx))
+        return ctx.length - self.target_room(ctx) - len(ctx.layout.first) - len(self._between(ctx))
 
     def _between(self, ctx: Context) -> tuple[int, ...]:
         """What stands between source and target in one stack: something must say the first word."""
@@ -231,7 +232,7 @@ class Seq2Seq(Objective):
         a, room = tokens.parts["text"], self.source_room(ctx)
         check(
             room >= 1,
-            f"length {ctx.length} leaves no room for a source before a target of {self._most(ctx)} tokens",
+            f"length {ctx.length} leaves no room for a source before a target of {self.target_room(ctx)} tokens",
             "set a larger length or a smaller `target`",
         )
         text = Piece(a.ids, a.bounds[:-1], np.minimum(np.diff(a.bounds), room), a.words)

@@ -19,7 +19,7 @@ from ziggurat.config import dump
 from ziggurat.errors import UserError
 from ziggurat.log import duration
 from ziggurat.pipeline.charts import count
-from ziggurat.pipeline.estimate import Estimate, estimate, scheduled, told, weighed
+from ziggurat.pipeline.estimate import Estimate, bare_start, estimate, scheduled, told, weighed
 from ziggurat.pipeline.findings import Finding, leaks_of, of_budget, of_data, statistics
 from ziggurat.pipeline.labels import of_task
 from ziggurat.pipeline.prepare import content
@@ -113,8 +113,9 @@ def _written(
 def _of_tasks(recipe: Recipe, run: Run) -> Iterator[Finding]:
     for stage in recipe.stages:
         if stage.stage == "finetune":
+            model = bare_start(run, stage.init).model
             for one in single(stage).values():
-                yield from of_task(one, run.prepared)
+                yield from of_task(one, run.prepared, model)
 
 
 def _of_budgets(run: Run, sizes: Estimate) -> Iterator[Finding]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ziggurat.context import Context
 from ziggurat.data.census import copies
 from ziggurat.data.shards import Shards
+from ziggurat.errors import UserError
+from ziggurat.evaluate.scores import spans
+from ziggurat.nn import spec
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.labelled import Classify, Labels, Regress, Tag
 from ziggurat.objectives.multiple_choice import MultipleChoice
+from ziggurat.objectives.question_answering import QuestionAnswering
+from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline.findings import Finding
 from ziggurat.pipeline.prepare import Prepared
 from ziggurat.text.tokenizer import Tokenizer
@@ -31,8 +36,18 @@ ROWS = 100_000
 """Labelled rows looked at."""
 
 
-def of_task(stage: Stage, prepared: Prepared) -> Iterator[Finding]:
-    """Everything that is wrong with the rows of a finetune stage."""
+class Cut(NamedTuple):
+    """The rows of which a model does not read all, because the text that counts here is too long."""
+
+    share: float
+    lengths: np.ndarray
+    """int64[D]: tokens of that text in each row."""
+    why: str
+    """What is so of them: `are longer than length 128`."""
+
+
+def of_task(stage: Stage, prepared: Prepared, model: spec.Model) -> Iterator[Finding]:
+    """Everything that is wrong with the rows of a finetune stage, which `model` reads."""
     (name,) = stage.data
     objective, where = stage.objective, f"source {name}"
     splits = {split: prepared.shards[name, split] for split in ("train", "test") if (name, split) in prepared.shards}
@@ -41,13 +56,19 @@ def of_task(stage: Stage, prepared: Prepared) -> Iterator[Finding]:
         wide = 196 * math.sqrt(0.25 / max(len(test), 1))
         hint = f"score on {TESTS} rows or more"
         yield Finding("warning", "labels", where, f"{len(test)} test rows: a score of 50% is known to ±{wide:.0f} points", hint)
-    yield from _cut(stage, name, prepared)
+    yield from _cut(stage, name, prepared, model)
     if isinstance(objective, Regress):
         values = {str(v) for v in _labels(splits["train"], objective)}
         if len(values) == 1:
             yield Finding("error", "labels", where, f"every training row has the number {values.pop()}", "check the label column")
     if not isinstance(objective, Labels):
         return
+    if isinstance(objective, Tag) and objective.metric == "span_f1":
+        try:
+            for label in objective.label_names():
+                spans([label])
+        except UserError as error:
+            yield Finding("error", "labels", where, error.message, error.hint)
     called = dict(zip(map(str, objective.labels), objective.label_names()))
     counts = {split: Counter(map(str, _labels(shards, objective))) for split, shards in splits.items()}
     unknown = {label: n for split in counts.values() for label, n in split.items() if label not in called}
@@ -107,34 +128,54 @@ def _torn(shards: Shards, objective: Any, where: str) -> Iterator[Finding]:
         yield Finding("warning", "labels", where, f"{torn:,} training rows have the text of another row and another label", hint)
 
 
-def _cut(stage: Stage, name: str, prepared: Prepared) -> Iterator[Finding]:
+def _cut(stage: Stage, name: str, prepared: Prepared, model: spec.Model) -> Iterator[Finding]:
     """Labelled texts that are longer than the stage reads."""
-    assert stage.objective is not None
-    share, lengths = cut_share(stage.objective, prepared.shards[name, "train"], prepared.tokenizer, stage.length)
-    if share > CUT:
-        text = f"{said_of_cut(share, 'training', stage.length)} (95% of them have up to "
-        text += f"{int(np.percentile(lengths, 95)):,} tokens); TF-IDF reads them whole"
-        yield Finding(
-            "warning", "length", f"{stage.title} on {name}", text, "raise `length` if the end of a text matters for its label"
-        )
+    objective = stage.objective
+    assert objective is not None
+    found = cut(objective, prepared.shards[name, "train"], prepared.tokenizer, stage.length, model)
+    if found.share > CUT:
+        text = f"{said_of_cut(found, 'training')} (95% of them have up to {int(np.percentile(found.lengths, 95)):,} tokens)"
+        hint = "raise `length` if the end of a text matters for its label"
+        if isinstance(objective, Seq2Seq):
+            hint = "raise `length`" + (", or lower `target`" if _in_one_stack(model) else "")
+        elif isinstance(objective, QuestionAnswering):
+            hint = "raise `question` in the objective"
+        else:
+            text += "; TF-IDF reads them whole"
+        yield Finding("warning", "length", f"{stage.title} on {name}", text, hint)
 
 
-def cut_share(objective: Objective, shards: Shards, tokenizer: Tokenizer, length: int) -> tuple[float, np.ndarray]:
-    """The share of rows that do not fit into `length`, and the tokens of each row; of choices the longest counts. No row counts of an
-    objective that goes through long texts in windows, or writes."""
-    if not isinstance(objective, (Labels, Regress, MultipleChoice)) or not len(shards):
-        return 0.0, np.zeros(0, np.int64)
-    several = isinstance(objective, MultipleChoice)
-    lengths = np.sum([shards.lengths(part) for part in shards.parts if part != "choices"], axis=0)
-    if several:
-        lengths = lengths + _longest_choices(shards)
-    room = Context(tokenizer.vocab, tokenizer.layout, length).layout.room(length, pair=several or "pair" in shards.parts)
-    return float(np.mean(lengths > room)), lengths
+def cut(objective: Objective, shards: Shards, tokenizer: Tokenizer, length: int, model: spec.Model) -> Cut:
+    """The rows that do not fit into `length`: of choices the longest counts, of rows to be written the source, and of questions about a
+    context the question, as the context is gone through in windows. No row counts of another objective."""
+    ctx = Context(
+        tokenizer.vocab, tokenizer.layout, length, streams=("text",) if _in_one_stack(model) else ("encoder", "decoder")
+    )
+    why = f"are longer than length {length}"
+    if isinstance(objective, Seq2Seq):
+        lengths, room = shards.lengths("text"), objective.source_room(ctx)
+        if ctx.structure == "single":
+            why = f"are longer than {room} tokens, what length {length} leaves beside a target of {objective.target_room(ctx)},"
+    elif isinstance(objective, QuestionAnswering):
+        lengths, room = shards.lengths("text"), objective.question_room(ctx)
+        why = f"have a question of more than {room} tokens"
+    elif isinstance(objective, (Labels, Regress, MultipleChoice)):
+        several = isinstance(objective, MultipleChoice)
+        lengths = np.sum([shards.lengths(part) for part in shards.parts if part != "choices"], axis=0)
+        lengths = lengths + (_longest_choices(shards) if several and len(shards) else 0)
+        room = ctx.layout.room(length, pair=several or "pair" in shards.parts)
+    else:
+        lengths, room = np.zeros(len(shards), np.int64), length
+    return Cut(float(np.mean(lengths > room)) if len(shards) else 0.0, lengths, why)
 
 
-def said_of_cut(share: float, rows: str, length: int) -> str:
+def said_of_cut(found: Cut, rows: str) -> str:
     """The words for it."""
-    return f"{share:.0%} of the {rows} rows are longer than length {length} and are cut"
+    return f"{found.share:.0%} of the {rows} rows {found.why} and are cut"
+
+
+def _in_one_stack(model: spec.Model) -> bool:
+    return not isinstance(model, spec.EncoderDecoder)
 
 
 def _longest_choices(shards: Shards) -> np.ndarray:

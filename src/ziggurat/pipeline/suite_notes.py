@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ziggurat.pipeline.labels import cut_share, said_of_cut
+from ziggurat.pipeline.labels import cut, said_of_cut
 from ziggurat.pipeline.suite_likelihood import SHOTS, WHOLE
 from ziggurat.pipeline.suite_question import SOURCE, Question
 from ziggurat.pipeline.suite_results import Answers
@@ -17,12 +17,13 @@ CUT = 0.01
 
 def cut_rows(questions: Mapping[str, Question | str]) -> list[str]:
     """That test rows are cut: once where it is the same for all checkpoints, and else for each, as their tokenizers differ."""
-    asked = {label: one for label, one in questions.items() if isinstance(one, Question)}
-    found = {label: _cut(one) for label, one in asked.items()}
-    said = {f"{text}." for text in found.values()}
-    if len(said) == 1:
-        return sorted(said - {"."})
-    return [f"{label}: {text}." for label, text in found.items() if text]
+    return _by_checkpoint({label: _cut(one) for label, one in questions.items() if isinstance(one, Question)})
+
+
+def lost_rows(questions: Mapping[str, Question | str]) -> list[str]:
+    """That rows could not be test rows, as a text of theirs is empty, they cannot be read, or a tokenizer drops all that they hold."""
+    found = {label: one.lost[1] for label, one in questions.items() if isinstance(one, Question)}
+    return _by_checkpoint({label: said and f"{said}; the scores are of the others" for label, said in found.items()})
 
 
 def cut_prompts(asked: int, answers: Mapping[str, Mapping[int, Answers]]) -> list[str]:
@@ -40,11 +41,19 @@ def cut_prompts(asked: int, answers: Mapping[str, Mapping[int, Answers]]) -> lis
     return said
 
 
+def _by_checkpoint(texts: Mapping[str, str]) -> list[str]:
+    """Sentences about checkpoints, empty for none: one where they are alike."""
+    said = {f"{text}." for text in texts.values()}
+    if len(said) == 1:
+        return sorted(said - {"."})
+    return [f"{label}: {text}." for label, text in texts.items() if text]
+
+
 def _cut(question: Question) -> str:
     """Nothing where the model is asked by likelihood: what it reads then is a prompt, of which `cut_prompts` speaks."""
     tokenizer = question.opened.tokenizer
     if question.shots is not None or tokenizer is None:
         return ""
-    length = question.stage.length
-    share, _ = cut_share(question.trained, question.prepared.shards[SOURCE, "test"], tokenizer, length)
-    return said_of_cut(share, "test", length) if share > CUT else ""
+    test, model = question.prepared.shards[SOURCE, "test"], question.opened.network.model
+    found = cut(question.trained, test, tokenizer, question.stage.length, model)
+    return said_of_cut(found, "test") if found.share > CUT else ""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import re
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ import torch
 from ziggurat import __version__
 from ziggurat.config import given, spelled
 from ziggurat.data import sources
+from ziggurat.data.reading import Reading
 from ziggurat.data.shards import Shards
 from ziggurat.data.sources import Source
 from ziggurat.data.writing import CoversNothing
@@ -54,6 +56,10 @@ SOURCE = "task"
 
 ANSWERS = 4
 """Raised by every change of the code that changes answers, so that those kept before are not taken for new ones."""
+
+
+LOST = 0.5
+"""Share of the rows for the test above which those that are left are not scored."""
 
 
 class CannotAsk(Exception):
@@ -109,6 +115,25 @@ class Question:
         first = verbalised.original(self.source, split) if self.as_text else None
         by_id = {d.id: d if first is None else next(first) for d in read}
         return [by_id[i] for i in shards.ids(np.arange(len(shards)))]
+
+    @cached_property
+    def lost(self) -> tuple[float, str]:
+        """Of the rows that test rows are taken from, the share that was left out for what is wrong with them, and how many these are, in
+        words; empty for none."""
+        facts: Mapping[str, Any] = self.prepared.facts[SOURCE, "test"]
+        dropped = facts["documents"] - facts["kept"]
+        if self.as_text:  # those written down were whole
+            reading = Reading()
+            deque(sources.documents(self.source, "test", reading), maxlen=0)
+            facts = vars(reading)
+        lost, rows = facts["empty"] + facts["skipped"] + dropped, facts["rows"] - facts["elsewhere"]
+        if not lost:
+            return 0.0, ""
+        why = [f"{facts['empty']:,} x empty text"] if facts["empty"] else []
+        known = facts.get("reasons", {"cannot be read": facts["skipped"]})  # facts of older shards do not say why
+        why += [f"{n:,} x {reason}" for reason, n in known.items() if n]
+        why += [f"{dropped:,} x no token of the tokenizer"] if dropped else []
+        return lost / rows, f"{lost:,} of the {rows:,} rows that test rows are taken from were left out ({', '.join(why)})"
 
     @cached_property
     def key(self) -> str:
@@ -194,10 +219,14 @@ def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
     check(tokenizer, f"{opened.folder} has no tokenizer: texts cannot be given to it", "put its tokenizer.json into the folder")
     assert tokenizer is not None
     place = ROOT / "data" / tokenizer.fingerprint[:12]
-    trained, asked, leaks = _way(suite, name, task, objective, source, opened)
-    recipe = _recipe(suite, task, asked, trained, opened)
-    made = hashlib.sha256(json.dumps(given(asked), sort_keys=True).encode()).hexdigest()[:8]
     try:
+        trained, asked, leaks = _way(suite, name, task, objective, source, opened)
+        if asked is not source:
+            assert isinstance(trained, Seq2Seq)
+            length = _recipe(suite, task, asked, trained, opened).stages[0].length
+            trained = verbalised.sized(trained, objective, source, tokenizer, length, objective.part_of(opened.network.model))
+        recipe = _recipe(suite, task, asked, trained, opened)
+        made = hashlib.sha256(json.dumps(given(asked), sort_keys=True).encode()).hexdigest()[:8]
         prepared = prepare_data(recipe, place / f"{name}-{made}", tokenizer, cleaned=asked is not source)
         runs._answerable(recipe.stages[0], prepared)
     except CoversNothing as error:
@@ -221,6 +250,9 @@ def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
     )
     if suite.examples and suite.examples >= len(prepared.shards[SOURCE, "train"]):
         found.recipe = _recipe(suite.model_copy(update={"examples": None}), task, asked, trained, opened)
+    share, said = found.lost
+    if share > LOST:
+        raise CannotAsk(f"{said}: a score would not be of this test")
     _learnable(found)
     return found
 

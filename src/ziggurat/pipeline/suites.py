@@ -29,7 +29,7 @@ from ziggurat.pipeline.run import Run
 from ziggurat.pipeline.session import Signals, session
 from ziggurat.pipeline.suite_answers import answer, baseline_answers
 from ziggurat.pipeline.suite_files import load_suite
-from ziggurat.pipeline.suite_notes import cut_prompts, cut_rows
+from ziggurat.pipeline.suite_notes import cut_prompts, cut_rows, lost_rows
 from ziggurat.pipeline.suite_question import ROOT, CannotAsk, Question, question
 from ziggurat.pipeline.suite_report import terminal_table, write_results
 from ziggurat.pipeline.suite_results import Answers, Results, Score, TaskResult, averages, compare, score
@@ -134,8 +134,7 @@ def _questions(suite: Suite, name: str, opened: Mapping[str, Opened]) -> Asked:
 
 
 def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskResult:
-    """All checkpoints and baselines on one task."""
-    task = suite.tasks[name]
+    """All checkpoints and baselines on one task; without scores if they cannot be scored, so that the other tasks have theirs."""
     refused = {label: one for label, one in questions.items() if isinstance(one, str)}
     answers: dict[str, dict[int, Answers]] = {}
     asked: Question | None = None
@@ -149,11 +148,34 @@ def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskRe
                 refused[label] = error.message
             else:
                 asked = asked or one
+    if asked is None:
+        return _without(name, suite.tasks[name], "; ".join(dict.fromkeys(refused.values())))
+    try:
+        return _scores(suite, name, asked, questions, answers, refused)
+    except UserError as error:
+        log.warning("%s: not scored: %s", name, error)
+        return _without(name, suite.tasks[name], error.message)
+
+
+def _without(name: str, task: Task, reason: str) -> TaskResult:
+    """A task that is not scored."""
     objective = task.objective
-    if asked is None or objective is None:
-        reason = "; ".join(dict.fromkeys(refused.values()))
-        kind, named = (objective.kind, getattr(objective, "metric", "")) if objective is not None else ("", "")
-        return TaskResult(name, task.about, kind, named, True, "higher", without=reason)
+    kind, named = (objective.kind, getattr(objective, "metric", "")) if objective is not None else ("", "")
+    return TaskResult(name, task.about, kind, named, True, "higher", without=reason)
+
+
+def _scores(
+    suite: Suite,
+    name: str,
+    asked: Question,
+    questions: Asked,
+    answers: Mapping[str, Mapping[int, Answers]],
+    refused: Mapping[str, str],
+) -> TaskResult:
+    """A task that at least one checkpoint has answered, the first of them to `asked`."""
+    task = suite.tasks[name]
+    objective = task.objective
+    assert objective is not None
     metric, further = metric_of(objective), further_metrics(task, objective)
     floor_runs = baseline_answers(asked, list(suite.seeds))
     floor = {label: float(np.mean([metric(r.gold, r.predicted) for r in runs.values()])) for label, runs in floor_runs.items()}
@@ -180,6 +202,7 @@ def _task(suite: Suite, name: str, questions: Asked, signals: Signals) -> TaskRe
         tuple(pairs),
         (
             *_notes(scores, metric),
+            *lost_rows(questions),
             *cut_rows(questions),
             *cut_prompts(asked.shots or 0, answers),
             *([_left_out(train, leaks)] if leaks > NOTED * train else []),

@@ -20,15 +20,17 @@ from ziggurat.data.leaks import Leak, LeakIndex
 from ziggurat.data.rows import Columns
 from ziggurat.data.shares import Split
 from ziggurat.data.sources import Files, Source
+from ziggurat.errors import check
 from ziggurat.evaluate.written import asked
 from ziggurat.nn import spec
 from ziggurat.objectives.base import Objective
-from ziggurat.objectives.labelled import Classify, Regress
+from ziggurat.objectives.labelled import Classify, Regress, number_of
 from ziggurat.objectives.seq2seq import Seq2Seq
+from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.types import Document
 
 LONGEST = 16
-"""Tokens of an answer."""
+"""Tokens of an answer that is written, or more where a label has more."""
 UNKNOWN = ""
 """The label of a text that is no label."""
 
@@ -39,10 +41,18 @@ def can_be_written(objective: Objective) -> bool:
 
 
 def say(objective: Objective, value: Any) -> str:
-    """The text of a label."""
+    """The text of a label; raises `UserError` for one that is not listed, or is no number."""
     if isinstance(objective, Classify):
-        return dict(zip(map(str, objective.labels), objective.label_names()))[str(value)]
-    return f"{round(float(value) * 5) / 5:.1f}"
+        known = dict(zip(map(str, objective.labels), objective.label_names()))
+        check(
+            str(value) in known,
+            f"label {str(value)!r} is not in the label list {list(known)}",
+            "mend the data or add the label to `objective.labels`",
+        )
+        return known[str(value)]
+    number = number_of(value)
+    check(math.isfinite(number), f"label {value!r} is not a finite number", "mend the data")
+    return f"{round(number * 5) / 5:.1f}"
 
 
 def understand(objective: Objective, text: str) -> Any:
@@ -106,6 +116,19 @@ def _row(document: Document, objective: Objective, name: str, prompt: str) -> di
         "answer": say(objective, document.fields["label"]),
         "row": document.id,
     }
+
+
+def sized(way: Seq2Seq, objective: Objective, source: Source, tokenizer: Tokenizer, length: int, model: spec.Model) -> Seq2Seq:
+    """`way` with room for the longest label (of numbers the longest in the training rows) and its end token. In one stack the source then
+    has all the rest of `length`, and the label at most half of it, as by default; two stacks share nothing."""
+    if isinstance(objective, Classify):
+        labels = list(objective.label_names())
+    else:
+        labels = sorted({say(objective, d.fields["label"]) for d in sources.documents(source, "train")})
+    longest = max(len(e.ids) for e in tokenizer.encode(labels)) + 1
+    written = way.generate.model_copy(update={"most": max(way.generate.most, longest)})
+    target = way.target if isinstance(model, spec.EncoderDecoder) else max(2, min(longest, length // 2))
+    return way.model_copy(update={"target": target, "generate": written})
 
 
 def writer(model: spec.Model, before: Mapping[str, Any], objective: Seq2Seq | None = None) -> Seq2Seq | None:

@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from ziggurat.config import Problem, Spec
-from ziggurat.data.sources import Source, splits
+from ziggurat.data.sources import Source, splits, writes
+from ziggurat.errors import UserError
 from ziggurat.evaluate.likelihood import Likelihood
-from ziggurat.evaluate.scores import GROUPED
+from ziggurat.evaluate.scores import GROUPED, spans
 from ziggurat.objectives import AnyObjective
 from ziggurat.objectives.base import Objective
+from ziggurat.objectives.labelled import Tag
 from ziggurat.train.stage import NAME, StageFields
 from ziggurat.tree import nearest
 
@@ -97,14 +99,21 @@ class Task(Spec):
     @model_validator(mode="after")
     def _prompted(self) -> Task:
         try:
-            fields = {name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None}
+            formed = [str(name) for _, name, form, conversion in string.Formatter().parse(self.prompt) if form or conversion]
         except ValueError as e:
             raise ValueError(f"prompt: {e}") from None
-        if fields - {"text", "pair"}:
+        if self.named - {"text", "pair"}:
             raise ValueError(
-                f"prompt: the texts are called {{text}} and {{pair}}, not {', '.join(sorted(fields - {'text', 'pair'}))}"
+                f"prompt: the texts are called {{text}} and {{pair}}, not {', '.join(sorted(self.named - {'text', 'pair'}))}"
             )
+        if formed:
+            raise ValueError(f"prompt: a text stands as it is; write {{{formed[0]}}}, with nothing behind the name")
         return self
+
+    @property
+    def named(self) -> set[str]:
+        """The texts that the prompt names."""
+        return {name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None}
 
 
 class Suite(Options):
@@ -147,6 +156,7 @@ class Suite(Options):
                 )
             else:
                 yield from _further_problems((*place, "further"), task.objective, task.further)
+                yield from _span_problems((*place, "objective", "labels"), task, self.rows)
             count = len(getattr(task.objective, "labels", ()))
             if task.hub_labels and len(task.hub_labels) != count:
                 yield Problem((*place, "hub_labels"), f"{len(task.hub_labels)} for the {count} labels of the objective")
@@ -156,6 +166,9 @@ class Suite(Options):
                 source = getattr(task, kind)
                 if source is not None and "test" not in splits(source):
                     yield Problem((*place, kind), "has no `test` rows to score on")
+            asked: Source | None = getattr(task, self.rows)
+            if "pair" in task.named and asked is not None and not writes(asked):
+                yield Problem((*place, "prompt"), f"names {{pair}}, and the columns of `{self.rows}` have no `pair`")
 
 
 def _further_problems(place: tuple[str, ...], objective: Objective, further: tuple[str, ...]) -> Iterator[Problem]:
@@ -168,6 +181,19 @@ def _further_problems(place: tuple[str, ...], objective: Objective, further: tup
             yield Problem(place, f"'{objective.kind}' has no metric '{name}'; {nearest(name, known)}")
         elif _form(objective, name) != _form(objective, own):
             yield Problem(place, f"'{name}' is a score of {_form(objective, name)}, '{own}' of {_form(objective, own)}")
+
+
+def _span_problems(place: tuple[str, ...], task: Task, rows: str) -> Iterator[Problem]:
+    """Labels that F1 of spans cannot read, as it would say when all is trained."""
+    objective = task.objective
+    if not isinstance(objective, Tag) or "span_f1" not in (objective.metric, *task.further):
+        return
+    called = objective.names or (task.hub_labels if rows == "hub" else ()) or objective.labels
+    try:
+        for label in map(str, called):
+            spans([label])
+    except UserError as error:
+        yield Problem(place, f"{error.message}: {error.hint}")
 
 
 def _form(objective: Objective, metric: str) -> str:
