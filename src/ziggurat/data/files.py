@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,15 @@ from ziggurat.data.lines import DAMAGED, LONGEST_LINE, Line, look, read_lines
 from ziggurat.data.reading import BadRow, Reading, nearest
 from ziggurat.errors import UserError, check
 
+log = logging.getLogger(__name__)
+
 FORMATS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".xz", ".zst")
 
 LONGEST_TEXT = 50_000
 """Characters after which a document of a `.txt` file is closed at the next line end, so that a large file streams."""
+SHOWN = 8
+"""Names that a message lists."""
 
 
 class Row(NamedTuple):
@@ -74,11 +79,13 @@ def find(paths: str | Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def passed_over(paths: str | Sequence[str]) -> dict[str, list[str]]:
-    """By folder or glob: the names of the files in it that `find` leaves out, because they tell no known format."""
-    entries = [paths] if isinstance(paths, str) else paths
-    others = {entry: [p.name for p in _named(entry) if not format_of(p)] for entry in entries if not expanded(entry).is_file()}
-    return {entry: names for entry, names in others.items() if names}
+def say_others(paths: str | Sequence[str]) -> None:
+    """Log which files in folders and globs `find` passes over, for their names tell no format that can be read."""
+    for entry in [paths] if isinstance(paths, str) else paths:
+        others = [] if expanded(entry).is_file() else [p.name for p in _named(entry) if not format_of(p)]
+        if others:
+            some = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+            log.info("%d file(s) of other formats passed over in %s: %s", len(others), entry, some)
 
 
 def _named(entry: str) -> list[Path]:
@@ -150,7 +157,7 @@ def _neighbours(path: Path) -> str:
     if not parent.is_dir():
         return f"the folder {parent} is not there either"
     names = sorted(p.name for p in parent.iterdir())
-    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    listed = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return f"in {parent} there is: {listed}{nearest(path.name, names)}" if names else f"the folder {parent} is empty"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated, Any, Literal
@@ -25,15 +24,11 @@ from ziggurat.data.shares import Split, Stream, chosen, hash_of, side
 from ziggurat.errors import UserError, check
 from ziggurat.types import Document
 
-log = logging.getLogger(__name__)
-
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Paths = str | list[str]
 
 HELD_OUT = 0.01
 """The share of unlabelled text that is held out for the loss when nothing is said."""
-SHOWN = 8
-"""Files of other formats that are named one by one."""
 
 
 class EmptySplit(UserError):
@@ -293,9 +288,7 @@ def _backticks(source: DocstringBackticks, split: Split) -> Stream:
 def _accounted(source: Source, split: Split, stream: Stream, reading: Reading) -> Iterator[Document]:
     own = apart(source, split)
     if isinstance(source, Files) and (split == "train" or own is not None):  # a share is of files that are read anyway
-        for place, others in files.passed_over(source.path if own is None else own).items():
-            some = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
-            log.info("%d file(s) of other formats passed over in %s: %s", len(others), place, some)
+        files.say_others(source.path if own is None else own)
     for document in stream(reading):
         for one in [document] if split == "test" else rows.one_each(document):
             reading.documents += 1

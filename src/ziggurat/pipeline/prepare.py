@@ -252,6 +252,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: TestText
         "source": name,
         "split": split,
         **{k: v for k, v in asdict(reading).items() if isinstance(v, int)},
+        "unread": reading.examples,
         "kept": len(shards),
         "tokens": shards.tokens,
         **shards.fertility,
