@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import lzma
+import os
 import re
 import sys
 import types
@@ -115,6 +116,52 @@ def test_folders_globs_and_lists_are_read_in_a_fixed_order(tmp_path: Path) -> No
     assert read(tmp_path / "*.jsonl") == ["a.jsonl", "b.jsonl"]
     assert read([f"{tmp_path}/b.jsonl", f"{tmp_path}/**/*.jsonl"]) == ["b.jsonl", "a.jsonl", "sub/c.jsonl"]
     assert read(tmp_path, limit=2) == ["a.jsonl", "b.jsonl"]
+
+
+def test_linked_folders_are_searched_and_each_folder_once(tmp_path: Path) -> None:
+    """A folder that is linked from inside and from outside, and links that lead in circles."""
+    for name in ["here/a.txt", "here/sub/b.txt", "outside/c.txt", "outside/.kept/d.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, name.encode())
+    for link, target in {"a-link": "../outside", "again": "sub", "sub/up": "../../here", "../outside/back": "../here"}.items():
+        (tmp_path / "here" / link).symlink_to(target, target_is_directory=True)
+    expected = ["outside/c.txt", "here/a.txt", "here/sub/b.txt"]  # sorted by the names they are found by: a-link, a.txt, sub
+    assert read(tmp_path / "here") == expected
+    assert sorted(read([str(tmp_path / "here"), str(tmp_path / "outside")])) == sorted(expected)
+    assert read(tmp_path / "here", test=f"{tmp_path}/outside/c.txt") == expected[1:]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "a.txt", b"a")
+    scandir = os.scandir
+
+    def closed(path: Any = ".") -> Any:
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"sub: this folder cannot be read \(Permission denied\)"):
+        read(tmp_path)
+
+
+def test_files_of_other_formats_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ziggurat")
+    for name in ["a.txt", "sub/b.md", "c.json", "e.txt.bz2", "none", ".hidden.md"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, b"x")
+    assert read(tmp_path) == ["x"]
+    expected = f"4 file(s) of other formats passed over in {tmp_path}: c.json, e.txt.bz2, none, b.md"
+    assert [record.message for record in caplog.records] == [expected]  # once for a reading, not for a search
+    caplog.clear()
+    assert read(f"{tmp_path}/*") == ["x"]
+    expected = f"3 file(s) of other formats passed over in {tmp_path}/*: c.json, e.txt.bz2, none"
+    assert [record.message for record in caplog.records] == [expected]
+    caplog.clear()
+    write(tmp_path / "a.txt", "\n\n".join(f"document {n}" for n in range(40)).encode())
+    assert read(tmp_path, "valid", valid=0.5) and read(tmp_path / "a.txt")  # a share is of files that are read, and said, anyway
+    assert not caplog.records
 
 
 # ---------------------------------------------------------------------------------------------------- columns
@@ -252,6 +299,36 @@ def test_bad_rows_are_counted_named_and_skipped(tmp_path: Path, caplog: pytest.L
     assert reading.reasons.total() == 11
     assert reading.examples[0].startswith(f"{path}:16: not valid JSON")
     assert len(caplog.records) == 1 and "11 of 41 rows" in caplog.text
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("file", []), ("line", list("abde")), ("blank", ["d\ne"])])
+def test_a_document_with_an_unreadable_line_is_a_bad_row(tmp_path: Path, mode: str, expected: list[str]) -> None:
+    """It is not kept with a hole."""
+    reading = Reading(allowed=9)
+    lines = b"a\ncaf\xe9\nb\n\nd\ne\n\n\xff\n"
+    path = write(tmp_path / "a.txt", lines)
+    write(tmp_path / "b.txt", b"good\n")
+    assert read(tmp_path, reading=reading, txt=mode, bad_rows=9) == [*expected, "good"]
+    assert reading.skipped == (1 if mode == "file" else 2) and reading.rows == reading.skipped + reading.documents
+    assert reading.examples[0].startswith(f"{path}:2: not valid UTF-8 (byte 4 of the line is 0xe9)")
+
+
+def test_a_table_row_with_an_unreadable_line_is_a_bad_row(tmp_path: Path) -> None:
+    """Though the line is one of several in a quoted field, or closes it."""
+    reading = Reading()
+    data = b'text,label\n"first\ncaf\xe9\nthird",pos\nplain,neg\n"open\n\xe9 closed",pos\nlast,neg\n'
+    path = write(tmp_path / "a.csv", data)
+    assert read(path, reading=reading, columns={"label": "label"}, bad_rows=2) == ["plain", "last"]
+    assert (reading.rows, reading.skipped) == (4, 2) and reading.examples[1].startswith(f"{path}:7: not valid UTF-8")
+    with pytest.raises(UserError, match=r"b\.csv:1: the header cannot be read \(NUL bytes\)"):
+        read(write(tmp_path / "b.csv", b"te\0xt,label\na,b\n"), columns={"label": "label"})
+
+
+def test_the_account_of_a_split_is_headed_with_its_own_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, held = (write(tmp_path / name, jsonl(ROWS) + b"{\n") for name in ("a.jsonl", "b.jsonl"))
+    for split in ("train", "test"):
+        read(train, split, test=str(held))
+    assert [r.message.partition(":")[0] for r in caplog.records] == [f"{train} (train)", f"{held} (test)"]
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -128,6 +128,29 @@ def test_a_planted_leak_is_found(clinic: Path, verb: str, caplog: pytest.LogCapt
     assert {f["check"] for f in findings} == {"leaks"}
 
 
+@pytest.mark.parametrize("split, bad, said", [("train", 2, True), ("train", 1, False), ("test", 1, True)])
+def test_unreadable_rows_are_found(clinic: Path, split: str, bad: int, said: bool) -> None:
+    """More than 1% of the rows to learn from, and every row to be scored on, are said; again from finished shards."""
+    some = read(f"{split}.jsonl")
+    write(f"{split}.jsonl", [*some, *({**row, "label": ""} for row in some[:bad])])
+    if not said:
+        assert found() == []
+        return
+    one = only(found(), "rows")
+    assert (one["level"], one["where"]) == ("warning", f"source task ({split})")
+    assert one["message"].startswith(
+        f"{bad} of {100 + bad} rows cannot be read and are left out ({split}.jsonl:101: 'label' is no label"
+    )
+    assert [f for f in found() if f["check"] == "rows"] == [one]
+    assert json.loads(Path(f"runs/clinic/shards/task/{split}.json").read_text("utf-8"))["skipped"] == bad
+
+
+def test_unreadable_rows_of_a_share_are_said_once(clinic: Path) -> None:
+    some = read("train.jsonl")
+    write("train.jsonl", [*some, *({**row, "label": ""} for row in some[:5])])
+    assert [f["where"] for f in found("sources.task.test=0.5") if f["check"] == "rows"] == ["source task (train)"]
+
+
 @pytest.mark.parametrize("verb", ["doctor", "run"])
 @pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("held", ["test", "valid"])

@@ -10,15 +10,20 @@ from typing import Any
 import pytest
 import yaml
 
+from conftest import RECIPE
 from ziggurat.checkpoint import amend as amending
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.checkpoint.amend import amend
 from ziggurat.data.shards import Shards
+from ziggurat.data.sources import Files, Hub
+from ziggurat.data.subset import draw
 from ziggurat.errors import UserError
 from ziggurat.nn import spec
 from ziggurat.nn.network import NetworkModel
+from ziggurat.pipeline.family import tree
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.prepare import content
+from ziggurat.pipeline.provenance import origin
 from ziggurat.pipeline.run import run
 from ziggurat.pipeline.show import show
 from ziggurat.systems import model_of, modelcard
@@ -186,6 +191,74 @@ def test_the_card_tells_schedule_memory_and_new_tokens() -> None:
     text = modelcard.page(modelcard.Facts("xlnet", "XLNetLMHeadModel", 7, lineage=[{"name": "old"}, entry]))
     assert "| old |  |  |  |  |  |  |  |" in text
     assert "| dapt |  |  |  |  | wsd, warmup 100, floor 0.1, decay 0.2 | 384 tokens | 1,999 |" in text
+
+
+def test_every_text_has_an_origin_and_no_folder_is_named(world: Path) -> None:
+    """Replayed text too, of a folder of many files; what drew rows and what moved weights stands in lineage, `show` and card."""
+    lines = Path("general.txt").read_text("utf-8").splitlines(keepends=True)
+    for n in range(7):
+        part = Path(f"secret project/{'in' if n % 2 else 'out'}/part-{n}.txt")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("".join(lines[n::7]), "utf-8")
+    recipe = RECIPE[: RECIPE.index("stages:")].replace("path: general.txt", "path: secret project")
+    recipe = recipe.replace("path: domain.txt", "path: dom*.txt")
+    Path("made.yaml").write_text(
+        recipe
+        + """\
+stages:
+  - {stage: pretrain, data: general, steps: 2}
+  - {stage: dapt, data: domain, steps: 2, replay: {general: 0.3}, interpolate: 0.5}
+  - {stage: finetune, data: task, objective: {kind: classify, labels: [neg, pos]}, examples: 20, steps: 2}
+worth: {seeds: [0, 1]}
+""",
+        "utf-8",
+    )
+    folder = run("made.yaml", ["name=made"])
+    first, dapt, last = open_checkpoint(folder / "finetune").lineage
+    files = {"files": ["part-1.txt", "part-3.txt", "part-5.txt", "part-0.txt", "part-2.txt", "and 2 more"]}  # in/ before out/
+    assert first["origins"] == {"general": files}
+    assert dapt["origins"] == {"domain": {"files": ["domain.txt"]}, "general": files} and dapt["interpolated"] == 0.5
+    shown, (_, body) = show(str(folder / "finetune")), front(folder / "finetune/hf")
+    for text in (shown, body):
+        assert "secret project" not in text and "part-5.txt" in text and "and 2 more" in text
+    assert "- dapt: `replay: {general: 0.3}`; the weights are 0.5 of the way from the stage's start to what it trained." in body
+    assert "interpolated 0.5" in shown
+
+    rows = Shards.open(folder / "shards/task/train")
+    other = open_checkpoint(folder / "worth/dapt/seed-1")
+    drawn = [entry["data"]["task"] for entry in (last, other.lineage[-1])]
+    assert [one["documents"] for one in drawn] == [20, 20] and {one["content"] for one in drawn} == {content(rows)}
+    assert drawn[0]["drawn"] == draw(rows, 20, 0).meta["chosen"] != drawn[1]["drawn"] == draw(rows, 20, 1).meta["chosen"]
+    assert f"drawn {drawn[0]['drawn'][:12]}" in shown and f"{content(rows)}, drawn {drawn[0]['drawn']}" in body
+    assert "drawn" not in dapt["data"]["domain"]
+
+
+def test_where_text_is_from(world: Path) -> None:
+    assert origin(Files(path="gone.txt")) == {}
+    assert origin(Hub(id="owner/reviews", config="en")) == {"hub": "owner/reviews", "config": "en"}
+    Path("private").mkdir()
+    assert origin(Hub(id=str(world / "private"))) == {"dataset": "a folder"}
+
+
+def test_the_card_tells_whose_weights_they_are() -> None:
+    ended = {"why": "patience", "trained": 1200, "by": "accuracy", "score": 0.91234}
+    tuned = {"name": "finetune", "stage": "finetune", "steps": 900, "ended": ended, "lora": {"rank": 2}}
+    of = [{"checkpoint": f"seed-{n}", "weights": f"abc{n}", "share": 0.5} for n in range(2)]
+    text = modelcard.page(modelcard.Facts("bert", "BertModel", 7, lineage=[tuned, {"name": "soup", "stage": "soup", "of": of}]))
+    assert (
+        "- finetune: `lora: {rank: 2}`; the weights are those of step 900 of 1,200 trained (patience, accuracy 0.9123).\n"
+        "- soup: the weights are the mean of seed-0 (share 0.5, weights abc0), seed-1 (share 0.5, weights abc1).\n"
+    ) in text
+
+
+def test_every_fact_is_set_apart_from_its_name() -> None:
+    lines = list(tree([{"name": "dapt", "seed": 0, "steps": 3, "interpolated": 0.5, "architectures": ["BertModel"], "a": 1}]))
+    assert [line.split(maxsplit=1) for line in lines[1:]] == [
+        ["training", "3 steps, seed 0"],
+        ["interpolated", "0.5"],
+        ["architectures", "[BertModel]"],
+        ["a", "1"],
+    ]
 
 
 def test_a_card_of_nothing_but_weights() -> None:

@@ -9,20 +9,25 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ziggurat.data.lines import DAMAGED, LONGEST_LINE, look, read_lines
+from ziggurat.data.lines import DAMAGED, LONGEST_LINE, Line, look, read_lines
 from ziggurat.data.reading import BadRow, Reading, nearest
 from ziggurat.errors import UserError, check
+
+log = logging.getLogger(__name__)
 
 FORMATS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".xz", ".zst")
 
 LONGEST_TEXT = 50_000
 """Characters after which a document of a `.txt` file is closed at the next line end, so that a large file streams."""
+SHOWN = 8
+"""Names that a message lists."""
 
 
 class Row(NamedTuple):
@@ -53,27 +58,68 @@ def expanded(path: str | Path) -> Path:
 def find(paths: str | Sequence[str]) -> list[Path]:
     """The files that paths, folders and globs name: in the order given, each entry's files sorted by name.
 
-    Folders are searched to the bottom for files of a known format; hidden files are left out. Raises `UserError` for
-    a path that is not there (naming its nearest neighbours), an empty folder or glob, a file of another format.
+    Folders are searched to the bottom for files of a known format, linked ones too; hidden files are left out. A file that
+    several entries or links lead to by one name is there once. Raises `UserError` for a path that is not there (naming its
+    nearest neighbours), a folder that cannot be read, an empty folder or glob, a file of another format.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for entry in [paths] if isinstance(paths, str) else paths:
-        path = expanded(entry)
+        path, named = expanded(entry), _named(entry)
+        known = [p for p in named if format_of(p)]
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and format_of(p) and not _hidden(p.relative_to(path)))
-            check(inside, f"{entry}: no file of a known format in this folder", f"known: {_known()}")
+            check(known, f"{entry}: no file of a known format in this folder", f"known: {_known()}")
         elif path.is_file():
-            check(format_of(path), f"{entry}: the name does not tell a format that can be read", f"known: {_known()}")
-            inside = [path]
-        elif glob.has_magic(str(path)):
-            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-            inside = [p for p in matches if p.is_file() and format_of(p)]
-            check(inside, f"{entry}: this pattern matches no file of a known format", f"known: {_known()}")
+            check(known, f"{entry}: the name does not tell a format that can be read", f"known: {_known()}")
         else:
-            raise UserError(f"{entry}: there is no such file or folder", _neighbours(path))
-        found.update(dict.fromkeys(inside))
+            check(known, f"{entry}: this pattern matches no file of a known format", f"known: {_known()}")
+        places = {folder: folder.resolve() for folder in {p.parent for p in known}}
+        for p in known:
+            found.setdefault(places[p.parent] / p.name, p)
     check(found, "the list of paths is empty", "name a file, a folder or a pattern")
-    return list(found)
+    return list(found.values())
+
+
+def say_others(paths: str | Sequence[str]) -> None:
+    """Log which files in folders and globs `find` passes over, for their names tell no format that can be read."""
+    for entry in [paths] if isinstance(paths, str) else paths:
+        others = [] if expanded(entry).is_file() else [p.name for p in _named(entry) if not format_of(p)]
+        if others:
+            some = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+            log.info("%d file(s) of other formats passed over in %s: %s", len(others), entry, some)
+
+
+def _named(entry: str) -> list[Path]:
+    """The files of any format that one path, folder or glob names, sorted. `UserError` if it is none of these."""
+    path = expanded(entry)
+    if path.is_dir():
+        return sorted(_inside(path))
+    if path.is_file():
+        return [path]
+    if not glob.has_magic(str(path)):
+        raise UserError(f"{entry}: there is no such file or folder", _neighbours(path))
+    return sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """The files below a folder that are not hidden. A folder is entered once, by its own name rather than a link's."""
+    entered, waiting = set[Path](), [folder]
+    for start in waiting:  # which grows by the links that are met
+        for at, folders, names in os.walk(start, onerror=_closed):
+            place = Path(at)
+            if (real := place.resolve()) in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [place / name for name in folders if (place / name).is_symlink()]
+            yield from (place / name for name in names if not name.startswith(".") and (place / name).is_file())
+
+
+def _closed(error: OSError) -> None:
+    raise UserError(
+        f"{error.filename}: this folder cannot be read ({error.strerror})",
+        "give it read permission, or name the files by a pattern",
+    ) from error
 
 
 def rows(
@@ -89,7 +135,7 @@ def rows(
             yield from _parquet(path, reading)
             return
         look(path, encoding)
-        numbered = read_lines(path, reading, encoding)
+        numbered = read_lines(path, encoding)
         if kind == ".txt":
             yield from _txt(path, numbered, reading, txt)
         elif kind == ".jsonl":
@@ -106,47 +152,52 @@ def _known() -> str:
     return f"{' '.join(FORMATS)}, and with {' '.join(COMPRESSED)} behind (parquet without)"
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def _neighbours(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f"the folder {parent} is not there either"
     names = sorted(p.name for p in parent.iterdir())
-    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    listed = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return f"in {parent} there is: {listed}{nearest(path.name, names)}" if names else f"the folder {parent} is empty"
 
 
-def _txt(path: Path, lines: Iterator[tuple[int, str]], reading: Reading, end: str) -> Iterator[Row]:
+def _txt(path: Path, lines: Iterator[Line], reading: Reading, end: str) -> Iterator[Row]:
+    """A document with a bad line is a bad row: without the line it would be another text."""
     held: list[str] = []
     size = start = 0
+    bad: tuple[str, BadRow] | None = None
 
-    def close() -> Row:
+    def close() -> Iterator[Row]:
         reading.rows += 1
-        return Row(f"{path}:{start}", {"text": "\n".join(held).rstrip()})
+        if bad is not None:
+            reading.bad(*bad)
+        else:
+            yield Row(f"{path}:{start}", {"text": "\n".join(held).rstrip()})
 
-    for number, line in lines:
-        blank = not line.strip()
+    for number, line, wrong in lines:
+        blank = not line.strip() and wrong is None
         if held and (size > LONGEST_TEXT or end == "line" or (end == "blank" and blank)):
-            yield close()
-            held, size = [], 0
+            yield from close()
+            held, size, bad = [], 0, None
         if held or not blank:
             start = start if held else number
             held.append(line)
             size += len(line)
+        if wrong is not None:
+            bad = bad or (f"{path}:{number}", wrong)
     if held:
-        yield close()
+        yield from close()
 
 
-def _jsonl(path: Path, lines: Iterator[tuple[int, str]], reading: Reading) -> Iterator[Row]:
-    for number, line in lines:
-        if not line.strip():
+def _jsonl(path: Path, lines: Iterator[Line], reading: Reading) -> Iterator[Row]:
+    for number, line, wrong in lines:
+        if not line.strip() and wrong is None:
             continue
         reading.rows += 1
         where = f"{path}:{number}"
         try:
+            if wrong is not None:
+                raise wrong
             values = json.loads(line)
             if not isinstance(values, dict):
                 raise BadRow("not a JSON object", f"it is a {type(values).__name__}")
@@ -158,20 +209,24 @@ def _jsonl(path: Path, lines: Iterator[tuple[int, str]], reading: Reading) -> It
             yield Row(where, values)
 
 
-def _table(path: Path, lines: Iterator[tuple[int, str]], reading: Reading, quotes: bool) -> Iterator[Row]:
+def _table(path: Path, lines: Iterator[Line], reading: Reading, quotes: bool) -> Iterator[Row]:
     """CSV: RFC 4180, a quoted field may hold line ends. TSV has no quoting: a quotation mark is text."""
     last = 0
+    bad: tuple[str, BadRow] | None = None
+    """The first bad line of the row that is read."""
 
     def physical() -> Iterator[str]:
-        nonlocal last
-        for last, line in lines:  # noqa: B007 (the line number is read outside)
+        nonlocal last, bad
+        for last, line, wrong in lines:
+            if wrong is not None:
+                bad = bad or (f"{path}:{last}", wrong)
             yield line + "\n"
 
     csv.field_size_limit(LONGEST_LINE)
     table = csv.reader(physical(), strict=True) if quotes else csv.reader(physical(), delimiter="\t", quoting=csv.QUOTE_NONE)
     header: list[str] | None = None
     while True:
-        begin = last + 1
+        begin, bad = last + 1, None
         try:
             fields = next(table)
         except StopIteration:
@@ -184,6 +239,11 @@ def _table(path: Path, lines: Iterator[tuple[int, str]], reading: Reading, quote
                 ) from e
             reading.rows += 1
             reading.bad(f"{path}:{begin}", BadRow("not valid CSV", str(e)))
+            continue
+        if bad is not None:
+            check(header is not None, f"{bad[0]}: the header cannot be read ({bad[1].reason})", "mend it, or say the `encoding`")
+            reading.rows += 1
+            reading.bad(*bad)
             continue
         if not fields or (len(fields) == 1 and not fields[0].strip()):
             continue

@@ -8,9 +8,9 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from ziggurat.data.reading import NOT_UTF8, BadRow, Reading
+from ziggurat.data.reading import NOT_UTF8, BadRow
 from ziggurat.errors import UserError, check
 
 LONGEST_LINE = 64 << 20
@@ -118,28 +118,35 @@ def look(path: Path, encoding: str) -> None:
         )
 
 
-def read_lines(path: Path, reading: Reading, encoding: str) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that is not bad. Lines end at `\\n` only: U+2028 and its like are text."""
+class Line(NamedTuple):
+    """One line of a file, without its end."""
+
+    number: int
+    """From 1."""
+    text: str
+    """Of a bad line what could be made of it: its quotation marks still say where a row of a table ends."""
+    wrong: BadRow | None = None
+    """Why it is a bad one."""
+
+
+def read_lines(path: Path, encoding: str) -> Iterator[Line]:
+    """Every line. Lines end at `\\n` only: U+2028 and its like are text."""
     with _open(path) as file:
         number = 0
         while raw := file.readline(LONGEST_LINE):
             number += 1
-            try:
-                if len(raw) == LONGEST_LINE and not raw.endswith(b"\n"):
-                    while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                        pass
-                    raise BadRow(f"a line of more than {LONGEST_LINE >> 20} MB")
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if b"\0" in raw:
-                    raise BadRow("NUL bytes")
-                try:
-                    text = raw.decode(encoding)
-                except UnicodeDecodeError as e:
-                    wrong = NOT_UTF8 if encoding == "utf-8" else f"not valid {encoding}"
-                    raise BadRow(wrong, f"byte {e.start + 1} of the line is 0x{raw[e.start]:02x}") from e
-            except BadRow as e:
-                reading.rows += 1
-                reading.bad(f"{path}:{number}", e)
+            if len(raw) == LONGEST_LINE and not raw.endswith(b"\n"):
+                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield Line(number, "", BadRow(f"a line of more than {LONGEST_LINE >> 20} MB"))
                 continue
-            yield number, text.removesuffix("\n").removesuffix("\r")
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            wrong = BadRow("NUL bytes") if b"\0" in raw else None
+            try:
+                text = raw.decode(encoding)
+            except UnicodeDecodeError as e:
+                reason = NOT_UTF8 if encoding == "utf-8" else f"not valid {encoding}"
+                wrong = wrong or BadRow(reason, f"byte {e.start + 1} of the line is 0x{raw[e.start]:02x}")
+                text = raw.decode(encoding, "replace")
+            yield Line(number, text.removesuffix("\n").removesuffix("\r"), wrong)

@@ -227,9 +227,8 @@ def fingerprint(source: Source, split: Split = "train") -> str:
 
 def _split(source: Source, split: Split) -> Stream:
     valid, test = _valid(source), getattr(source, "test", None)
-    apart = {"valid": valid, "test": test}.get(split)
     rows_wanted = getattr(source, f"{split}_rows", None)
-    if isinstance(apart, (str, list)):
+    if apart(source, split) is not None:
         stream = _whole(source, split)
     elif source.kind == "docstring_backticks":
         return _backticks(source, split)
@@ -290,11 +289,14 @@ def _backticks(source: DocstringBackticks, split: Split) -> Stream:
 
 
 def _accounted(source: Source, split: Split, stream: Stream, reading: Reading) -> Iterator[Document]:
+    own = apart(source, split)
+    if isinstance(source, Files) and (split == "train" or own is not None):  # a share is of files that are read anyway
+        files.say_others(source.path if own is None else own)
     for document in stream(reading):
         for one in [document] if split == "test" else rows.one_each(document):
             reading.documents += 1
             yield one
-    name = f"{_name(source)} ({split})"
+    name = f"{_name(source, split)} ({split})"
     reading.finish(name)
     if not reading.documents:
         least = reading.rows - reading.skipped - reading.empty - reading.elsewhere
@@ -312,10 +314,23 @@ def _valid(source: Source) -> float | Paths | None:
     return HELD_OUT if source.valid is None and not labelled(source) else source.valid
 
 
-def _name(source: Source) -> str:
+def apart(source: Source, split: Split) -> Paths | None:
+    """The files (or the hub's split) of its own that a `valid` or `test` split is read from; None of a share, and of `train`."""
+    own = {"valid": source.valid, "test": getattr(source, "test", None)}.get(split)
+    return own if isinstance(own, (str, list)) else None
+
+
+def file_names(source: Files) -> list[str]:
+    """Names of the files that are read for training, without their folders. Raises `UserError` as reading them does."""
+    return [path.name for path in _paths(source, "train")]
+
+
+def _name(source: Source, split: Split = "train") -> str:
     match source:
         case Files():
-            return source.path if isinstance(source.path, str) else ", ".join(source.path)
+            own = apart(source, split)
+            paths = source.path if own is None else own
+            return paths if isinstance(paths, str) else ", ".join(paths)
         case Hub():
             return source.id
         case Docstrings():
@@ -325,10 +340,10 @@ def _name(source: Source) -> str:
 
 
 def _paths(source: Files, split: Split) -> list[Any]:
-    apart = {"valid": source.valid, "test": source.test}
-    if isinstance(own := apart.get(split), (str, list)):
+    if (own := apart(source, split)) is not None:
         return files.find(own)
-    elsewhere = {path.resolve() for held in apart.values() if isinstance(held, (str, list)) for path in files.find(held)}
+    held = [apart(source, "valid"), apart(source, "test")]
+    elsewhere = {path.resolve() for own in held if own is not None for path in files.find(own)}
     paths = [path for path in files.find(source.path) if path.resolve() not in elsewhere]
     check(paths, f"{_name(source)}: every file of it is also named under valid or test", "keep some for training")
     return paths

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ziggurat.data.shards import Shards
+from ziggurat.errors import check
 from ziggurat.types import Tokens
 
 
 class Subset:
-    """The documents `chosen` (int64[D']) of `shards`, in that order; has what the loader reads of `Shards`. `key` identifies the choice where
-    it is part of the data, not of a seed."""
+    """The documents `chosen` (int64[D']) of `shards`, in that order; has what the loader reads of `Shards`. `key` identifies the choice
+    where a checkpoint says what it was trained on."""
 
     def __init__(self, shards: Shards, chosen: np.ndarray, key: str = ""):
         self._shards, self._chosen, self._key = shards, np.asarray(chosen, np.int64), key
@@ -50,3 +52,19 @@ class Subset:
 
     def ids(self, documents: np.ndarray) -> list[str]:
         return self._shards.ids(self._chosen[documents])
+
+
+def draw(shards: Shards, examples: int, seed: int) -> Subset:
+    """`examples` documents of the shards, drawn by the seed; raises `UserError` when there are fewer."""
+    too_few(shards, examples)
+    chosen = np.sort(np.random.default_rng([seed, 7]).permutation(len(shards))[:examples])
+    return Subset(shards, chosen, hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()[:16])
+
+
+def too_few(shards: Shards, examples: int) -> None:
+    """Raise `UserError` when the shards have fewer documents than `examples`."""
+    check(
+        examples <= len(shards),
+        f"{shards.folder} has {len(shards):,} rows, fewer than `examples: {examples}`",
+        "lower `examples`, or leave it out to use all rows",
+    )

@@ -20,7 +20,7 @@ from ziggurat.errors import UserError
 from ziggurat.log import duration
 from ziggurat.pipeline.charts import count
 from ziggurat.pipeline.estimate import Estimate, bare_start, estimate, scheduled, told, weighed
-from ziggurat.pipeline.findings import Finding, leaks_of, of_budget, of_data, statistics
+from ziggurat.pipeline.findings import Finding, leaks_of, of_budget, of_data, statistics, unread_of
 from ziggurat.pipeline.labels import of_task
 from ziggurat.pipeline.prepare import content
 from ziggurat.pipeline.run import RUNS, Run, begin, load_recipe
@@ -37,7 +37,7 @@ TIGHT = 0.8
 LEVELS = ("error", "warning", "note")
 FORMAT = 2
 """Of the file: what another one holds was found by other rules."""
-NOW = ("leaks", "stage", "memory", "disk")
+NOW = ("rows", "leaks", "stage", "memory", "disk")
 """Checks that are made anew with what is kept of the doctor's: of the machine, or of documents that are not in the shards."""
 
 
@@ -76,7 +76,7 @@ def glance(run: Run) -> dict[str, Any]:
         rows = [{**row, "leaks": leaks.get((row["source"], row["split"]), 0)} for row in before["sources"]]
         stay = [Finding(**f) for f in before["findings"] if f["check"] not in NOW]
         sizes = told(run, before["estimate"])
-        found = [*leaks_of(run.prepared), *stay, *_of_sizes(run, sizes)]
+        found = [*unread_of(run.recipe, run.prepared), *leaks_of(run.prepared), *stay, *_of_sizes(run, sizes)]
     else:
         rows = statistics(run.recipe, run.prepared, full=False)
         found = [*of_data(run.recipe, run.prepared, rows, full=False), *_of_tasks(run.recipe, run)]

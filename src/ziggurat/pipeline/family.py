@@ -70,7 +70,7 @@ def tree(lineage: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{margin[:-3]}└─ {title(entry)}" if depth else title(entry)
         last = depth + 1 == len(lineage)
         for what, text in facts(entry):
-            yield f"{margin}{' ' if last else '│'}    {what:<11}{text}".rstrip()
+            yield f"{margin}{' ' if last else '│'}    {what:<10} {text}".rstrip()
 
 
 def title(entry: Mapping[str, Any]) -> str:
@@ -119,6 +119,8 @@ def _data(data: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
         yield f"share {data['weight']:g}"
     if data.get("content"):
         yield f"content {data['content'][:SHORT]}"
+    if data.get("drawn"):
+        yield f"drawn {data['drawn'][:SHORT]}"
     if data.get("source"):
         yield f"source {data['source'][:SHORT]}"
     for kind, value in origin.items():

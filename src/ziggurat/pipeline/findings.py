@@ -1,4 +1,4 @@
-"""What may be wrong with a recipe's data before anything is trained: leaks, copies, starved objectives, labels, budgets.
+"""What may be wrong with a recipe's data before anything is trained: unreadable rows, leaks, copies, starved objectives, labels, budgets.
 
 Everything here reads finished shards and the facts kept with them; `full` also reads texts again.
 """
@@ -28,6 +28,8 @@ from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
 from ziggurat.types import Document
 
+UNREAD = 0.01
+"""Share of unreadable rows above which a training or held-out split is not what its file says; of test rows every one counts."""
 COPIES = 0.05
 """Share of exact copies, and of near duplicates twice as many, from which a corpus is worth cleaning."""
 HELD = 0.02
@@ -91,10 +93,25 @@ def statistics(recipe: Recipe, prepared: Prepared, *, full: bool) -> list[dict[s
 def of_data(recipe: Recipe, prepared: Prepared, rows: Sequence[dict[str, Any]], *, full: bool) -> list[Finding]:
     """What is wrong with the texts; labelled rows are looked at by `labels`."""
     by_split = {(row["source"], row["split"]): row for row in rows}
-    found = [*leaks_of(prepared), *_held_out(recipe, prepared, rows, full), *_duplicates(rows)]
+    found = [*unread_of(recipe, prepared), *leaks_of(prepared), *_held_out(recipe, prepared, rows, full), *_duplicates(rows)]
     for stage in recipe.stages:
         found += [] if stage.stage == "finetune" else _text(stage, prepared, by_split)
     return [*found, *_unmeasured(recipe, prepared, by_split), *_scripts(recipe, by_split)]
+
+
+def unread_of(recipe: Recipe, prepared: Prepared) -> Iterator[Finding]:
+    """Rows that could not be read, from the facts kept with the shards. A share is of rows that the training split has read, and said, before it."""
+    for (name, split), facts in prepared.facts.items():
+        bad, rows = facts.get("skipped", 0), facts.get("rows", 0) - facts.get("elsewhere", 0)
+        own = split == "train" or sources.apart(recipe.sources[name], split) is not None  # type: ignore[arg-type]
+        if (not own and (name, "train") in prepared.facts) or bad <= (0 if split == "test" else UNREAD * rows):
+            continue
+        some = f" ({'; '.join(facts['unread'][:3])})" if facts.get("unread") else ""
+        text = f"{bad:,} of {rows:,} rows cannot be read and are left out{some}"
+        hint = (
+            "mend them, for the score is over the others alone" if split == "test" else "mend them, or take them out of the file"
+        )
+        yield Finding("warning", "rows", f"source {name} ({split})", text, hint)
 
 
 def lacks(objective: Objective, texts: Shards | Subset, counted: tuple[int, int] | None = None) -> list[Lack]:

@@ -22,7 +22,7 @@ from ziggurat import __version__
 from ziggurat.atomic import write_json
 from ziggurat.config import dump
 from ziggurat.data import sources
-from ziggurat.data.subset import Subset
+from ziggurat.data.subset import Subset, draw
 from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import PER_BYTE, main_loss, metric_of
 from ziggurat.log import read_metrics
@@ -128,8 +128,6 @@ def _losses(done: Done, per_byte: bool) -> dict[str, float]:
 
 def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -> dict[str, float]:
     """Scores of the baselines, each the mean over the same draws of labelled rows that the model had."""
-    from ziggurat.pipeline.run import draw
-
     (name,) = stage.data
     train, test_rows = (run.prepared.shards[name, split] for split in ("train", "test"))
     last = next(s for s in reversed(run.recipe.stages) if s.stage == "finetune")

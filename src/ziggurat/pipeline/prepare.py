@@ -253,6 +253,7 @@ def _shards(recipe: Recipe, name: str, split: str, folder: Path, tests: TestText
         "split": split,
         **{k: v for k, v in asdict(reading).items() if isinstance(v, int)},
         "reasons": dict(reading.reasons),
+        "unread": reading.examples,
         "kept": len(shards),
         "tokens": shards.tokens,
         **shards.fertility,

@@ -9,13 +9,17 @@ from typing import Any
 
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.checkpoint.amend import amend
-from ziggurat.data.sources import Docstrings, Files, Hub, Source
+from ziggurat.data.sources import Docstrings, Files, Hub, Source, file_names
+from ziggurat.errors import UserError
 from ziggurat.evaluate.heldout import Predictions, metric_of
 from ziggurat.pipeline.choose import Choice
 from ziggurat.train.job import Outcome
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage
 from ziggurat.train.tasks import several, single
+
+SHOWN = 5
+"""Files of a source that are named."""
 
 
 def complete(
@@ -35,7 +39,7 @@ def complete(
         **last,
         **_asked(stage, last, predictions),
         "recipe": recipe.name,
-        "origins": {name: origin(recipe.sources[name]) for name in stage.data},
+        "origins": {name: origin(recipe.sources[name]) for name in stage.reads},
         **({"new_tokens": new_tokens} if new_tokens else {}),
         **({"start": choice.why} if choice is not None else {}),
         **({"ended": ending.entry} if (ending := outcome.ending(stage)) else {}),
@@ -83,10 +87,14 @@ def origin(source: Source) -> dict[str, Any]:
     """Where a source's text is from, without the folders of this machine."""
     match source:
         case Files():
-            paths = [source.path] if isinstance(source.path, str) else source.path
-            return {"files": [Path(path).name for path in paths]}
+            try:
+                names = file_names(source)
+            except UserError:  # they were there when the stage began
+                return {}
+            return {"files": [*names[:SHOWN], *([f"and {len(names) - SHOWN:,} more"] if len(names) > SHOWN else [])]}
         case Hub():
-            return {"hub": source.id} | {k: v for k in ("config", "revision") if (v := getattr(source, k))}
+            place = {"dataset": "a folder"} if Path(source.id).is_dir() else {"hub": source.id}
+            return place | {k: v for k in ("config", "revision") if (v := getattr(source, k))}
         case Docstrings():
             return {"docstrings": [p for p in source.packages if p not in source.exclude]}
     return {"docstrings": [source.package]}

@@ -19,9 +19,8 @@ from ziggurat.atomic import write_text
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import dump, load
 from ziggurat.context import Context
-from ziggurat.data.shards import Shards
 from ziggurat.data.shares import Split
-from ziggurat.data.subset import Subset
+from ziggurat.data.subset import draw, too_few
 from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
@@ -192,7 +191,7 @@ def decidable(stage: Stage, prepared: Prepared) -> None:
 def enough(stage: Stage, prepared: Prepared) -> None:
     """Raise `UserError` if a fine-tuning asks for more examples than a task has rows."""
     for name in single(stage) if stage.examples is not None else ():
-        _enough(prepared.shards[name, "train"], stage.examples or 0)
+        too_few(prepared.shards[name, "train"], stage.examples or 0)
 
 
 def in_order(run: Run, stages: Sequence[Stage]) -> None:
@@ -360,21 +359,6 @@ def _parent(run: Run, init: str) -> str:
     if init in run.done:
         return settings.fingerprint(run.done[init].folder)
     return run.imported[init].fingerprint if init in run.imported else init
-
-
-def draw(shards: Shards, examples: int, seed: int) -> Subset:
-    """`examples` documents of the shards, drawn by the seed; raises `UserError` when there are fewer."""
-    _enough(shards, examples)
-    chosen = np.random.default_rng([seed, 7]).permutation(len(shards))[:examples]
-    return Subset(shards, np.sort(chosen))
-
-
-def _enough(shards: Shards, examples: int) -> None:
-    check(
-        examples <= len(shards),
-        f"{shards.folder} has {len(shards):,} rows, fewer than `examples: {examples}`",
-        "lower `examples`, or leave it out to use all rows",
-    )
 
 
 def _arms(run: Run) -> dict[str, dict[int, Done]]:

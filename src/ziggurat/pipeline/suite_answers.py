@@ -22,6 +22,7 @@ import torch
 from ziggurat import __version__
 from ziggurat.atomic import write_json
 from ziggurat.config import given, spelled
+from ziggurat.data.subset import draw
 from ziggurat.data.writing import with_tokens
 from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import Predictions
@@ -163,7 +164,7 @@ def baseline_answers(asked: Question, seeds: list[int]) -> dict[str, dict[int, A
         kind: Any = objective.kind
         made: dict[str, dict[str, Any]] = {}
         for seed in seeds:
-            chosen: Any = runs.draw(train, examples, seed) if examples else train
+            chosen: Any = draw(train, examples, seed) if examples else train
             x, y = inputs_and_answers([by_id[i] for i in chosen.ids(np.arange(len(chosen)))], objective)
             for name, guess in baselines.predict(kind, x, y, x_test).items():
                 made.setdefault(name, {})[str(seed)] = scored(test_rows, objective, guess)

@@ -145,9 +145,11 @@ def _body(facts: Facts) -> Iterator[str]:
         rows = [_row(entry) for entry in facts.lineage]
         header = ["stage", "objective", "steps", "tokens", "seed", "schedule", "memory", "new tokens"]
         yield "## How it was made\n\nStages, oldest first.\n\n" + _table(header, rows)
+        if notes := [f"- {entry.get('name', '')}: {'; '.join(more)}." for entry in facts.lineage if (more := list(_more(entry)))]:
+            yield "\n".join(notes)
     data = list(_data(facts.lineage))
     if data:
-        said = "`content` identifies the tokens, labels and order of the documents."
+        said = "`content` identifies the tokens, labels and order of the documents, `drawn` which of them were read if not all."
         yield f"## Data\n\n{said}\n\n" + _table(["stage", "source", "from", "documents", "tokens", "content"], data)
     versions: Mapping[str, str] = next((e["versions"] for e in reversed(facts.lineage) if e.get("versions")), {})
     if versions:
@@ -210,13 +212,32 @@ def _means(entry: Mapping[str, Any]) -> list[str]:
     return [shown, memory, f"{new:,}" if new else ""]
 
 
+def _more(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What else decided about the weights: where they start, means against forgetting, and which weights are handed on."""
+    if entry.get("start"):
+        yield f"start: {entry['start']}"
+    for means in ("replay", "nearest", "anchor", "distill", "freeze", "lora"):
+        if entry.get(means):
+            value = yaml.safe_dump(entry[means], default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+            yield f"`{means}: {value.strip()}`"
+    if ended := entry.get("ended"):
+        number = f", {ended['by']} {ended['score']:.4g}" if "by" in ended else ""
+        yield f"the weights are those of step {entry['steps']:,} of {ended['trained']:,} trained ({ended['why']}{number})"
+    if "interpolated" in entry:
+        yield f"the weights are {entry['interpolated']:g} of the way from the stage's start to what it trained"
+    if entry.get("of"):
+        parts = ", ".join(f"{one['checkpoint']} (share {one['share']:.4g}, weights {one['weights']})" for one in entry["of"])
+        yield f"the weights are the mean of {parts}"
+
+
 def _data(lineage: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     for entry in lineage:
         for source, data in entry.get("data", {}).items():
             origin = entry.get("origins", {}).get(source, {})
             where = "; ".join(f"{kind}: {v if isinstance(v, str) else ', '.join(v)}" for kind, v in origin.items())
             numbers = [f"{data[key]:,}" if key in data else "" for key in ("documents", "tokens")]
-            yield [str(entry.get("name", "")), source, where, *numbers, str(data.get("content", ""))]
+            content = ", drawn ".join(str(data[key]) for key in ("content", "drawn") if data.get(key))
+            yield [str(entry.get("name", "")), source, where, *numbers, content]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

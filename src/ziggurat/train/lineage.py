@@ -2,8 +2,9 @@
 
     stage, name         pretrain, dapt, tapt, finetune, and what the recipe calls it; "import" for weights from outside
     objective           as a recipe would write it
-    data                {source: {documents, tokens, weight, content, source}}; `content` identifies the tokens, labels and order of
-                        the documents, `source` the files they were read from
+    data                {source: {documents, tokens, weight, content, drawn, source}}; `content` identifies the tokens, labels and order of
+                        the source's documents, `drawn` which of them were read where `examples` drew some, `source` the files they
+                        were read from
     budget              {unit: amount}, as the recipe gives it
     settings            learning rate and its schedule, batch, length, dropout, precision
     steps, tokens, seconds, seed
@@ -64,6 +65,7 @@ def entry(
 def _data(stage: Stage, name: str, shards: Any, content: str) -> dict[str, Any]:
     found = {"documents": len(shards), "tokens": int(shards.tokens), "source": shards.meta.get("source", "")}
     found |= {"content": content} if content else {}
+    found |= {"drawn": shards.meta["chosen"]} if stage.examples is not None and "chosen" in shards.meta else {}
     return found | ({"weight": stage.data[name].weight} if len(stage.data) > 1 and name in stage.data else {})
 
 
