@@ -648,6 +648,7 @@ def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> No
         ("tasks.opinions.prompt='{text:d}'", "a text stands as it is; write {text}, with nothing behind the name"),
         ("tasks.opinions.prompt='{text!r}'", "a text stands as it is; write {text}"),
         ("tasks.opinions.prompt='{text} {pair}'", "names {pair}, and the columns of `local` have no `pair`"),
+        ("tasks.opinions.objective.metric=group_em", "scores rows together, and the columns of `local` have no `group`"),
         ("tasks.long.objective.labels=[O, PER]", "span F1 cannot read the label 'PER'"),
         ("only=[opinion]", "did you mean 'opinions'?"),
         ("seeds=0", "needs at least one seed"),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from ziggurat.config import Problem, Spec
-from ziggurat.data.sources import Source, splits, writes
+from ziggurat.data.sources import Files, Hub, Source, splits, writes
 from ziggurat.errors import UserError
 from ziggurat.evaluate.likelihood import Likelihood
 from ziggurat.evaluate.scores import GROUPED, spans
@@ -169,6 +169,11 @@ class Suite(Options):
             asked: Source | None = getattr(task, self.rows)
             if "pair" in task.named and asked is not None and not writes(asked):
                 yield Problem((*place, "prompt"), f"names {{pair}}, and the columns of `{self.rows}` have no `pair`")
+            grouped = getattr(task.objective, "metric", "") in GROUPED
+            if grouped and isinstance(asked, Files | Hub) and asked.columns.group is None:
+                yield Problem(
+                    (*place, "objective", "metric"), f"scores rows together, and the columns of `{self.rows}` have no `group`"
+                )
 
 
 def _further_problems(place: tuple[str, ...], objective: Objective, further: tuple[str, ...]) -> Iterator[Problem]:
