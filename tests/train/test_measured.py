@@ -175,3 +175,28 @@ def test_text_that_stops_a_stage_stays_what_it_was(place: Path, steps: list[int]
     path.write_text(json.dumps(kept), "utf-8")
     run("held.yaml")
     assert outcome()["steps"] == 4
+
+
+def test_numbers_kept_with_an_earlier_evaluation_are_of_the_text_of_now(place: Path) -> None:
+    """The weights of step 1 were kept with theirs; general text, which chose nothing, is edited before the stage is marked as done."""
+    write("other.txt", "", 4)
+    text = (
+        Path(recipe())
+        .read_text("utf-8")
+        .replace("general.txt, txt: line, valid: held.txt", "general.txt, txt: line, valid: other.txt")
+    )
+    Path("held.yaml").write_text(text, "utf-8")
+    changes = [
+        "stages.dapt.optim.lr=1",
+        "stages.dapt.schedule={kind: constant, warmup: 0}",
+        "stages.dapt.evaluate={every: 1, keep: best}",
+    ]
+    run("held.yaml", changes)
+    first = outcome()
+    assert first["stopped"] == "best" and first["steps"] < 4
+    (FOLDER / "dapt/DONE").unlink()
+    write("other.txt", "copper lamp violin desert island stair tower mirror")
+    run("held.yaml", changes)
+    now = outcome()
+    assert now["steps"] == first["steps"] and now["held_out"]["domain"] == first["held_out"]["domain"]
+    assert now["held_out"]["general"] != first["held_out"]["general"] and now["before"]["general"] != first["before"]["general"]

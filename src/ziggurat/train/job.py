@@ -185,7 +185,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         def save(progress: loop.Progress, found: Mapping[str, Any] | None = None) -> None:
             within = found is not None
             last = within or progress.step == steps
-            known = {"held_out": found} if within else {"kept": keeping.step}
+            known = {"held_out": found, "measured": dict(job.measured)} if within else {"kept": keeping.step}
             checkpoints.save(
                 folder / WITHIN if within else folder,
                 progress.step,
@@ -256,7 +256,8 @@ def run_stage(folder: Path, job: Job) -> Outcome:
                 warn = log.warning if forgot is not None else say
                 warn("%s: %s%s", title, ending.sentence, f"; {forgot.sentence}" if forgot is not None else "")
                 retention.restore(kept.tensors, kept.optimizer)
-                held_out = kept.state.get("held_out") or held(network)
+                same = not measured.other(stage, kept.state.get("measured", {}), job.measured)
+                held_out = (same and kept.state.get("held_out")) or held(network)
                 progress = replace(loop.Progress(**kept.state["progress"]), curve=progress.curve, evaluating=progress.evaluating)
     if ending is None:
         keeping.drop()
