@@ -118,9 +118,7 @@ def trial(run: Any, stage: Any, seed: int, folder: Path) -> dict[str, Any]:
         }
         if stage.title.endswith("-plain"):
             saved = checkpoints.load(jobs.trained(folder, outcome.steps))
-            line = interpolation.sweep(
-                stage, job, run.scorer(run.reads(stage, "general")), saved, Interpolate(points=6), outcome.before
-            )
+            line = interpolation.sweep(stage, job, run.scorer(run.reads(stage, "general")), saved, Interpolate(points=6))
             shifts = [(p.share, shift(stage, line.points[0].found, p.found)) for p in line.points]
             found["line"] = [[share, sum(s.gain.values()), s.forgetting["general"]] for share, s in shifts if s is not None]
         write_json(result, found)

@@ -146,6 +146,19 @@ def test_questions(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         try_checkpoint(folder / "finetune", "Where?")
 
 
+def test_a_threshold_is_tuned_on_the_rows_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Valid rows that changed behind a finished fine-tuning: the answers, and what the checkpoint says of itself, are those of a new run."""
+    monkeypatch.chdir(tmp_path)
+    path = answering("bert", "{kind: question_answering, no_answer: true, threshold: tuned, longest: 8}", 44)
+    folder = run(path)
+    write("valid.jsonl", questions(40, 9, True))
+    assert run(path) == folder
+    fresh = run(path, ["name=fresh"])
+    now, new = (json.loads((f / "finetune" / "predictions.json").read_text("utf-8")) for f in (folder, fresh))
+    assert now == new
+    assert load(folder / "finetune").objective["threshold"] == new["threshold"]
+
+
 def test_a_tuned_threshold_among_several_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tasks of questions, each with its own threshold: both stay with the checkpoint, and each head is asked with its own."""
     monkeypatch.chdir(tmp_path)

@@ -34,18 +34,22 @@ log = logging.getLogger(__name__)
 
 def answers(run: Run, prepared: Prepared, stage: Stage, folder: Path, outcome: Outcome, split: Split) -> dict[str, Predictions]:
     """The answers of a fine-tuned checkpoint on a split by its tasks' sources, kept beside it with what identifies the rows: `predictions.json`
-    (of another split than the test rows `predictions-<split>.json`), and of several tasks `predictions/<task>.json`."""
+    (of another split than the test rows `predictions-<split>.json`), and of several tasks `predictions/<task>.json`. Where the rows are others
+    than those of a finished stage, it is no longer marked as done, for its card has the old score."""
     found: dict[str, Predictions] = {}
     network, device = None, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name, one in single(stage).items():
         other = "" if split == "test" else f"-{split}"
         path = folder / f"predictions{other}" / f"{name}.json" if several(stage) else folder / f"predictions{other}.json"
         rows = content(prepared.shards[name, split])
+        if getattr(one.objective, "threshold", None) == "tuned" and (name, "valid") in prepared.shards:
+            rows += f"/{content(prepared.shards[name, 'valid'])}"
         if path.exists():
             kept = json.loads(path.read_text("utf-8"))
             if kept.pop("documents", "") == rows:
                 found[name] = Predictions(**kept)
                 continue
+            (folder / "DONE").unlink(missing_ok=True)
         if network is None:
             network = open_checkpoint(jobs.result(folder, outcome.steps)).build().to(device)
         assert one.objective is not None
