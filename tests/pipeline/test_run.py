@@ -79,7 +79,7 @@ def test_running_again_does_nothing(finished: Path, monkeypatch: pytest.MonkeyPa
     run("small.yaml")
     after = {p: p.stat().st_mtime_ns for p in before}
     changed = {p.name for p in before if before[p] != after[p]}
-    assert changed <= {"report.html", "report.json", "recipe.yaml", "lock"}
+    assert changed <= {"report.html", "report.json", "doctor.json", "recipe.yaml", "lock"}
     assert "+tapt" in capsys.readouterr().out
 
 
