@@ -92,7 +92,7 @@ def _named(entry: str) -> list[Path]:
     """The files of any format that one path, folder or glob names, sorted. `UserError` if it is none of these."""
     path = expanded(entry)
     if path.is_dir():
-        return sorted(_inside(path))
+        return sorted(inside(path))
     if path.is_file():
         return [path]
     if not glob.has_magic(str(path)):
@@ -100,8 +100,9 @@ def _named(entry: str) -> list[Path]:
     return sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
 
 
-def _inside(folder: Path) -> Iterator[Path]:
-    """The files below a folder that are not hidden. A folder is entered once, by its own name rather than a link's."""
+def inside(folder: Path) -> Iterator[Path]:
+    """The files below a folder that are not hidden, in linked folders too. A folder is entered once, by its own name rather than a link's. Raises
+    `UserError` for one that cannot be read."""
     entered, waiting = set[Path](), [folder]
     for start in waiting:  # which grows by the links that are met
         for at, folders, names in os.walk(start, onerror=_closed):

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ziggurat.data import files
+
 log = logging.getLogger(__name__)
 
 SECONDS = 10
@@ -19,8 +21,7 @@ def version(name: str, revision: str | None) -> list[Any]:
     out), otherwise the commit; empty where that is not known. A revision that is a commit says all by itself, and nothing is asked."""
     folder = Path(name)
     if folder.is_dir():
-        seen = sorted(p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-        return [[str(path), stat.st_size, stat.st_mtime_ns] for path in seen if path.is_file() for stat in [path.stat()]]
+        return [[str(path), stat.st_size, stat.st_mtime_ns] for path in sorted(files.inside(folder)) for stat in [path.stat()]]
     if re.fullmatch(r"[0-9a-f]{7,40}", revision or ""):
         return []
     commit = _commit(name, revision or "main")

@@ -65,8 +65,7 @@ def of_task(stage: Stage, prepared: Prepared, model: spec.Model) -> Iterator[Fin
         return
     if isinstance(objective, Tag) and objective.metric == "span_f1":
         try:
-            for label in objective.label_names():
-                spans([label])
+            spans(objective.label_names())
         except UserError as error:
             yield Finding("error", "labels", where, error.message, error.hint)
     called = dict(zip(map(str, objective.labels), objective.label_names()))

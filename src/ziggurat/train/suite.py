@@ -195,8 +195,7 @@ def _span_problems(place: tuple[str, ...], task: Task, rows: str) -> Iterator[Pr
         return
     called = objective.names or (task.hub_labels if rows == "hub" else ()) or objective.labels
     try:
-        for label in map(str, called):
-            spans([label])
+        spans([str(label) for label in called])
     except UserError as error:
         yield Problem(place, f"{error.message}: {error.hint}")
 
