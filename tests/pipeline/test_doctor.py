@@ -501,6 +501,15 @@ def test_disk_is_what_a_run_writes(clinic: Path, more: list[str], older: int) ->
     assert whole["disk"] == first["disk"] + 2 * second["disk"]
 
 
+def test_the_weights_of_the_best_evaluation_take_disk(clinic: Path) -> None:
+    run("clinic.yaml", [*SAVES[:2], "stages.finetune.evaluate={every: 3, keep: best}", "sources.task.valid=0.2"])
+    first, second = json.loads(Path("runs/clinic/doctor.json").read_text("utf-8"))["estimate"]["stages"]
+    assert second["disk"] == 3 * 4 * second["parameters"] and second["unsure"] == 4 * second["parameters"]
+    written = {p: p.stat().st_size for p in Path("runs/clinic").glob("**/*.safetensors")}
+    assert any(p.parent.parent.name == "within" for p in written)
+    assert first["disk"] + 2 * second["disk"] == pytest.approx(sum(written.values()), rel=0.15)
+
+
 def test_checkpoints_that_are_perhaps_never_written_end_no_run(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a probe nobody knows how many steps an epoch of batches in tokens has."""
     epochs = "stages.finetune.batch={tokens: 512}"

@@ -37,7 +37,7 @@ SYSTEMS = {
     "unilm": (WORDPIECE, "asks: mask, segments: [4, 5], target: 8, ", "unilm"),
     "xlnet": (BPE, "asks: query, target: 8, ", "plm"),
     "prophetnet": (WORDPIECE, "asks: future, ", "future"),
-    "t5": (BPE, "", "span_corruption"),
+    "t5": (BPE, "target: 48, ", "span_corruption"),
     "bart": (BPE, "", "denoise"),
 }
 """System -> tokenizer, its way of asking for a word, and what its pre-training is called."""

@@ -366,6 +366,12 @@ def test_other_mistakes(place: Path) -> None:
     assert not Path("runs/tune/sweep").exists()
 
 
+def test_a_point_whose_warm_up_is_longer_than_its_epochs(place: Path) -> None:
+    with pytest.raises(UserError, match=r"epochs=1: finetune: a schedule with 8 updates of warm-up in a stage of"):
+        sweeping.sweep("tune.yaml", "finetune", {"epochs": [5, 1]}, overrides=["stages.finetune.schedule={warmup: 8}"])
+    assert not Path("runs/tune/pretrain").exists()
+
+
 def test_starts_can_be_swept(place: Path) -> None:
     found = zg.sweep("tune.yaml", "finetune", {"init": ["scratch", "dapt"], "epochs": [1]}, seeds=[0])
     parents = [json.loads((Path(p.folder) / "seed-0/stage.json").read_text("utf-8"))["parent"] for p in found.points]

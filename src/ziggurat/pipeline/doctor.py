@@ -51,7 +51,7 @@ def doctor(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     with session(folder) as signals:
         try:
             run = begin(recipe, folder, signals)
-            scheduled(run)
+            scheduled(run, run.left(recipe.stages))
             recipe = run.recipe  # with starts that are chosen
         except UserError as error:
             found = [Finding("error", "prepare", f"recipe {recipe.name}", error.message, error.hint)]

@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import machine
 from ziggurat.pipeline.passes import FISHER, passes
 from ziggurat.pipeline.run import Run, _prefixes, draw, job_of, start_of
-from ziggurat.train import job as jobs
 from ziggurat.train.budget import PROBE, PROBE_SHARE, in_epochs, in_rows, planned
 from ziggurat.train.probe import FLOAT, Memory, parameters, probe, static
 from ziggurat.train.recipe import Recipe
@@ -152,13 +151,13 @@ def size_of(run: Run, stage: Stage) -> int:
     return parameters(parts.Network(model=model, heads=dict(stage.objective.heads(model))))
 
 
-def scheduled(run: Run) -> None:
-    """Raise `UserError` now, not after hours of training, if a stage in epochs has fewer updates than its warm-up and decay, which are given as
-    numbers of updates. Counting reads all of the stage's text, so it is done for such stages alone."""
-    for stage in run.recipe.stages:
+def scheduled(run: Run, stages: Iterable[Stage]) -> None:
+    """Raise `UserError` now, not after hours of training, if one of the stages is in epochs and has fewer updates than its warm-up and decay,
+    which are given as numbers of updates. Counting reads all of the stage's text, so it is done for such stages alone."""
+    for stage in stages:
         unit, amount = stage.budget
         given = stage.schedule.warmup >= 1 or (stage.schedule.kind == "wsd" and stage.schedule.decay >= 1)
-        if unit != "epochs" or not given or jobs.done(run.folder / stage.title):
+        if unit != "epochs" or not given:
             continue
         job = job_of(run, stage, run.folder, run.recipe.seed, candidates(stage.init)[-1], start=bare_start(run, stage.init))
         assert stage.objective is not None
@@ -270,14 +269,17 @@ def _steps(run: Run, stage: Stage) -> int | None:
 
 
 def _disk(stage: Stage, count: int, steps: int | None) -> tuple[int, int]:
-    """Bytes of a finished stage: its last checkpoint and the export, one a task, and older checkpoints with their optimiser's state; and how
-    much of this is for older ones that are perhaps never written, for it is not known how many steps there are."""
+    """Bytes of a finished stage: its last checkpoint and the export, one a task, older checkpoints with their optimiser's state, and the
+    weights of an earlier evaluation; and how much of this is perhaps never written, for it is not known how many steps there are or
+    which evaluation is the best."""
     older = stage.save.keep - 1 if stage.save.every else 0
     if steps is not None and stage.save.every:
         older = min(older, (steps - 1) // stage.save.every)
     exports = len(single(stage)) if several(stage) else 1
     state = FLOAT * count * OVERWRITTEN * older
-    return FLOAT * count * (1 + exports + (stage.interpolate is not None)) + state, state if steps is None else 0
+    kept = FLOAT * count * (stage.evaluate.chooses or (stage.forgetting is not None and stage.forgetting.stop))
+    whole = FLOAT * count * (1 + exports + (stage.interpolate is not None))
+    return whole + state + kept, kept + (state if steps is None else 0)
 
 
 def _writing(run: Run, stage: Stage, name: str) -> float:

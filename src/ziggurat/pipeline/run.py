@@ -18,14 +18,14 @@ from ziggurat import __version__
 from ziggurat.atomic import write_text
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.config import dump, load
-from ziggurat.context import Context
 from ziggurat.data.shares import Split
 from ziggurat.data.subset import draw, too_few
 from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.log import Sink, tensorboard
-from ziggurat.nn.spec import Adversaries
+from ziggurat.nn.spec import Adversaries, Model
 from ziggurat.nn.tasks import alone, named
+from ziggurat.objectives.base import context_of
 from ziggurat.pipeline import context_use, interpolation, probes
 from ziggurat.pipeline.choose import Choice, check_candidates, choose, choose_folders, starting
 from ziggurat.pipeline.findings import lacks
@@ -46,7 +46,7 @@ from ziggurat.train import settings
 from ziggurat.train.arms import deciding
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.lora import A, B
-from ziggurat.train.recipe import Recipe
+from ziggurat.train.recipe import Recipe, models_before
 from ziggurat.train.retention import ADDED
 from ziggurat.train.stage import BestOf, Stage, candidates
 from ziggurat.train.start import Start
@@ -100,6 +100,10 @@ class Run:
         """What `stage` reads when it starts from `init`."""
         return self.read[stage.title] if stage.vocabulary is not None else self.read.get(init, self.prepared)
 
+    def left(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Those that are not finished."""
+        return [stage for stage in stages if not jobs.done(self.folder / stage.title)]
+
     def scorer(self, prepared: Prepared) -> Scorer:
         return Scorer(self.recipe, prepared.shards, prepared.tokenizer, self.folder)
 
@@ -129,7 +133,7 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     folder = RUNS / recipe.name
     with session(folder) as signals:
         run = begin(recipe, folder, signals)
-        estimate.scheduled(run)
+        estimate.scheduled(run, run.left(recipe.stages))
         run.before = doctor.glance(run)
         doctor.say(run.before)
         in_order(run, recipe.stages)
@@ -159,9 +163,10 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     prepared = prepare_data(recipe, folder, tokenizer)
     for init, opened in imported.items():
         reads_alike(init, opened, prepared.tokenizer)
+    fresh = recipe.body() or next(one.network.model for one in imported.values())
     for stage in recipe.stages:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
-            _answerable(stage, prepared)
+            answerable(stage, prepared, models_before(recipe, stage, fresh, {i: o.network.model for i, o in imported.items()})[0])
             enough(stage, prepared)
         if not jobs.done(folder / stage.title):
             decidable(stage, prepared)
@@ -219,13 +224,15 @@ def started(run: Run, stage: Stage) -> tuple[Stage, str]:
     return found, found.init
 
 
-def _answerable(stage: Stage, prepared: Prepared) -> None:
-    """Raise `UserError` now, not after hours of training, if a row of the task has a label that the stage does not know."""
-    ctx, tasks = Context(prepared.tokenizer.vocab, prepared.tokenizer.layout, stage.length), single(stage)
+def answerable(stage: Stage, prepared: Prepared, model: Model) -> None:
+    """Raise `UserError` now, not after hours of training, if a row of a task has a label that the stage does not know, or its examples
+    have no room in a `model` like the one that the stage starts from."""
+    tasks = single(stage)
     for (name, _), shards in prepared.shards.items():
         for start in range(0, len(shards), BLOCK) if name in tasks else ():
             objective = tasks[name].objective
             assert objective is not None
+            ctx = context_of(objective.part_of(model), prepared.tokenizer, stage.length)
             objective.form(shards.read(np.arange(start, min(start + BLOCK, len(shards)))), ctx)
 
 

@@ -228,7 +228,7 @@ def question(suite: Suite, name: str, label: str, opened: Opened) -> Question:
         recipe = _recipe(suite, task, asked, trained, opened)
         made = hashlib.sha256(json.dumps(given(asked), sort_keys=True).encode()).hexdigest()[:8]
         prepared = prepare_data(recipe, place / f"{name}-{made}", tokenizer, cleaned=asked is not source)
-        runs._answerable(recipe.stages[0], prepared)
+        runs.answerable(recipe.stages[0], prepared, opened.network.model)
     except CoversNothing as error:
         raise CannotAsk(f"not with this tokenizer: {error.message}") from None
     except UserError as error:

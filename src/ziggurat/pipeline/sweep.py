@@ -23,16 +23,17 @@ import torch
 from ziggurat import __version__
 from ziggurat.atomic import write_json
 from ziggurat.config import spelled
-from ziggurat.errors import check
+from ziggurat.errors import UserError, check
 from ziggurat.evaluate.heldout import Predictions, main_loss, metric_of
 from ziggurat.evaluate.scores import Metric
-from ziggurat.pipeline import doctor
+from ziggurat.pipeline import doctor, estimate
 from ziggurat.pipeline import run as running
 from ziggurat.pipeline.grid import Grid, Place, chosen_stage, places, read, without_valid, written
 from ziggurat.pipeline.run import Done, Run
 from ziggurat.pipeline.sweep_report import show, write_results
 from ziggurat.pipeline.sweep_results import LOSS, Sweep, Trial, compare
 from ziggurat.pipeline.table import label
+from ziggurat.train import job as jobs
 from ziggurat.train import keeping, settings
 from ziggurat.train.arms import left_open
 from ziggurat.train.loop import Diverged
@@ -75,14 +76,19 @@ def sweep(path: str | Path, stage: str, grid: Grid, seeds: Sequence[int] | None 
         doctor.say(run.before)
         for name in base.data:
             check((name, "valid") in run.prepared.shards, *without_valid(stage, name))
-        running.in_order(run, run.recipe.stages[: [s.title for s in recipe.stages].index(stage)])
+        home, earlier = folder / FOLDER / stage, run.recipe.stages[: [s.title for s in recipe.stages].index(stage)]
+        estimate.scheduled(run, run.left(earlier))
+        for place in points:
+            if not all(jobs.done(_home(home, place, seed)) for seed in seeds):
+                _scheduled(run, place)
+        running.in_order(run, earlier)
         base, init = running.started(run, base)
         points = [
             replace(p, stage=p.stage.model_copy(update={"forgetting": base.forgetting})) if left_open(p.stage) else p
             for p in points
         ]
         starts = {place.name: _start(run, base, init, place) for place in points}
-        tried, home = list[tuple[Place, dict[int, Trial]]](), folder / FOLDER / stage
+        tried = list[tuple[Place, dict[int, Trial]]]()
         metric, measure = _measure(base)
         for n, place in enumerate(points, 1):
             log.info("%s, point %d of %d: %s", stage, n, len(points), place.name)
@@ -102,6 +108,14 @@ def _seeds(recipe: Recipe, stage: Stage, seeds: Sequence[int] | None) -> tuple[i
         f"seeds {list(seeds)}: different whole numbers from 0 on are needed",
     )
     return tuple(seeds)
+
+
+def _scheduled(run: Run, place: Place) -> None:
+    """`estimate.scheduled` of a point, by its name."""
+    try:
+        estimate.scheduled(run, [place.stage])
+    except UserError as error:
+        raise UserError(f"{place.name}: {error.message}", error.hint) from None
 
 
 def _measure(stage: Stage) -> tuple[Metric, str]:
@@ -129,7 +143,7 @@ def _start(run: Run, base: Stage, init: str, place: Place) -> str:
 
 def _trial(run: Run, base: Stage, place: Place, home: Path, seed: int, init: str) -> Trial:
     """One run, or what it has found before; a run that diverged is written down and not tried again."""
-    folder = home / place.folder / f"seed-{seed}"
+    folder = _home(home, place, seed)
     record = folder / DIVERGED
     identity = settings.digest([spelled(place.stage), seed, init, running._parent(run, init)])
     if record.exists():
@@ -145,6 +159,10 @@ def _trial(run: Run, base: Stage, place: Place, home: Path, seed: int, init: str
     o = done.outcome
     losses = tuple(main_loss(numbers) for name, numbers in o.held_out.items() if name in base.data)
     return Trial(_score(base, done), o.seconds, o.steps, o.skipped, _predictions(done), losses=losses)
+
+
+def _home(home: Path, place: Place, seed: int) -> Path:
+    return home / place.folder / f"seed-{seed}"
 
 
 def _done(run: Run, place: Place, folder: Path, seed: int, init: str, test: bool = False) -> Done:
@@ -172,8 +190,7 @@ def _test(run: Run, base: Stage, points: Sequence[Place], found: Sweep, home: Pa
     if best is None:
         return {}
     return {
-        seed: _score(base, _done(run, best, home / best.folder / f"seed-{seed}", seed, starts[best.name], test=True))
-        for seed in found.seeds
+        seed: _score(base, _done(run, best, _home(home, best, seed), seed, starts[best.name], test=True)) for seed in found.seeds
     }
 
 
