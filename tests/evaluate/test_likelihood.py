@@ -210,7 +210,8 @@ def test_normalisation() -> None:
     assert got == [pytest.approx(np.array(row) / n, rel=1e-12) for row, n in zip(plain, sizes)]
     for premise in ("", "answer:"):
         got = scores(*about, prompts, choices, Likelihood(by="pmi", premise=premise))
-        want = [[x - total(premise, c) for x, c in zip(row, options)] for row, options in zip(plain, choices)]
+        gaps = ["", ""] if premise else [" ", ""]  # at the beginning a choice is the tokens that it is behind the prompt
+        want = [[x - total(premise, gap + c) for x, c in zip(row, options)] for row, options, gap in zip(plain, choices, gaps)]
         assert got == [pytest.approx(row, rel=1e-9) for row in want]
 
 

@@ -194,7 +194,7 @@ class ShardWriter:
         if not marks:
             return []
         starts, ends = (np.array([m[i] for m in marks]) for i in (0, 1))
-        first, last = _covered(starts, ends, encoded.offsets)
+        first, last = covered(starts, ends, encoded.offsets)
         found = []
         for m, begin, end in zip(marks, first.tolist(), last.tolist(), strict=True):
             if m.start < m.end and begin < end:
@@ -277,14 +277,14 @@ class ShardWriter:
 def with_tokens(document: Document, tokenizer: Encoder, part: str = "text") -> list[bool]:
     """Of each mark of `part` whether a token stands under it. The others are left out of shards, or refused: see `ShardWriter`."""
     marks = [m for m in document.marks if m.part == part]
-    first, last = _covered([m.start for m in marks], [m.end for m in marks], tokenizer.encode([document.texts[part]])[0].offsets)
+    first, last = covered([m.start for m in marks], [m.end for m in marks], tokenizer.encode([document.texts[part]])[0].offsets)
     return (first < last).tolist()
 
 
-def _covered(
+def covered(
     starts: Sequence[int] | np.ndarray, ends: Sequence[int] | np.ndarray, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First token that shares a character with [start, end) and one after the last; they do not ascend where there is none."""
+    """int64[N] twice: first token that shares a character with [start, end) and one after the last; they do not ascend where there is none."""
     return np.searchsorted(offsets[:, 1], starts, "right"), np.searchsorted(offsets[:, 0], ends, "left")
 
 

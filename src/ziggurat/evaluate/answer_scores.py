@@ -21,7 +21,8 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 MARKS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 """What CMRC's rules drop: a list of their own, which leaves ASCII's comma, full stop and question mark in place."""
 HAN = re.compile("[\u4e00-\u9fa5]")
-WORD = re.compile(r"\d+(?:[.,:]\d+)*|\w+|[^\w\s]")
+WORD = re.compile(r"""\.{3}|(?:\d+,(?=\d)|[^\s,;@#$%&?!"()\[\]{}<>])+?(?=\.?$|[\s,;@#$%&?!"()\[\]{}<>])|[^\w\s]""")
+"""A word of what is not Han: `3d`, `1,000.5`, `getchu.com`; a mark that ends one, and a period at the end, stand alone."""
 
 
 def answer_metric(name: str) -> Metric:
@@ -57,8 +58,8 @@ def cmrc_em(right: str, given: str) -> float:
 def cmrc_f1(right: str, given: str) -> float:
     """F1 with the longest common run of segments as the hits; a segment is a Han character or a word of anything else.
 
-    The official script splits what is not Han with NLTK's word tokenizer; here numbers, words and single marks are segments, which
-    differs in English contractions and abbreviations alone.
+    The official script splits what is not Han with NLTK's word tokenizer; this differs in English contractions and in quotation marks
+    (4 of the 3,393 answers that CMRC 2018's public rows have).
     """
     a, b = segments(right), segments(given)
     return _f1(longest_run(a, b), len(b), len(a))

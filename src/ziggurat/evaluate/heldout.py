@@ -209,7 +209,7 @@ def predict(
     order: Sequence[int] | None = None,
 ) -> Predictions:
     """The model's answers to a labelled objective, in the order of the batches, or of the keys in `order`: how rows are packed hangs on the
-    tokenizer. With `groups`, the group of each row by its key, those of a
+    tokenizer. Tags are those of words that were read, maybe of none. With `groups`, the group of each row by its key, those of a
     group together, groups and rows in the order of `groups`."""
     assert isinstance(objective, (Classify, Regress, Tag)), objective.kind
     device = next(network.parameters()).device
@@ -239,12 +239,14 @@ def predict(
         gold += values
         predicted += answers
     network.train(was_training)
-    if groups is None:
-        place = {key: n for n, key in enumerate(order or ())}
-        turns = sorted(range(len(keys)), key=lambda i: place[keys[i]]) if place else range(len(keys))
-        return Predictions([gold[i] for i in turns], [predicted[i] for i in turns])
-    right, given = (_together(groups, dict(zip(keys, values, strict=True))) for values in (gold, predicted))
-    return Predictions(right, given)
+    if groups is None and order is None:
+        return Predictions(gold, predicted)
+    right, given = (dict(zip(keys, values, strict=True)) for values in (gold, predicted))
+    if isinstance(objective, Tag):
+        right, given = ({key: side.get(key, []) for key in order or side} for side in (right, given))
+    if groups is not None:
+        return Predictions(_together(groups, right), _together(groups, given))
+    return Predictions([right[key] for key in order or ()], [given[key] for key in order or ()])
 
 
 def _together(groups: Mapping[int, Any], values: Mapping[int, Any]) -> list[list[Any]]:

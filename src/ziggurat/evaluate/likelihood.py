@@ -93,10 +93,7 @@ def scores(
     elif how.by == "byte":
         values = [one.total / len(option.encode()) for one, (_, option) in zip(found, pairs, strict=True)]
     elif how.by == "pmi":
-        options_ = list(dict.fromkeys(option for _, option in pairs))
-        alone = likelihoods(network, objective, tokenizer, ctx, [(how.premise, option) for option in options_], how, dtype)
-        before = {option: one.total for option, one in zip(options_, alone, strict=True)}
-        values = [one.total - before[option] for one, (_, option) in zip(found, pairs, strict=True)]
+        values = [one.total - alone for one, alone in zip(found, _alone(network, objective, tokenizer, ctx, pairs, how, dtype))]
     cuts = np.cumsum([0, *map(len, choices)]).tolist()
     return [values[a:b] for a, b in pairwise(cuts)]
 
@@ -126,7 +123,6 @@ def reads_whole(
     return whole
 
 
-@torch.no_grad()
 def likelihoods(
     network: NetworkModel,
     objective: Mapping[str, Any],
@@ -138,17 +134,53 @@ def likelihoods(
 ) -> list[Scored]:
     """How probable each text is after its prompt, for pairs (prompt, text) in their order."""
     how = how or Likelihood()
-    way, apart = _way(network, objective, ctx)
-    if apart:
-        before, after = _separately(tokenizer, pairs)
-    else:
-        before, after = _together(tokenizer, pairs, how)
+    before, after = _ids(_way(network, objective, ctx)[1], tokenizer, pairs, how)
     for (_, text), ids in zip(pairs, after, strict=True):
         check(len(ids), f"{text!r} has no token", "the tokenizer drops these characters; write something visible in their place")
+    totals = _totals(network, objective, ctx, before, after, how, dtype)
+    return [Scored(total, len(ids) + how.end) for total, ids in zip(totals, after, strict=True)]
+
+
+def _alone(
+    network: NetworkModel,
+    objective: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    ctx: Context,
+    pairs: Sequence[tuple[str, str]],
+    how: Likelihood,
+    dtype: torch.dtype,
+) -> list[float]:
+    """How probable the text of each pair is after `how.premise`. Without one it is the same tokens at the beginning: behind a prompt a word may
+    be another token than where a text begins."""
+    apart = _way(network, objective, ctx)[1]
+    if how.premise or apart:
+        texts = list(dict.fromkeys(text for _, text in pairs))
+        found = likelihoods(network, objective, tokenizer, ctx, [(how.premise, text) for text in texts], how, dtype)
+        totals = {text: one.total for text, one in zip(texts, found, strict=True)}
+        return [totals[text] for _, text in pairs]
+    asked_ = [tuple(ids.tolist()) for ids in _ids(apart, tokenizer, pairs, how)[1]]
+    each = list(dict.fromkeys(asked_))
+    none = [np.zeros(0, np.int64)] * len(each)
+    by_ids = dict(zip(each, _totals(network, objective, ctx, none, list(map(np.array, each)), how, dtype), strict=True))
+    return [by_ids[ids] for ids in asked_]
+
+
+@torch.no_grad()
+def _totals(
+    network: NetworkModel,
+    objective: Mapping[str, Any],
+    ctx: Context,
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    how: Likelihood,
+    dtype: torch.dtype,
+) -> list[float]:
+    """The log-probability of the tokens `after[n]` behind the tokens `before[n]`."""
+    way, apart = _way(network, objective, ctx)
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    totals = np.zeros(len(pairs))
+    totals = np.zeros(len(after))
     order = np.argsort([len(a) + len(b) for a, b in zip(before, after, strict=True)], kind="stable").tolist()
     while order:
         chunk, size = [order.pop()], 0
@@ -165,7 +197,7 @@ def likelihoods(
         assert target.group is not None
         totals[chunk] = np.bincount(target.group, logs, len(chunk))
     network.train(was_training)
-    return [Scored(float(total), len(ids) + how.end) for total, ids in zip(totals, after, strict=True)]
+    return list(map(float, totals))
 
 
 def _way(network: NetworkModel, objective: Mapping[str, Any], ctx: Context) -> tuple[Seq2Seq, bool]:
@@ -193,6 +225,12 @@ def _logs(network: NetworkModel, hidden: Mapping[str, torch.Tensor], batch: Batc
 
 
 # ---- ids -----------------------------------------------------------------------------------------------------------
+
+
+def _ids(
+    apart: bool, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], how: Likelihood
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return _separately(tokenizer, pairs) if apart else _together(tokenizer, pairs, how)
 
 
 def _together(

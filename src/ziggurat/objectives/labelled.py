@@ -94,6 +94,8 @@ class Labels(Labelled):
     def _named(self) -> Labels:
         if self.names and len(self.names) != len(self.labels):
             raise ValueError(f"{len(self.names)} names for {len(self.labels)} labels")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("names repeat")
         return self
 
     def label_names(self) -> tuple[str, ...]:
@@ -161,6 +163,11 @@ class Tag(Labels):
 
     def rows(self, ctx: Context) -> Mapping[str, int]:
         return {"encoder": ctx.length} if ctx.words == "encoder" else super().rows(ctx)
+
+    @property
+    def unread(self) -> str:
+        """What stands for the label of a word that was not read: that of words outside any span, or none where the labels are no spans."""
+        return "O" if self.metric == "span_f1" or "O" in self.label_names() else ""
 
     def heads(self, model: parts.Model) -> Mapping[str, parts.Head]:
         return {"tag": parts.TokenHead(outputs=len(self.labels))}

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ziggurat.data import cut
 from ziggurat.data.rows import join_words, joined
 from ziggurat.data.runs import bounds_of
+from ziggurat.data.writing import covered
 from ziggurat.errors import UserError, check
 from ziggurat.evaluate import answers
 from ziggurat.evaluate.generate import generate
@@ -177,7 +178,8 @@ class Model:
         (question, context) the words of the context, empty where there is no answer.
 
         A pair of texts is a tuple. What is to be tagged may be a list of words; of a text the words are found at spaces,
-        and each Han character is one. Of several choices `choose` takes one.
+        and each Han character is one. A word behind the length that the model reads, or that the tokenizer drops, has the label `O`,
+        or none where no label is called so. Of several choices `choose` takes one.
 
         Raises:
             UserError: the model was not fine-tuned.
@@ -270,15 +272,18 @@ class Model:
             spans = [(start, start + len(word)) for start, word in zip(starts, words)]
         (encoded,) = self.tokenizer.encode([text])
         batch = cut.single(self._part_tokens({"text": [encoded]}), self.context)
-        first = np.searchsorted(encoded.offsets[:, 1], [start for start, _ in spans], "right")
+        first, last = covered([start for start, _ in spans], [end for _, end in spans], encoded.offsets)
         room = len(batch.streams["text"].content) - len(self.context.layout.first) - len(self.context.layout.last)
-        kept = [(text[a:b], int(t)) for (a, b), t in zip(spans, first) if t < room]
-        at = np.array([t for _, t in kept], np.int64) + len(self.context.layout.first)
+        read = (first < last) & (first < room)
+        at = first[read] + len(self.context.layout.first)
+        names = self._names()
+        labels = np.full(len(spans), "O" if "O" in names else "", object)
         if not len(at):
-            return []
+            return [(text[a:b], label) for (a, b), label in zip(spans, labels)]
         target = text_target(at, np.zeros(len(at), np.int64), stream=self.context.words)
         best = self._scores(labelled.words_in(batch, self.context), "tag", target).argmax(-1).tolist()
-        return [(word, self._names()[i]) for (word, _), i in zip(kept, best)]
+        labels[read] = [names[i] for i in best]
+        return [(text[a:b], label) for (a, b), label in zip(spans, labels)]
 
     def _names(self) -> list[str]:
         head = self.network.spec.heads[self.task]

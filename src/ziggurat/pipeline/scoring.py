@@ -17,6 +17,7 @@ from ziggurat.data.shards import Shards
 from ziggurat.data.shares import Split
 from ziggurat.data.sources import documents
 from ziggurat.data.subset import Subset
+from ziggurat.data.writing import with_tokens
 from ziggurat.errors import Starved, check
 from ziggurat.evaluate.answer_scores import answer_metric, best_threshold
 from ziggurat.evaluate.answers import choices, spans
@@ -27,11 +28,12 @@ from ziggurat.nn.network import NetworkModel
 from ziggurat.nn.spec import Model
 from ziggurat.nn.tasks import view
 from ziggurat.objectives.base import Objective, context_of
-from ziggurat.objectives.labelled import column_of
+from ziggurat.objectives.labelled import Tag, column_of
 from ziggurat.objectives.multiple_choice import MultipleChoice
 from ziggurat.objectives.question_answering import QuestionAnswering
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.objectives.tasks import Tasks
+from ziggurat.pipeline.examples import inputs_and_answers
 from ziggurat.pipeline.prepare import content
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.recipe import Recipe
@@ -143,9 +145,22 @@ class Scorer:
         order = shards.keys.tolist()
         if getattr(objective, "metric", "") in GROUPED:
             groups = dict(zip(order, column_of(shards.read(np.arange(len(shards))), "group"), strict=True))
-        return predict(
-            network, objective, self.batches(shards, objective, stage.length, network.spec.model), dtype, groups, order
-        )
+        batches = self.batches(shards, objective, stage.length, network.spec.model)
+        found = predict(network, objective, batches, dtype, groups, order)
+        return self._of_all_words(objective, name, split, found) if isinstance(objective, Tag) else found
+
+    def _of_all_words(self, objective: Tag, name: str, split: Split, found: Predictions) -> Predictions:
+        """`found` with an answer for every word, `Tag.unread` for one that does not fit into `length` or that the tokenizer drops: whoever
+        scores the texts counts them, too, and so do the baselines."""
+        rows = {d.id: d for d in documents(self.recipe.sources[name], split)}
+        asked = [rows[i] for i in self.shards[name, split].ids(np.arange(len(found.predicted)))]
+        _, gold = inputs_and_answers(asked, objective)
+        given = []
+        for document, said in zip(asked, found.predicted, strict=True):
+            each = iter(said)
+            read = with_tokens(document, self.tokenizer)
+            given.append([next(each, objective.unread) if one else objective.unread for one in read])
+        return Predictions(gold, given)
 
     def _answered(
         self, network: NetworkModel, objective: QuestionAnswering, name: str, split: Split, length: int, dtype: torch.dtype

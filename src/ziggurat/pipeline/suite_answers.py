@@ -23,11 +23,10 @@ from ziggurat import __version__
 from ziggurat.atomic import write_json
 from ziggurat.config import given, spelled
 from ziggurat.data.subset import draw
-from ziggurat.data.writing import with_tokens
 from ziggurat.evaluate import baselines
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.objectives.base import Objective
-from ziggurat.objectives.labelled import Classify, Regress, Tag
+from ziggurat.objectives.labelled import Classify, Regress
 from ziggurat.pipeline import run as runs
 from ziggurat.pipeline import verbalised
 from ziggurat.pipeline.examples import inputs_and_answers, scored
@@ -109,24 +108,12 @@ def _as_it_is(question: Question) -> Predictions:
 
 
 def _whole(question: Question, found: Predictions) -> tuple[list[Any], list[Any]]:
-    """Gold and answers as they are kept: labels again where they were written as text, row by row, and a label for words, too, that did
-    not fit into `length` or that the tokenizer drops (the label of words outside any span)."""
-    objective = question.objective
-    if question.as_text:
-        gold = [_gold(objective, document) for document in question.documents("test")]
-        return gold, [verbalised.understand(objective, text) for text in found.predicted]
-    if not isinstance(objective, Tag):
+    """Gold and answers as they are kept: labels again where they were written as text, row by row."""
+    if not question.as_text:
         return found.gold, found.predicted
-    names = objective.label_names()
-    outside = "O" if "O" in names else names[0]
-    named = dict(zip(map(str, objective.labels), names))
-    assert question.opened.tokenizer is not None
-    gold, answers = [], []
-    for document, said in zip(question.documents("test"), found.predicted, strict=True):
-        each = iter(said)
-        gold.append([named[m.label] for m in document.marks])
-        answers.append([next(each, outside) if read else outside for read in with_tokens(document, question.opened.tokenizer)])
-    return gold, answers
+    objective = question.objective
+    gold = [_gold(objective, document) for document in question.documents("test")]
+    return gold, [verbalised.understand(objective, text) for text in found.predicted]
 
 
 def _as_scored(question: Question, *kept: list[Any]) -> tuple[list[Any], ...]:

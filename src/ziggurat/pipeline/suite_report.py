@@ -71,9 +71,9 @@ def grid(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for t in results.scored:
         row = [t.task, label(t.metric), f"{t.train_rows:,} / {t.test_rows:,}"]
-        by_column = {kind: s for name, kind in zip(floor, kinds) if (s := t.of(name)) is not None}
+        by_column = {kind: s for name, kind in zip(floor, kinds) if (s := t.of(name, "baseline")) is not None}
         row += [t.show(by_column[c].mean) if c in by_column else "" for c in columns]
-        row += [_scored(t, t.of(n)) for n in names]
+        row += [_scored(t, t.of(n, "checkpoint")) for n in names]
         found = {d.model: d for d in t.differences}
         for n in names[1:]:
             d = found.get(n)
@@ -82,7 +82,10 @@ def grid(results: Results) -> tuple[list[str], list[list[str]]]:
             row.append(f"{t.show(d.mean, signed=True)}{between} {d.verdict}" if d else "")
         rows.append(row)
     if len(results.mean_of) > 1:
-        doubt = {n: any(s.collapsed for t in results.scored if t.task in results.mean_of and (s := t.of(n))) for n in names}
+        doubt = {
+            n: any(s.collapsed for t in results.scored if t.task in results.mean_of and (s := t.of(n, "checkpoint")))
+            for n in names
+        }
         cells = [shown(results.means[n], True) + (" (with collapsed runs)" if doubt[n] else "") for n in names]
         rows.append([f"mean of {len(results.mean_of)}", "", "", *[""] * len(columns), *cells, *[""] * (len(names) - 1)])
     return header, rows

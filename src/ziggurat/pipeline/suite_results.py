@@ -72,7 +72,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two checkpoints on one task; positive = `model` is better than `against`."""
+    """Two checkpoints on one task: the score of `model` less that of `against`, whichever is better."""
 
     model: str
     against: str
@@ -103,8 +103,9 @@ class TaskResult:
     without: str = ""
     """Why it was not scored; empty if it was."""
 
-    def of(self, model: str) -> Score | None:
-        return next((score for score in self.models if score.model == model), None)
+    def of(self, model: str, kind: Literal["checkpoint", "baseline"] | None = None) -> Score | None:
+        """The score of that name. A checkpoint may be called as a baseline is, `mean` or `majority`: `kind` says which is meant."""
+        return next((s for s in self.models if s.model == model and kind in (None, s.kind)), None)
 
     def show(self, value: float | None, signed: bool = False) -> str:
         return worth.shown(value, self.points, signed)
@@ -211,25 +212,33 @@ def compare(
     ledger = worth.measure(trials, metric, gold=gold if alike else None, baselines=baselines, resamples=RESAMPLES, drawn=drawn)
     gain = ledger.total
     assert gain is not None
+    mean, over_seeds, over_examples = gain.mean, gain.over_seeds, gain.over_examples
+    if metric.better == "lower":  # a gain is how much better the second one is
+        mean, over_seeds, over_examples = -mean, _turned(over_seeds), _turned(over_examples)
     verdict = VERDICTS[gain.verdict if alike else "undecided"]
-    span = max((i for i in (gain.over_seeds, gain.over_examples) if i), key=lambda i: i[1] - i[0], default=None)
+    span = max((i for i in (over_seeds, over_examples) if i), key=lambda i: i[1] - i[0], default=None)
     between = f" [{ledger.show(span[0], True)}, {ledger.show(span[1], True)}]" if span else ""
     fallen = sum(len(p.collapsed) for p in ledger.prefixes)
-    sentence = f"{model[0]} against {against[0]}: {ledger.show(gain.mean, signed=True)}{between}, {verdict}"
+    sentence = f"{model[0]} against {against[0]}: {ledger.show(mean, signed=True)}{between}, {verdict}"
     sentence += "" if alike else " (their test rows differ)"
     sentence += f" ({len(seeds)} seed{'s' * (len(seeds) > 1)} only: run at least three)" if drawn and len(seeds) < 3 else ""
     sentence += f"; {fallen} of {2 * len(seeds)} runs collapsed" if fallen else ""
-    return Difference(model[0], against[0], gain.mean, gain.over_seeds, gain.over_examples, verdict, sentence + ".")
+    return Difference(model[0], against[0], mean, over_seeds, over_examples, verdict, sentence + ".")
+
+
+def _turned(span: Interval | None) -> Interval | None:
+    """The same with the other sign."""
+    return (-span[1], -span[0]) if span else None
 
 
 def averages(tasks: Sequence[TaskResult], labels: Sequence[str]) -> tuple[dict[str, float], tuple[str, ...]]:
     """Unweighted means over the tasks that every checkpoint was scored on (fractions only), and the names of these tasks."""
     common = []
     for task in tasks:
-        found = [task.of(label) for label in labels]
+        found = [task.of(label, "checkpoint") for label in labels]
         if task.points and not task.without and all(s is not None and not s.without and math.isfinite(s.mean) for s in found):
             common.append(task)
     if not common:
         return {}, ()
-    means = {label: float(np.mean([s.mean for t in common if (s := t.of(label)) is not None])) for label in labels}
+    means = {label: float(np.mean([s.mean for t in common if (s := t.of(label, "checkpoint")) is not None])) for label in labels}
     return means, tuple(t.task for t in common)

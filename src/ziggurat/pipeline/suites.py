@@ -33,7 +33,7 @@ from ziggurat.pipeline.suite_notes import cut_prompts, cut_rows, lost_rows
 from ziggurat.pipeline.suite_question import ROOT, CannotAsk, Question, question
 from ziggurat.pipeline.suite_report import terminal_table, write_results
 from ziggurat.pipeline.suite_results import Answers, Results, Score, TaskResult, averages, compare, score
-from ziggurat.pipeline.worth import shown
+from ziggurat.pipeline.worth import ROUNDING, shown
 from ziggurat.train.recipe import TEXT_STAGES
 from ziggurat.train.suite import Suite, Task
 
@@ -232,7 +232,7 @@ def _notes(scores: Sequence[Score], metric: Metric) -> list[str]:
     for s in scores:
         if s.kind == "checkpoint" and s.scores and floor:
             best = max(floor, key=lambda b: sign * b.mean)
-            if sign * best.mean > sign * s.mean:
+            if sign * (best.mean - s.mean) > ROUNDING:
                 notes.append(
                     f"the baseline {best.model} ({shown(best.mean, metric.points)}) beats {s.model} ({shown(s.mean, metric.points)})."
                 )

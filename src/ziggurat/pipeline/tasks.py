@@ -15,6 +15,7 @@ from ziggurat.atomic import write_json
 from ziggurat.data.shares import Split
 from ziggurat.evaluate.heldout import Predictions
 from ziggurat.nn.tasks import view
+from ziggurat.objectives.labelled import Tag
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.worth import Ledger
@@ -44,6 +45,8 @@ def answers(run: Run, prepared: Prepared, stage: Stage, folder: Path, outcome: O
         rows = content(prepared.shards[name, split])
         if getattr(one.objective, "threshold", None) == "tuned" and (name, "valid") in prepared.shards:
             rows += f"/{content(prepared.shards[name, 'valid'])}"
+        if isinstance(one.objective, Tag):
+            rows += "/words"  # answers of before lacked those that were not read
         if path.exists():
             kept = json.loads(path.read_text("utf-8"))
             if kept.pop("documents", "") == rows:

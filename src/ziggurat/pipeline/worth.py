@@ -333,6 +333,10 @@ def _sentence(
     return text + "."
 
 
+ROUNDING = 1e-9
+"""What two means of equal scores may differ by."""
+
+
 def _notes(prefixes: Sequence[Prefix], baselines: Mapping[str, float], metric: Metric) -> list[str]:
     notes = [
         f"{p.name}, seed {seed}: the run collapsed, {why} (score {shown(p.scores[seed], metric.points)})."
@@ -342,7 +346,7 @@ def _notes(prefixes: Sequence[Prefix], baselines: Mapping[str, float], metric: M
     sign = 1 if metric.better == "higher" else -1
     best = max(prefixes, key=lambda p: sign * p.mean if math.isfinite(p.mean) else -math.inf)
     for name, score in baselines.items():
-        if sign * score > sign * best.mean:
+        if sign * (score - best.mean) > ROUNDING:
             gap = shown(abs(score - best.mean), metric.points)
             notes.append(f"The baseline {name} ({shown(score, metric.points)}) beats the best prefix, {best.name}, by {gap}.")
     return notes

@@ -106,6 +106,10 @@ class Task(Spec):
             raise ValueError(
                 f"prompt: the texts are called {{text}} and {{pair}}, not {', '.join(sorted(self.named - {'text', 'pair'}))}"
             )
+        if self.prompt and not self.named:
+            raise ValueError(
+                "prompt: it names no text, so that every question would be the same; write {text} where the text stands"
+            )
         if formed:
             raise ValueError(f"prompt: a text stands as it is; write {{{formed[0]}}}, with nothing behind the name")
         return self
