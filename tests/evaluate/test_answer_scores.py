@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+
 import numpy as np
 import pytest
 
@@ -69,6 +72,7 @@ def test_cmrc_by_hand(right: str, given: str, em: float, f1: float) -> None:
 
 def test_segments_and_runs() -> None:
     assert segments("他在Google工作了3.5年。") == ["他", "在", "google", "工", "作", "了", "3.5", "年"]
+    assert segments("3D打印300MB") == ["3d", "打", "印", "300mb"] and segments("Getchu.com") == ["getchu.com"]
     assert segments("你好，world, ok?") == ["你", "好", "world", ",", "ok", "?"]  # ASCII's marks stay, as in the official list
     assert longest_run("abcdxyz", "zzcdxq") == 3 and longest_run("", "a") == 0
 
@@ -87,6 +91,19 @@ def official_f1(answers: list[str], prediction: str) -> float:
             precision, recall = run / len(b), run / len(a)
             best = max(best, 2 * precision * recall / (precision + recall))
     return best
+
+
+def test_words_are_those_of_the_official_tokenizer() -> None:
+    """NLTK's, as the official script calls it, but for contractions and quotation marks."""
+    official = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer()
+    draw = random.Random(0)
+    words = ["3d", "1,000", "1,000.5", "nabo.10ho", "u.s.a", "25℃", "getchu.com", "gnu"]
+    marks = [*"?!()%$&[]@#;", " ", ", ", ","]
+    for _ in range(1000):
+        text = draw.choice(words) + "".join(draw.choice(marks) + draw.choice(words) for _ in range(draw.randint(0, 3)))
+        text += draw.choice(["", ".", "?", " ..."])
+        if not re.search(r"\D,\d", text):  # NLTK leaves such a comma at the number behind it
+            assert segments(text) == official.tokenize(text), text
 
 
 def test_cmrc_on_random_texts() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ziggurat.evaluate.scores import METRICS
+from ziggurat.pipeline import worth
 from ziggurat.pipeline.intervals import resampled
 from ziggurat.pipeline.suite_report import grid, to_csv
 from ziggurat.pipeline.suite_results import Answers, Results, TaskResult, averages, compare, score
+from ziggurat.pipeline.suites import _notes
 
 ACCURACY = METRICS["accuracy"]
 GOLD = ["yes", "no"] * 100
@@ -50,6 +53,50 @@ def test_answers_of_every_kind_may_score_what_the_majority_scores() -> None:
     at, near = right(0.5, 3), right(0.51, 4)
     assert not score("m", "checkpoint", runs(at, near), ACCURACY, [], {"majority": 0.5}).collapsed, "met by chance"
     assert not score("majority", "baseline", runs(["yes"] * 200), ACCURACY, [], {}).collapsed, "a baseline is what it is"
+
+
+def test_a_checkpoint_called_as_a_baseline_is() -> None:
+    floor = score("majority", "baseline", runs(["yes"] * 200), ACCURACY, [], {})
+    mine = score("majority", "checkpoint", runs(right(0.8, 0), right(0.9, 1)), ACCURACY, [], {})
+    task = TaskResult("t", "", "classify", "accuracy", True, "higher", models=(floor, mine))
+    other = replace(task, task="u")
+    means, of = averages([task, other], ["majority"])
+    assert means == pytest.approx({"majority": 0.85}) and of == ("t", "u")
+    _, rows = grid(Results("s", "", {"majority": ""}, (0, 1), (task, other), means, of))
+    assert rows[0][3] == "50.0" and rows[0][4].startswith("85.0") and rows[2][4] == "85.0"
+
+
+def test_a_difference_is_one_of_scores_whichever_is_better() -> None:
+    """Of squared errors less is better, and what stands under `b − a` is still that."""
+    gold = [float(n % 7) for n in range(100)]
+    draw = np.random.default_rng(0)
+
+    def near(noise: float) -> dict[int, Answers]:
+        return {seed: Answers(gold, [g + float(draw.normal(0, noise)) for g in gold]) for seed in range(3)}
+
+    worse, better = near(2.0), near(0.5)
+    said = compare(("a", worse), ("b", better), METRICS["mse"], {})
+    squared = [np.mean([np.square(np.subtract(r.gold, r.predicted)) for r in side.values()]) for side in (worse, better)]
+    assert said.mean == pytest.approx(squared[1] - squared[0]) and said.mean < 0 and said.verdict == "better"
+    for span in (said.over_seeds, said.over_examples):
+        assert span is not None and span[0] < said.mean < span[1] < 0
+    assert "b against a: \N{MINUS SIGN}" in said.sentence
+
+
+def test_equal_means_beat_nothing() -> None:
+    """The mean of three times 0.35 is a little less than 0.35."""
+    gold = ["yes"] * 7 + ["no"] * 13
+    kept = {seed: Answers(gold, ["yes"] * 20) for seed in range(3)}
+    mine = score("m", "checkpoint", kept, ACCURACY, [], {})
+    floor = score("majority", "baseline", {0: kept[0]}, ACCURACY, [], {})
+    assert mine.mean < floor.mean
+    assert not [note for note in _notes([floor, mine], ACCURACY) if "beats" in note]
+    trials = {"scratch": {seed: worth.Trial(0.35) for seed in range(3)}}
+    assert not [
+        n
+        for n in worth._notes([worth._prefix("scratch", trials["scratch"], (0, 1, 2), None, {})], {"majority": 0.35}, ACCURACY)
+        if "beats" in n
+    ]
 
 
 def test_what_is_asked_untrained_is_judged_by_its_test_rows() -> None:

@@ -645,6 +645,8 @@ def test_at_the_end_of_a_run(suite: Path, no_training: Callable[[], None]) -> No
         ("tasks.opinions.further=[group_em]", "'group_em' is a score of rows that belong together (`group`), 'f1' of answers"),
         ("tasks.few.without=''", "has no objective"),
         ("tasks.opinions.prompt='{txt}'", "the texts are called {text} and {pair}"),
+        ("tasks.opinions.prompt='review: text'", "it names no text, so that every question would be the same"),
+        ("tasks.opinions.objective.names=[good,good]", "names repeat"),
         ("tasks.opinions.prompt='{text:d}'", "a text stands as it is; write {text}, with nothing behind the name"),
         ("tasks.opinions.prompt='{text!r}'", "a text stands as it is; write {text}"),
         ("tasks.opinions.prompt='{text} {pair}'", "names {pair}, and the columns of `local` have no `pair`"),
