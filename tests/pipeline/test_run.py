@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.errors import UserError
+from ziggurat.evaluate import baselines
 from ziggurat.pipeline.opened import called, open_checkpoint
 from ziggurat.pipeline.run import load_recipe, prepare, run
 from ziggurat.train import settings
@@ -167,6 +168,32 @@ def test_a_test_row_of_punctuation_says_nothing_that_could_leak(world: Path) -> 
     folder = prepare(recipe("  - {stage: dapt, data: domain}\n" + TUNE))
     facts = [json.loads(p.read_text("utf-8")) for p in (folder / "shards/domain").glob("*.json")]
     assert sum(f["leaks"] for f in facts) == 0 and sum(f["kept"] for f in facts) == 61
+
+
+def test_baselines_are_scored_on_the_rows_that_the_model_answers(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test row of which the tokenizer leaves nothing is asked of nobody, and is said."""
+    rows = Path("test.jsonl").read_text("utf-8").splitlines(keepends=True)
+    nothing = json.dumps({"sentence": "\u200b\u200b", "label": "pos"}) + "\n"
+    Path("test.jsonl").write_text("".join([*rows[:3], nothing, *rows[3:]]), "utf-8")
+    asked: list[list[str]] = []
+    real = baselines.predict
+
+    def predict(kind: Any, x: Any, y: Any, x_test: Any) -> Any:
+        asked.append(x_test)
+        return real(kind, x, y, x_test)
+
+    monkeypatch.setattr(baselines, "predict", predict)
+    facts = report(run(recipe(TUNE, more="worth: false\n")))
+    assert asked == [[json.loads(row)["sentence"] for row in rows]] and "20 test rows" in facts["task"]
+    assert facts["worth"]["baselines"]["majority"] == 0.5
+    (said,) = [f for f in facts["doctor"]["findings"] if f["check"] == "rows"]
+    assert said["level"] == "warning" and said["where"] == "source task (test)"
+    assert said["message"] == "1 of 21 rows have no token that the tokenizer knows and are left out"
+    baselines_of = Path("runs/other/baselines.json")
+    kept = json.loads(baselines_of.read_text("utf-8"))
+    del kept["settings"]["lost"]  # as earlier versions wrote it, who asked the baselines all rows
+    baselines_of.write_text(json.dumps({**kept, "scores": {"majority": 0.0}}), "utf-8")
+    assert report(run("other.yaml"))["worth"]["baselines"]["majority"] == 0.5
 
 
 def test_what_the_filter_would_miss_is_caught_in_the_shards(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
