@@ -246,6 +246,18 @@ def test_the_same_step_after_a_killed_exchange(tmp_path: Path) -> None:
     assert load(tmp_path).state["by"] == "new" and names(tmp_path) == ["step-00000100"]
 
 
+def test_what_stepped_aside_comes_back_when_it_is_whole_and_alone(tmp_path: Path) -> None:
+    for step in (100, 200, 300):
+        write(tmp_path, step, keep=3)
+    shutil.copytree(tmp_path / "step-00000100", tmp_path / "step-00000100.old")
+    for step in (200, 300):
+        (tmp_path / f"step-00000{step}").rename(tmp_path / f"step-00000{step}.old")
+    flip(tmp_path / "step-00000300.old/model.safetensors", 90, 1)
+    checkpoint.put_back(tmp_path)
+    assert names(tmp_path) == ["step-00000100", "step-00000100.old", "step-00000200", "step-00000300.old"]
+    assert load(checkpoint.at(tmp_path, 200)).state["step"] == 200
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: no handler of ours may see it."""
 

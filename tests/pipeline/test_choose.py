@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Literal
@@ -12,13 +13,14 @@ import pytest
 
 from ziggurat.data import sources
 from ziggurat.errors import UserError
+from ziggurat.evaluate import frozen
 from ziggurat.objectives import OBJECTIVES
 from ziggurat.pipeline import choose as choosing
 from ziggurat.pipeline.candidates import language, measure
 from ziggurat.pipeline.choose import Candidate, decide, paired
 from ziggurat.pipeline.opened import open_checkpoint
 from ziggurat.pipeline.prepare import parts
-from ziggurat.pipeline.run import load_recipe, run
+from ziggurat.pipeline.run import load_recipe, prepare, run
 
 A = [x + y for x in ["ba", "ke", "lo", "mu", "du", "fi"] for y in ["da", "fi", "go", "lu", "ba", "se"]]
 B = [x + y for x in ["ni", "po", "ra", "si", "te", "vo"] for y in ["me", "no", "pe", "ri", "za", "hu"]]
@@ -233,6 +235,117 @@ def test_a_changed_list_is_no_silent_change(here: Path) -> None:
     )
     with pytest.raises(UserError, match="at least 2"):
         run("r.yaml")
+
+
+def folders() -> None:
+    """`r.yaml`: two branches alone; `tune.yaml`: the fine-tuning from one of their folders."""
+    base = RECIPE.format(order="runs/branches/first, runs/branches/second")
+    tune = base.splitlines()[-2]
+    Path("r.yaml").write_text(base[: base.index(tune)], "utf-8")
+    head = "\n".join(line for line in base[: base.index("stages:")].splitlines() if not line.startswith(("model", "tokenizer")))
+    head = head.replace("roberta/tiny", "roberta").replace("branches", "tune")
+    Path("tune.yaml").write_text(f"{head}\nstages:\n{tune}\nworth: false\n", "utf-8")
+
+
+def chosen(folder: Path | str) -> str:
+    name: str = json.loads((Path(folder) / "finetune/choice.json").read_text("utf-8"))["chosen"]
+    return name
+
+
+def test_other_text_or_other_weights_are_chosen_for_again(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And a stage that was trained from another start is refused."""
+    plant(A)
+    caplog.set_level(logging.INFO)
+    folders()
+    run("r.yaml")
+    folder = prepare("tune.yaml")
+    assert chosen(folder) == "runs/branches/first" and not (folder / "finetune/stage.json").exists()
+    prepare("tune.yaml")
+    assert "chosen again" not in caplog.text
+    plant(B)
+    run("tune.yaml")
+    assert chosen(folder) == "runs/branches/second"
+    assert "finetune: its start is chosen again, for the text changed" in caplog.text
+    assert [e["name"] for e in open_checkpoint(folder / "finetune").lineage] == ["second", "finetune"]
+    plant(A)
+    with pytest.raises(
+        UserError, match=r"runs/tune/finetune was begun with other settings:(\n.*)*\n  stage.init: was .*second, is .*first"
+    ):
+        run("tune.yaml")
+    plant(B)
+    trained = (folder / "finetune/outcome.json").stat().st_mtime_ns
+    run("tune.yaml")  # as before: it stays what it is
+    assert (folder / "finetune/outcome.json").stat().st_mtime_ns == trained
+    prepare("tune.yaml", ["name=swapped"])
+    for a, b in (("first", "third"), ("second", "first"), ("third", "second")):
+        Path(f"runs/branches/{a}").rename(f"runs/branches/{b}")
+    caplog.clear()
+    assert chosen(run("tune.yaml", ["name=swapped"])) == "runs/branches/first"
+    assert "finetune: its start is chosen again, for the candidates changed" in caplog.text
+    assert [e["name"] for e in open_checkpoint("runs/swapped/finetune").lineage] == ["second", "finetune"]
+    with pytest.raises(UserError, match=r"runs/tune/finetune was begun with other settings"):
+        run("tune.yaml")
+
+
+def test_a_finished_stage_of_the_same_start_is_told_with_the_numbers_of_now(here: Path) -> None:
+    plant(A)
+    recipe = RECIPE.format(order="first, second").replace("test: test.jsonl", "test: test.jsonl, valid: valid.jsonl")
+    rows = Path("train.jsonl").read_text("utf-8").replace("lo", "mu").splitlines(keepends=True)
+    Path("valid.jsonl").write_text("".join(rows), "utf-8")
+    Path("r.yaml").write_text(recipe, "utf-8")
+    folder = run("r.yaml")
+    weights = open_checkpoint(folder / "finetune").fingerprint
+    Path("valid.jsonl").write_text("".join(rows[:40]), "utf-8")
+    run("r.yaml")
+    (told,) = json.loads((folder / "report.json").read_text("utf-8"))["choices"]
+    assert told["text"]["documents"] == 40 and open_checkpoint(folder / "finetune").fingerprint == weights
+    path = folder / "finetune/choice.json"
+    kept = json.loads(path.read_text("utf-8"))
+    assert told["why"] == kept["why"]
+    path.write_text(json.dumps({k: v for k, v in kept.items() if k != "of"}), "utf-8")  # as earlier versions wrote it
+    run("r.yaml")
+    assert json.loads(path.read_text("utf-8")) == kept
+
+
+def test_of_few_labels_there_is_no_probe(here: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(A)
+    caplog.set_level(logging.INFO)
+    few = RECIPE.format(order="first, second").replace("steps: 60", "steps: 20").replace("epochs: 1,", "epochs: 1, examples: 16,")
+    Path("r.yaml").write_text(few, "utf-8")
+    monkeypatch.setattr(frozen, "find_spec", lambda name: None)  # scikit-learn is then not asked for
+    folder = run("r.yaml")
+    choice = json.loads((folder / "finetune/choice.json").read_text("utf-8"))
+    said = "16 labelled rows are too few for a probe"
+    assert choice["why"].startswith("first by its loss (") and choice["why"].endswith(f"; {said}")
+    assert choice["text"]["rows"] == 0 and not any(c["folds"] for c in choice["candidates"])
+    assert f"finetune: {said}: the losses decide" in caplog.text and said in (folder / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "system, change, said",
+    [
+        ("roberta", "", "the probe needs scikit-learn"),
+        (
+            "electra",
+            "examples: 16,",
+            "finetune: nothing tells first, second apart: 16 labelled rows are too few for a probe, and their losses",
+        ),
+        ("bart", "examples: 16,", "finetune: nothing tells first, second apart: 16 labelled rows are too few"),
+        ("bart", "", "the probe needs scikit-learn"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_before_anything_is_trained(
+    here: Path, system: str, change: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(A)
+    text = RECIPE.format(order="first, second").replace("epochs: 1,", f"epochs: 1, {change}").replace("roberta", system)
+    if system == "bart":  # one of them asks something else
+        text = text.replace("name: second,", "name: second, objective: {kind: span_corruption},")
+    Path("r.yaml").write_text(text, "utf-8")
+    monkeypatch.setattr(frozen, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=said):
+        run("r.yaml")
+    assert not Path("runs/branches/first").exists()
 
 
 TAUGHT = """\

@@ -194,6 +194,11 @@ def test_everything_from_outside_is_escaped() -> None:
         ElementTree.fromstring(chart)
 
 
+def test_what_runs_of_one_seed_share() -> None:
+    """Not the head: from scratch it is drawn after the body."""
+    assert "seed by seed (same labels and order)" in html(facts())
+
+
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     page, _ = write_report(tmp_path, {"name": "bare"})
     parsed(page.read_text("utf-8"))

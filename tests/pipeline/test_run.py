@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from ziggurat.checkpoint import format as checkpoints
 from ziggurat.errors import UserError
+from ziggurat.evaluate import baselines
 from ziggurat.pipeline.opened import called, open_checkpoint
 from ziggurat.pipeline.run import load_recipe, prepare, run
 from ziggurat.train import settings
@@ -169,6 +171,32 @@ def test_a_test_row_of_punctuation_says_nothing_that_could_leak(world: Path) -> 
     assert sum(f["leaks"] for f in facts) == 0 and sum(f["kept"] for f in facts) == 61
 
 
+def test_baselines_are_scored_on_the_rows_that_the_model_answers(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test row of which the tokenizer leaves nothing is asked of nobody, and is said."""
+    rows = Path("test.jsonl").read_text("utf-8").splitlines(keepends=True)
+    nothing = json.dumps({"sentence": "\u200b\u200b", "label": "pos"}) + "\n"
+    Path("test.jsonl").write_text("".join([*rows[:3], nothing, *rows[3:]]), "utf-8")
+    asked: list[list[str]] = []
+    real = baselines.predict
+
+    def predict(kind: Any, x: Any, y: Any, x_test: Any) -> Any:
+        asked.append(x_test)
+        return real(kind, x, y, x_test)
+
+    monkeypatch.setattr(baselines, "predict", predict)
+    facts = report(run(recipe(TUNE, more="worth: false\n")))
+    assert asked == [[json.loads(row)["sentence"] for row in rows]] and "20 test rows" in facts["task"]
+    assert facts["worth"]["baselines"]["majority"] == 0.5
+    (said,) = [f for f in facts["doctor"]["findings"] if f["check"] == "rows"]
+    assert said["level"] == "warning" and said["where"] == "source task (test)"
+    assert said["message"] == "1 of 21 rows have no token that the tokenizer knows and are left out"
+    baselines_of = Path("runs/other/baselines.json")
+    kept = json.loads(baselines_of.read_text("utf-8"))
+    del kept["settings"]["lost"]  # as earlier versions wrote it, who asked the baselines all rows
+    baselines_of.write_text(json.dumps({**kept, "scores": {"majority": 0.0}}), "utf-8")
+    assert report(run("other.yaml"))["worth"]["baselines"]["majority"] == 0.5
+
+
 def test_what_the_filter_would_miss_is_caught_in_the_shards(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [json.loads(line)["sentence"] for line in Path("test.jsonl").read_text("utf-8").splitlines()]
     with open("domain.txt", "a", encoding="utf-8") as file:
@@ -179,6 +207,59 @@ def test_what_the_filter_would_miss_is_caught_in_the_shards(world: Path, monkeyp
     monkeypatch.setattr("ziggurat.data.leaks.LeakIndex.clean", lambda self, documents, left_out=None: iter(documents))
     with pytest.raises(AssertionError, match="test text 0 stands in the training text"):
         prepare(recipe("  - {stage: dapt, data: domain}\n" + TUNE))
+
+
+ENDINGS = """\
+  - {stage: pretrain, data: general, steps: 3}
+  - {stage: dapt, data: domain, steps: 6, optim: {lr: 1e-9}, evaluate: {every: 2, keep: best, by: accuracy}}
+  - {stage: tapt, data: domain, steps: 3, interpolate: {points: 2}}
+"""
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """What every stage found and hands on, times left out."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*/outcome.json")):
+        outcome = json.loads(path.read_text("utf-8"))
+        last = open_checkpoint(path.parent)
+        place = str(last.folder.relative_to(folder))
+        numbers = {k: v for k, v in outcome.items() if not k.endswith("seconds")}
+        found[path.parent.name] = (
+            numbers,
+            place,
+            last.fingerprint,
+            [e["name"] for e in last.lineage],
+            last.lineage[-1]["held_out"],
+        )
+    return found
+
+
+def test_killed_while_a_checkpoint_is_replaced_by_one_of_its_step(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its card is completed so, last of all: the old one has stepped aside, and the new one is not there yet."""
+    whole = left(run(recipe(ENDINGS), ["name=whole"]))
+    handed = [place for _, place, *_ in whole.values()]
+    assert [Path(place).parent.name for place in handed] == ["within", "pretrain", "result"]
+
+    class Killed(BaseException):
+        """Stands for SIGKILL: no handler of ours may see it."""
+
+    real = os.replace
+    killed = list[str]()
+
+    def replace(source: Path, target: Path) -> None:
+        real(source, target)
+        place = str(Path(target).with_suffix(""))
+        if str(target).endswith(".old") and place not in killed:
+            killed.append(place)
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", replace)
+    for _ in handed:
+        with pytest.raises(Killed):
+            run("other.yaml")
+        assert not Path(killed[-1]).exists()
+    assert set(killed) == {f"runs/other/{place}" for place in handed}
+    assert left(run("other.yaml")) == whole and not [*Path("runs/other").rglob("*.old")]
 
 
 def test_another_system_has_another_template(world: Path) -> None:

@@ -372,6 +372,12 @@ def test_a_point_whose_warm_up_is_longer_than_its_epochs(place: Path) -> None:
     assert not Path("runs/tune/pretrain").exists()
 
 
+def test_a_point_of_more_examples_than_there_are_rows(place: Path, trained: list[str]) -> None:
+    with pytest.raises(UserError, match=r"examples=4000: .* has \d+ rows, fewer than `examples: 4000`"):
+        sweeping.sweep("tune.yaml", "finetune", {"examples": [16, 4000]})
+    assert not trained and not Path("runs/tune/pretrain").exists()
+
+
 def test_starts_can_be_swept(place: Path) -> None:
     found = zg.sweep("tune.yaml", "finetune", {"init": ["scratch", "dapt"], "epochs": [1]}, seeds=[0])
     parents = [json.loads((Path(p.folder) / "seed-0/stage.json").read_text("utf-8"))["parent"] for p in found.points]

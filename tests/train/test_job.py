@@ -81,6 +81,15 @@ def test_fresh_weights_are_the_seeds(job: Job) -> None:
     assert torch.equal(same[name], again[name]) and not torch.equal(same[name], other[name])
 
 
+def test_a_fresh_head_is_the_seed_s_unless_the_body_is_fresh_too(job: Job) -> None:
+    """What `worth` says of its pairs of runs."""
+    objective = Classify(labels=("neg", "pos"))
+    other = replace(started(), load=lambda: {name: t + 1 for name, t in started().load().items()})
+    one, two, scratch = (build(replace(job, start=s), objective)[0].state_dict() for s in (started(), other, Start(MODEL)))
+    name = "heads.classify.out.weight"
+    assert torch.equal(one[name], two[name]) and not torch.equal(one[name], scratch[name])
+
+
 def test_what_does_not_fit(job: Job) -> None:
     small = MODEL.model_copy(update={"vocab": 50})
     with pytest.raises(UserError, match=r"the tokenizer has \d+ tokens, the model's table 50 rows"):

@@ -7,6 +7,7 @@ the seed only, so two models are compared fold by fold.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from ziggurat.context import Context
 from ziggurat.data.cut import marks_in, single
 from ziggurat.data.pack import take
-from ziggurat.errors import UserError, check
+from ziggurat.errors import check
 from ziggurat.evaluate.heldout import metric_of, to_device
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
@@ -23,8 +24,17 @@ from ziggurat.objectives.labelled import Labels, Regress, Tag, texts, words_in
 from ziggurat.types import Batch, Tokens
 
 FOLDS, REPEATS = 5, 3
+LEAST = 4 * FOLDS
+"""Labelled rows from which there is a probe."""
 AT_ONCE = 32
 """Documents in one forward pass."""
+
+
+def installed() -> None:
+    """Raise `UserError` unless scikit-learn is there, by which probes are made."""
+    check(
+        find_spec("sklearn") is not None, "the probe needs scikit-learn, which is not installed", "pip install 'ziggurat[eval]'"
+    )
 
 
 def probeable(objective: Objective | None) -> bool:
@@ -75,11 +85,10 @@ def splits(labels: Sequence[Any], *, stratified: bool, seed: int) -> list[tuple[
     Raises:
         UserError: there are too few rows to split them, or scikit-learn is not installed.
     """
-    try:
-        from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold
-    except ImportError:
-        raise UserError("the probe needs scikit-learn, which is not installed", "pip install 'ziggurat[eval]'") from None
-    check(len(labels) >= 4 * FOLDS, f"{len(labels)} labelled rows are too few for a probe", f"label {4 * FOLDS} rows or more")
+    installed()
+    from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold
+
+    check(len(labels) >= LEAST, f"{len(labels)} labelled rows are too few for a probe", f"label {LEAST} rows or more")
     nothing, names = np.zeros(len(labels)), np.asarray([str(v) for v in labels])
     if stratified and np.unique(names, return_counts=True)[1].min() >= FOLDS:
         return list(RepeatedStratifiedKFold(n_splits=FOLDS, n_repeats=REPEATS, random_state=seed).split(nothing, names))

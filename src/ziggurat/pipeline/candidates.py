@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ziggurat.config import spelled
 from ziggurat.data import sources
 from ziggurat.data.loader import once
 from ziggurat.data.reading import Reading
@@ -27,7 +28,9 @@ from ziggurat.objectives.base import Objective, context_of
 from ziggurat.objectives.labelled import Tag
 from ziggurat.pipeline.opened import Opened
 from ziggurat.pipeline.prepare import TestTexts, content
+from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.recipe import Recipe
+from ziggurat.train.settings import digest
 from ziggurat.train.stage import Stage, candidates
 from ziggurat.train.start import Start
 from ziggurat.train.tasks import single
@@ -126,9 +129,8 @@ def material(
             size += sum(map(len, documents[n].texts.values()))
             if size > CHARACTERS / len(names):
                 break
-    tasks = (one for s in (stage, *recipe.stages) if s.stage == "finetune" for one in single(s).values())
-    tuned = next((one for one in tasks if set(one.data) & set(names)), None)
-    if tuned is None or not probeable(tuned.objective):
+    tuned = task_of(recipe, stage)
+    if tuned is None:
         return text, split, [], None
     (name,) = tuned.data
     known = any((name, "train") in seen for seen in read.values())
@@ -139,6 +141,48 @@ def material(
         documents = [documents[n] for n in np.sort(chosen).tolist()]
     order = np.random.default_rng([recipe.seed, 13]).permutation(len(documents))[:ROWS]
     return text, split, [documents[n] for n in np.sort(order).tolist()], tuned.objective
+
+
+def task_of(recipe: Recipe, stage: Stage) -> Stage | None:
+    """The fine-tuning of one task whose labelled rows a probe of the candidates asks for; None if there is none that it could answer."""
+    tasks = (one for s in (stage, *recipe.stages) if s.stage == "finetune" for one in single(s).values())
+    tuned = next((one for one in tasks if set(one.data) & set(stage.data)), None)
+    return tuned if tuned is not None and probeable(tuned.objective) else None
+
+
+def identity(recipe: Recipe, stage: Stage, opens: Mapping[str, Callable[[], Opened]]) -> dict[str, Any]:
+    """Everything that decides which candidate is chosen, as plain data by what people call it."""
+    tuned, tests = task_of(recipe, stage), TestTexts(recipe)
+    named = {name: recipe.sources[name] for name in stage.data}
+    of_text = {n: {s: sources.fingerprint(one, s)[:16] for s in sources.splits(one) if s != "test"} for n, one in named.items()}
+    task = None
+    if tuned is not None and tuned.objective is not None:
+        seed = recipe.worth.seeds[0] if recipe.worth else recipe.seed
+        task = [spelled(tuned.objective), tuned.examples, seed if tuned.examples else None]
+    return {
+        "the text": [of_text, tests.mark],
+        "the task": task,
+        "the length": stage.length,
+        "the seed": recipe.seed,
+        "the candidates": {name: _identity(open_()) for name, open_ in opens.items()},
+    }
+
+
+def _identity(opened: Opened) -> list[str]:
+    """What identifies a candidate: weights, tokenizer, what they are the weights of."""
+    shape = digest([spelled(opened.network), [entry.get("objective") for entry in opened.lineage]])
+    return [opened.fingerprint, opened.tokenizer.fingerprint if opened.tokenizer is not None else "", shape]
+
+
+def expected(recipe: Recipe, name: str, tokenizer: Tokenizer, fresh: parts.Model, imported: Mapping[str, Opened]) -> Opened:
+    """A candidate before it is trained, as far as `language` looks at it: its model and heads without weights, and the objectives behind it."""
+    stage = next((s for s in recipe.stages if s.title == name), None)
+    if stage is None or stage.objective is None:
+        return imported.get(name) or Opened(Path(), parts.Network(model=fresh), {}, tokenizer, "", (), ())
+    before = expected(recipe, candidates(stage.init)[-1], tokenizer, fresh, imported)
+    model = stage.objective.part_of(before.network.model)
+    network = parts.Network(model=model, heads=dict(stage.objective.heads(model)))
+    return Opened(Path(), network, {}, tokenizer, "", (), (*before.lineage, {"objective": spelled(stage.objective)}))
 
 
 def _documents(recipe: Recipe, tests: TestTexts, name: str, split: str, most: int | None = READ) -> list[Document]:

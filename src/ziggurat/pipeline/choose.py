@@ -3,7 +3,7 @@
 Two measurements, of train and held-out rows only:
   bits per byte  the candidate's own language-model loss on the text, over its bytes: tokenizers may differ (masked models are then asked
                  whole words)
-  probe          cross-validated score of a linear model on frozen features of a few hundred labelled rows, if the task has labels
+  probe          cross-validated score of a linear model on frozen features of a few hundred labelled rows, if the task has 20 or more
 
 The loss decides where all candidates have a comparable one (all masked, or all causal); the probe overrules it when its own favourite leads
 by more than twice the standard error of the difference over folds (corrected for folds that share rows: Nadeau and Bengio, 2003).
@@ -28,10 +28,24 @@ import numpy as np
 from ziggurat.atomic import write_json
 from ziggurat.data import sources
 from ziggurat.errors import check
-from ziggurat.evaluate.frozen import FOLDS
+from ziggurat.evaluate.frozen import FOLDS, LEAST, installed
+from ziggurat.nn.spec import Model
 from ziggurat.objectives.labelled import Tag
-from ziggurat.pipeline.candidates import UNKNOWN, Candidate, judged_by, material, measure, read_before, read_in
+from ziggurat.pipeline.candidates import (
+    UNKNOWN,
+    Candidate,
+    expected,
+    identity,
+    judged_by,
+    language,
+    material,
+    measure,
+    read_before,
+    read_in,
+    task_of,
+)
 from ziggurat.pipeline.opened import Opened, called, open_checkpoint
+from ziggurat.pipeline.prepare import Prepared
 from ziggurat.train.arms import left_open
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import BestOf, Stage
@@ -53,6 +67,8 @@ class Choice:
     candidates: tuple[Candidate, ...]
     text: dict[str, Any] = field(default_factory=dict)
     """documents, bytes and split of the text; rows and measure of the probe."""
+    of: dict[str, Any] = field(default_factory=dict)
+    """What it was chosen by (`candidates.identity`); empty in files older than this record."""
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         header = ["start", "bits per byte", "unknown", f"probe, {self.text.get('measure', '')}".rstrip(", "), ""]
@@ -83,6 +99,26 @@ def check_candidates(recipe: Recipe, folder: Path) -> None:
             judged_by(stage, held, {name: read_in(recipe, name) for name in stage.init.best_of})
 
 
+def check_told_apart(recipe: Recipe, folder: Path, prepared: Prepared, fresh: Model, imported: Mapping[str, Opened]) -> None:
+    """Raise `UserError` now, not when the candidates are trained, if nothing will tell them apart, or the probe cannot be made. `fresh`: a
+    model from scratch."""
+    for stage in recipe.stages:
+        if not isinstance(stage.init, BestOf) or (folder / stage.title / FILE).exists():
+            continue
+        tuned, rows = task_of(recipe, stage), 0
+        for name in tuned.data if tuned is not None else ():
+            known = any((name, "train") in read_in(recipe, one) for one in stage.init.best_of)
+            shards = prepared.shards.get((name, "valid" if known else "train"))
+            rows = len(shards) + shards.meta["dropped"] if shards is not None else 0
+            rows = min(rows, tuned.examples or rows) if tuned is not None else 0
+        if rows >= LEAST:
+            installed()
+            continue
+        asked = [language(expected(recipe, one, prepared.tokenizer, fresh, imported)) for one in stage.init.best_of]
+        message, hint = _alike(stage.init.best_of, _few(rows))
+        check(None not in asked and len({one.kind for one in asked if one is not None}) == 1, f"{stage.title}: {message}", hint)
+
+
 def starting(recipe: Recipe, choices: Mapping[str, Choice]) -> Recipe:
     """The recipe with starts that were chosen, and with the general text that follows from them."""
     update = {title: {"init": choice.chosen} for title, choice in choices.items()}
@@ -97,17 +133,23 @@ def called_start(name: str) -> str:
 
 
 def choose(recipe: Recipe, stage: Stage, folder: Path, candidates: Mapping[str, Callable[[], Opened]]) -> Choice:
-    """The fitting start of a stage, said as a table. What was chosen once in this run folder stays chosen.
+    """The fitting start of a stage, said as a table. What was chosen once in this run folder stays chosen, as long as the text, the task and
+    the candidates are the same.
 
     Raises `UserError` when nothing tells the candidates apart (no labels, and losses that cannot be compared), or when one was trained on
     the text they would be judged by.
     """
     path = folder / stage.title / FILE
+    of = json.loads(json.dumps(identity(recipe, stage, candidates)))
     if path.exists():
         kept = json.loads(path.read_text("utf-8"))
-        made = tuple(Candidate(**{**c, "folds": tuple(c["folds"])}) for c in kept.pop("candidates"))
-        if [c.name for c in made] == list(candidates):
+        before = kept.get("of", {})
+        changed = [what for what in of if before.get(what) != of[what]]
+        if not changed:
+            made = tuple(Candidate(**{**c, "folds": tuple(c["folds"])}) for c in kept.pop("candidates"))
             return Choice(candidates=made, **kept)
+        said = f"{', '.join(changed)} changed" if before else "it is not known what it was chosen by"
+        log.info("%s: its start is chosen again, for %s", stage.title, said)
     assert isinstance(stage.init, BestOf)
     log.info("%s: which of %s fits?", stage.title, ", ".join(map(called_start, candidates)))
     place = folder / stage.title / "choice"
@@ -123,6 +165,9 @@ def choose(recipe: Recipe, stage: Stage, folder: Path, candidates: Mapping[str, 
     # a piece between the other pieces of its word is easily guessed, and tokenizers cut words into more pieces or fewer
     unit: Literal["token", "word"] = "token" if len(tokenizers) == 1 else "word"
     text, split, rows, task = material(recipe, stage, {called_start(name): seen for name, seen in read.items()})
+    if few := _few(len(rows)):
+        log.info("%s: %s: the losses decide", stage.title, few)
+        rows = []
     folds: list[tuple[np.ndarray, np.ndarray]] | None = None
     found = []
     try:
@@ -132,38 +177,34 @@ def choose(recipe: Recipe, stage: Stage, folder: Path, candidates: Mapping[str, 
             shutil.rmtree(place, ignore_errors=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    chosen, why = decide(found)
+    chosen, why = decide(found, few)
     size = sum(len(t.encode("utf-8", "surrogatepass")) for d in text for t in d.texts.values())
     about: dict[str, Any] = {"documents": len(text), "bytes": size, "split": split, "rows": len(rows), "unit": unit}
     score = getattr(task, "metric", "") if rows else ""
     about |= {"measure": "macro_f1" if isinstance(task, Tag) else score} if score else {}
-    choice = Choice(chosen, why, stage.title, tuple(found), about)
+    choice = Choice(chosen, why, stage.title, tuple(found), about, of)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(choice))
     _say(choice)
     return choice
 
 
-def decide(found: Sequence[Candidate]) -> tuple[str, str]:
-    """(name, one sentence of why); see the rule at the top. Raises `UserError` when nothing decides."""
+def decide(found: Sequence[Candidate], few: str = "") -> tuple[str, str]:
+    """(name, one sentence of why); see the rule at the top. `few` says why labels were not asked. Raises `UserError` when nothing decides."""
     readers = [c for c in found if c.unknown <= UNKNOWN]
     if 0 < len(readers) < len(found):
         others = [f"{called_start(c.name)} ({c.unknown:.1%} unknown tokens)" for c in found if c not in readers]
         passed = f"passed over, for their tokenizers cannot read the text: {', '.join(others)}"
         if len(readers) == 1:
             return readers[0].name, f"{called_start(readers[0].name)}; {passed}"
-        name, why = decide(readers)
+        name, why = decide(readers, few)
         return name, f"{why}; {passed}"
     families = {c.family for c in found if c.bits_per_byte is not None}
     comparable = all(c.bits_per_byte is not None for c in found) and len(families) == 1
     probed = all(c.folds for c in found)
     best = max(found, key=lambda c: c.probe or 0.0) if probed else None
     if not comparable:
-        check(
-            best is not None,
-            f"nothing tells {', '.join(called_start(c.name) for c in found)} apart: there are no labels, and their losses cannot be compared",
-            "name one start in `init`, or candidates that are all masked or all causal language models",
-        )
+        check(best is not None, *_alike([c.name for c in found], few))
         assert best is not None
         reason = "their losses cannot be compared" if len(families) > 1 else "not all have a loss"
         return best.name, f"{called_start(best.name)} by the probe ({_probes(found)}); {reason}"
@@ -179,8 +220,22 @@ def decide(found: Sequence[Candidate]) -> tuple[str, str]:
             f"{called_start(favourite.name)} by its loss ({said}); the probe prefers {called_start(best.name)} by {lead:.4f}, "
             f"less than {ERRORS:g} standard errors of {error:.4f}"
         )
-    agrees = f"; the probe agrees ({_probes(found)})" if best is not None else ""
+    agrees = f"; the probe agrees ({_probes(found)})" if best is not None else f"; {few}" if few else ""
     return favourite.name, f"{called_start(favourite.name)} by its loss ({said}){agrees}"
+
+
+def _few(rows: int) -> str:
+    """Why labelled rows are not asked by a probe."""
+    return f"{rows} labelled rows are too few for a probe" if 0 < rows < LEAST else ""
+
+
+def _alike(names: Sequence[str], few: str) -> tuple[str, str]:
+    """What is wrong, and what to do, where nothing decides."""
+    return (
+        f"nothing tells {', '.join(map(called_start, names))} apart: {few or 'there are no labels'}, and their losses cannot be compared",
+        "name one start in `init`, or candidates that are all masked or all causal language models"
+        + (f", or give the task {LEAST} labelled rows or more" if few else ""),
+    )
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:

@@ -100,8 +100,16 @@ def of_data(recipe: Recipe, prepared: Prepared, rows: Sequence[dict[str, Any]], 
 
 
 def unread_of(recipe: Recipe, prepared: Prepared) -> Iterator[Finding]:
-    """Rows that could not be read, from the facts kept with the shards. A share is of rows that the training split has read, and said, before it."""
+    """Rows that could not be read, from the facts kept with the shards, and test rows of which the tokenizer leaves nothing. A share is of rows
+    that the training split has read, and said, before it."""
     for (name, split), facts in prepared.facts.items():
+        dropped = prepared.shards[name, split].meta["dropped"] if split == "test" else 0
+        if dropped:
+            text = f"{dropped:,} of {facts.get('documents', 0):,} rows have no token that the tokenizer knows and are left out"
+            hint = (
+                "the score, that of the baselines too, is over the others alone: mend them, or take a tokenizer that reads them"
+            )
+            yield Finding("warning", "rows", f"source {name} ({split})", text, hint)
         bad, rows = facts.get("skipped", 0), facts.get("rows", 0) - facts.get("elsewhere", 0)
         own = split == "train" or sources.apart(recipe.sources[name], split) is not None  # type: ignore[arg-type]
         if (not own and (name, "train") in prepared.facts) or bad <= (0 if split == "test" else UNREAD * rows):

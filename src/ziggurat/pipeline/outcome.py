@@ -127,7 +127,7 @@ def _losses(done: Done, per_byte: bool) -> dict[str, float]:
 
 
 def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -> dict[str, float]:
-    """Scores of the baselines, each the mean over the same draws of labelled rows that the model had."""
+    """Scores of the baselines on the test rows that the model answered, each the mean over the same draws of labelled rows that it had."""
     (name,) = stage.data
     train, test_rows = (run.prepared.shards[name, split] for split in ("train", "test"))
     last = next(s for s in reversed(run.recipe.stages) if s.stage == "finetune")
@@ -138,14 +138,16 @@ def _baselines(run: Run, stage: Stage, objective: Objective, seeds: list[int]) -
         "objective": objective.model_dump(mode="json"),
         "rows": [content(train), content(test_rows)],
     }
+    if lost := test_rows.meta["dropped"]:  # earlier versions scored these rows, too
+        settings["lost"] = lost
     if path.exists():
         kept = json.loads(path.read_text("utf-8"))
         if kept["settings"] == settings:
             return kept["scores"]
     source = run.recipe.sources[name]
     log.info("baselines of %s on the same rows", name)
-    test = list(sources.documents(source, "test"))
-    by_id = {d.id: d for d in sources.documents(source, "train")}
+    tests, by_id = ({d.id: d for d in sources.documents(source, split)} for split in ("test", "train"))
+    test = [tests[i] for i in test_rows.ids(np.arange(len(test_rows)))]
     metric = metric_of(objective)
     sums: dict[str, list[float]] = defaultdict(list)
     for seed in seeds if stage.examples else seeds[:1]:

@@ -144,8 +144,8 @@ def _method(ledger: Ledger) -> str:
         return f'<p class="quiet">Each gain compares fine-tuning after the stage with fine-tuning before it, seed by seed.{direction}</p>'
     chosen = f"the wider of {' and '.join(ways)}" if len(ways) > 1 else ways[0]
     return (
-        '<p class="quiet">Each gain compares fine-tuning after the stage with fine-tuning before it, seed by seed (same labels, '
-        f"head and order). The {100 * ledger.confidence:.0f}% interval is {escape(chosen)}. A stage paid only if "
+        '<p class="quiet">Each gain compares fine-tuning after the stage with fine-tuning before it, seed by seed (same labels '
+        f"and order). The {100 * ledger.confidence:.0f}% interval is {escape(chosen)}. A stage paid only if "
         f"{'both keep' if len(ways) > 1 else 'it keeps'} clear of zero and three seeds or more were run.{direction}</p>"
     )
 

@@ -27,7 +27,7 @@ from ziggurat.nn.spec import Adversaries, Model
 from ziggurat.nn.tasks import alone, named
 from ziggurat.objectives.base import context_of
 from ziggurat.pipeline import context_use, interpolation, probes
-from ziggurat.pipeline.choose import Choice, check_candidates, choose, choose_folders, starting
+from ziggurat.pipeline.choose import Choice, check_candidates, check_told_apart, choose, choose_folders, starting
 from ziggurat.pipeline.findings import lacks
 from ziggurat.pipeline.opened import Opened, called, fits, open_checkpoint, reads_alike
 from ziggurat.pipeline.prepare import Prepared, content
@@ -164,6 +164,7 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     for init, opened in imported.items():
         reads_alike(init, opened, prepared.tokenizer)
     fresh = recipe.body() or next(one.network.model for one in imported.values())
+    check_told_apart(recipe, folder, prepared, fresh, imported)
     for stage in recipe.stages:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
             answerable(stage, prepared, models_before(recipe, stage, fresh, {i: o.network.model for i, o in imported.items()})[0])

@@ -111,8 +111,9 @@ def _seeds(recipe: Recipe, stage: Stage, seeds: Sequence[int] | None) -> tuple[i
 
 
 def _scheduled(run: Run, place: Place) -> None:
-    """`estimate.scheduled` of a point, by its name."""
+    """Raise `UserError` by a point's name if its warm-up does not fit, or it asks for more examples than there are rows."""
     try:
+        running.enough(place.stage, run.prepared)
         estimate.scheduled(run, [place.stage])
     except UserError as error:
         raise UserError(f"{place.name}: {error.message}", error.hint) from None

@@ -1,10 +1,11 @@
 """What each stage was worth: the task's test score from every prefix of the pipeline, compared seed by seed.
 
 A stage's gain is the difference between fine-tuning after it and fine-tuning before it, with the same seed: same
-labels drawn, same head, same order. Two intervals say how sure that is. One is Student's t over the seeds (three or
-more); the other resamples the test examples, the same ones for both sides and all seeds (paired bootstrap: Efron and
-Tibshirani 1993; Koehn 2004). A stage paid, or cost, only if every interval there is keeps clear of zero; with fewer
-than three seeds nothing is decided, for fine-tuning on few labels moves more by seed than most stages are worth.
+labels drawn, same order, and the same fresh head where only that is fresh (from scratch it is drawn after the body).
+Two intervals say how sure that is. One is Student's t over the seeds (three or more); the other resamples the test
+examples, the same ones for both sides and all seeds (paired bootstrap: Efron and Tibshirani 1993; Koehn 2004). A stage
+paid, or cost, only if every interval there is keeps clear of zero; with fewer than three seeds nothing is decided, for
+fine-tuning on few labels moves more by seed than most stages are worth.
 
 A run that predicts one class, or scores what the majority scores, has collapsed: it is flagged, and a verdict that
 depends on such runs is not given.

@@ -125,6 +125,8 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             **job.facts,
         },
     )
+    for name in ("", *checkpoints.RESULTS):  # from here on they are looked for at their steps
+        checkpoints.put_back(folder / name)
     if done(folder):
         outcome = outcome_of(folder)
         problems = checkpoints.verify(result(folder, outcome.steps))
