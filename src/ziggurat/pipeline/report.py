@@ -103,9 +103,8 @@ def _figures(ledger: Ledger) -> str:
     unit = label(ledger.metric)
     sign = 1 if ledger.better == "higher" else -1
     last = ledger.prefixes[-1]
-    cards = [
-        (ledger.show(last.mean), f"± {ledger.show(last.deviation)}" if len(ledger.seeds) > 1 else "", f"{unit} after {last.name}")
-    ]
+    mean = ledger.show(last.mean)
+    cards = [(mean, scored(ledger, last).removeprefix(mean).strip(), f"{unit} after {last.name}")]
     if ledger.total:
         points = "points" if ledger.points else ""
         cards.append(
