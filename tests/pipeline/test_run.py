@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,34 @@ def test_settings_are_compared_by_field(tmp_path: Path) -> None:
     assert settings.fingerprint(tmp_path) == mark
     with pytest.raises(UserError, match=r"stage.lr: was 2.0, is 3.0\n  stage.data.b: was absent, is 1"):
         settings.keep(tmp_path, {"stage": {"lr": 3.0, "data": {"a": 1, "b": 1}}})
+
+
+def test_a_changed_fine_tuning_is_refused_once_for_all_that_it_was_begun_from(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fine-tuning and those of the control, before any is trained."""
+    more = ["worth={seeds: [0, 1], control: other}", "sources.other={path: general.txt, txt: line, valid: 0.1}"]
+    stages = "  - {stage: dapt, data: domain, steps: 2}\n" + TUNE
+    run(recipe(stages), more)
+    trained: list[Path] = []
+    monkeypatch.setattr("ziggurat.train.loop.train", lambda *args, **named: trained.append(Path()))
+    shutil.rmtree("runs/other/finetune")  # as the first of them was asked for
+    with pytest.raises(UserError, match=r"were begun with other settings:\n  stage.optim.lr: was 5e-05, is 0.001\n  -> take") as error:
+        run(recipe(stages), [*more, "stages.finetune.optim.lr=1e-3"])
+    homes = ["scratch/seed-0", "scratch/seed-1", "dapt/seed-1", "control/seed-0", "control/seed-1"]
+    assert error.value.message.splitlines()[0].split(" were ")[0].split(", ") == [f"runs/other/worth/{home}" for home in homes]
+    assert error.value.hint is not None and "delete these folders to begin the stages again" in error.value.hint
+    assert not trained
+
+
+def test_a_stage_that_ended_early_is_not_begun_again_with_other_settings(tmp_path: Path) -> None:
+    """Of one that patience ended no checkpoint is left but that of an evaluation."""
+    settings.keep(tmp_path, {"lr": 1.0})
+    (tmp_path / "within/step-00000001").mkdir(parents=True)
+    (tmp_path / "DONE").touch()
+    with pytest.raises(UserError, match=r"lr: was 1.0, is 2.0"):
+        settings.keep(tmp_path, {"lr": 2.0})
+    assert (tmp_path / "within").exists()
 
 
 def test_held_out_text_that_an_older_folder_does_not_name_is_no_change(tmp_path: Path) -> None:

@@ -213,8 +213,10 @@ def test_a_kill_in_the_middle_loses_nothing(
 
 
 def test_a_point_of_other_settings_is_not_gone_on_with(again: Path) -> None:
-    with pytest.raises(UserError, match=r"was begun with other settings:\n  stage.epochs: was 5, is 6"):
+    """All that there are are named at once."""
+    with pytest.raises(UserError, match=r"were begun with other settings:\n  stage.epochs: was 5, is 6\n  -> take") as error:
         zg.sweep("tune.yaml", "finetune", {"optim.lr": RATES}, overrides=["stages.finetune.epochs=6"])
+    assert error.value.message.count("seed-") == 4 and "delete these folders" in (error.value.hint or "")
 
 
 # --- runs that fail ----------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from ziggurat.evaluate.heldout import Predictions, main_loss, metric_of
 from ziggurat.evaluate.scores import Metric
 from ziggurat.pipeline import doctor, estimate
 from ziggurat.pipeline import run as running
+from ziggurat.pipeline.begun import Asked, unchanged
 from ziggurat.pipeline.grid import Grid, Place, chosen_stage, places, read, without_valid, written
 from ziggurat.pipeline.run import Done, Run
 from ziggurat.pipeline.sweep_report import show, write_results
@@ -88,6 +89,8 @@ def sweep(path: str | Path, stage: str, grid: Grid, seeds: Sequence[int] | None 
             for p in points
         ]
         starts = {place.name: _start(run, base, init, place) for place in points}
+        homes = [(place, seed, _home(home, place, seed)) for place in points for seed in seeds]
+        unchanged(run, [Asked(p.stage, at, s, starts[p.name]) for p, s, at in homes if not (at / DIVERGED).exists()])
         tried = list[tuple[Place, dict[int, Trial]]]()
         metric, measure = _measure(base)
         for n, place in enumerate(points, 1):

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ziggurat.atomic import write_json, write_text
 from ziggurat.checkpoint import format as checkpoints
-from ziggurat.config import spelled
 from ziggurat.context import Context
 from ziggurat.data.shards import Shards
 from ziggurat.log import Metrics, ProgressBar, Sink, read_metrics
@@ -112,19 +111,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     """
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
-    tables = {name: table.digest for name, table in job.tables.items()}
-    settings.keep(
-        folder,
-        {
-            **({"tables": tables} if tables else {}),
-            "stage": settings.deciding(stage),
-            "model": spelled(job.start.model),
-            "system": job.system,
-            "tokenizer": job.tokenizer.fingerprint,
-            "seed": job.seed,
-            **job.facts,
-        },
-    )
+    settings.keep(folder, settings.of(job))
     if done(folder):
         outcome = outcome_of(folder)
         problems = checkpoints.verify(result(folder, outcome.steps))
