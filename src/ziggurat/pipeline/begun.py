@@ -23,6 +23,8 @@ class Asked:
     folder: Path
     seed: int
     init: str
+    steps: int | None = None
+    """Of a time budget, measured elsewhere."""
 
 
 def unchanged(run: Run, asked: Iterable[Asked]) -> None:
@@ -30,7 +32,7 @@ def unchanged(run: Run, asked: Iterable[Asked]) -> None:
     found = {}
     for one in asked:
         if settings.begun(one.folder):
-            now = settings.of(running.job_of(run, one.stage, one.folder, one.seed, one.init))
+            now = settings.of(running.job_of(run, one.stage, one.folder, one.seed, one.init, steps=one.steps))
             if changed := settings.changes(one.folder, now):
                 found[one.folder] = changed
     if found:

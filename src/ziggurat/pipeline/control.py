@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ziggurat.pipeline import interpolation
 from ziggurat.pipeline import run as running
 from ziggurat.pipeline.begun import Asked
-from ziggurat.pipeline.prefixes import prefixes, tuned
+from ziggurat.pipeline.prefixes import prefixes, settled, tuned
 from ziggurat.pipeline.run import Done
 from ziggurat.pipeline.worth import Control
 from ziggurat.train import job as jobs
@@ -41,10 +41,10 @@ def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
         return None
     name, stage, one = beside.name, beside.right, beside.asked
     run.done[name] = running._one(run, one.stage, one.folder, one.seed, one.init, name)
-    trials = {
-        each.seed: running._one(run, last, each.folder, each.seed, name, f"{last.title} from {name}, seed {each.seed}")
-        for each in _trials(run, last, beside)
-    }
+    trials = dict[int, Done]()
+    for each in _trials(run, last, beside):
+        title = f"{last.title} from {name}, seed {each.seed}"
+        trials[each.seed] = running._one(run, last, each.folder, each.seed, name, title, steps=each.steps)
     run.controls[f"+{name}"] = run.done.pop(name)
     before = next(prefix for prefix, start in prefixes(run.recipe, last) if start == stage.init)
     ordered = list(arms.items())
@@ -99,5 +99,5 @@ def _beside(run: Run, last: Stage) -> _Beside | None:
 def _trials(run: Run, last: Stage, beside: _Beside) -> list[Asked]:
     """The fine-tunings from the control."""
     assert run.recipe.worth is not None
-    home = beside.asked.folder.parent
-    return [Asked(last, home / f"seed-{seed}", seed, beside.name) for seed in run.recipe.worth.seeds]
+    home, steps = beside.asked.folder.parent, settled(run, last)
+    return [Asked(last, home / f"seed-{seed}", seed, beside.name, steps) for seed in run.recipe.worth.seeds]

@@ -1,4 +1,7 @@
-"""The prefixes of the pipeline, and the fine-tuning from each with every seed, by which the stages' worth is measured."""
+"""The prefixes of the pipeline, and the fine-tuning from each with every seed, by which the stages' worth is measured.
+
+They differ in their start and their seed alone: of a time budget all have the steps that the recipe's own fine-tuning measured.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING
 from ziggurat.pipeline import run as running
 from ziggurat.pipeline.begun import Asked, unchanged
 from ziggurat.pipeline.opened import called
+from ziggurat.train import budget
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage, candidates
 
@@ -32,16 +36,22 @@ def prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
 
 
 def asked(run: Run, last: Stage) -> dict[str, dict[int, Asked]]:
-    """The fine-tunings by prefix and seed, in pipeline order; of the recipe's own the folder is the stage's."""
+    """The fine-tunings by prefix and seed, in pipeline order; of the recipe's own the folder is the stage's. The steps of a time budget are
+    there once that one has begun."""
     ways, worth = prefixes(run.recipe, last), run.recipe.worth
     if worth is None:
         return {ways[-1][0]: {run.recipe.seed: Asked(last, run.folder / last.title, run.recipe.seed, str(last.init))}}
     found: dict[str, dict[int, Asked]] = {}
     for name, init in ways:
         home = run.folder / "worth" / name.lstrip("+")
-        found[name] = {seed: Asked(last, home / f"seed-{seed}", seed, init) for seed in worth.seeds}
+        found[name] = {seed: Asked(last, home / f"seed-{seed}", seed, init, settled(run, last)) for seed in worth.seeds}
     found[ways[-1][0]][worth.seeds[0]] = Asked(last, run.folder / last.title, worth.seeds[0], str(last.init))
     return found
+
+
+def settled(run: Run, last: Stage) -> int | None:
+    """The steps of the recipe's own fine-tuning, if it has begun."""
+    return budget.settled(run.folder / last.title, last)
 
 
 def begin(run: Run) -> None:
@@ -67,5 +77,5 @@ def arms(run: Run) -> dict[str, dict[int, Done]]:
                 found[name][seed] = run.done[last.title]
                 continue
             title = f"{last.title} from {name}, seed {seed}"
-            found[name][seed] = running._one(run, last, one.folder, seed, one.init, title)
+            found[name][seed] = running._one(run, last, one.folder, seed, one.init, title, steps=one.steps)
     return found

@@ -264,8 +264,17 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", start: Start | None = None) -> Job:
-    """A stage with everything it needs; `start` is what `init` names, unless it is given."""
+def job_of(
+    run: Run,
+    stage: Stage,
+    folder: Path,
+    seed: int,
+    init: str,
+    title: str = "",
+    start: Start | None = None,
+    steps: int | None = None,
+) -> Job:
+    """A stage with everything it needs; `start` is what `init` names, unless it is given. `steps`: of a time budget, measured elsewhere."""
     prepared = run.reads(stage, init)
     shards: dict[str, Any] = prepared.read(stage)
     general = {name: prepared.shards[name, "train"] for name in stage.weighed}
@@ -300,16 +309,26 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
         held=run.signals.held,
         general=general,
         start_bits=start_bits,
+        steps=steps if stage.time is not None else None,
         title=title,
         sinks=sinks,
     )
 
 
 def _one(
-    run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True, split: Split = "test"
+    run: Run,
+    stage: Stage,
+    folder: Path,
+    seed: int,
+    init: str,
+    title: str = "",
+    *,
+    steps: int | None = None,
+    export: bool = True,
+    split: Split = "test",
 ) -> Done:
     """Run one stage in `folder` from `init`, score it on a split if it is a fine-tuning, export it, and mark it done."""
-    job = job_of(run, stage, folder, seed, init, title)
+    job = job_of(run, stage, folder, seed, init, title, steps=steps)
     if stage.interpolate is not None and not interpolation.holds(folder, stage, job):  # now, not after hours of training
         interpolation.begun(stage, job)
         decidable(stage, run.prepared)

@@ -97,6 +97,8 @@ class Job:
     """General text that says which weights matter (EWC)."""
     start_bits: Callable[[], Mapping[str, float]] = dict
     """Where the stage's tokenizer has more tokens than its start had: bits a byte of held-out text, by source, as that one read it."""
+    steps: int | None = None
+    """The steps of its time budget, where what it is compared with has measured them."""
     title: str = ""
     """What the console calls it when it is not one of the recipe's stages."""
     sinks: Callable[[int], Sequence[Sink]] = lambda after: ()

@@ -24,6 +24,11 @@ LINE = "interpolation.json"
 """What was found between a stage's start and what it trained (`pipeline/interpolation.py`)."""
 CHOSEN_BY = "chosen_by"
 """The held-out text that chose weights while the stage trained."""
+BUDGET = "budget.json"
+"""The steps of a budget that had to be counted or measured (`train/budget.py`)."""
+STEPS = "budget.steps"
+"""The steps of a time budget that were measured elsewhere. They are written into BUDGET, not into FILE: where the stage measured them
+itself it is no other stage."""
 SHOWN = 8
 
 
@@ -47,6 +52,7 @@ def of(job: Job) -> dict[str, Any]:
         "system": job.system,
         "tokenizer": job.tokenizer.fingerprint,
         "seed": job.seed,
+        **({STEPS: job.steps} if job.steps is not None else {}),
         **job.facts,
     }
 
@@ -66,10 +72,10 @@ def keep(folder: Path, now: Mapping[str, Any]) -> None:
     if changed := changes(folder, now):
         raise refused({folder: changed})
     folder.mkdir(parents=True, exist_ok=True)  # nothing is lost; what was measured for other settings goes
-    for measured in ("budget.json", BEFORE, LINE, "fisher.safetensors"):
+    for measured in (BUDGET, BEFORE, LINE, "fisher.safetensors"):
         (folder / measured).unlink(missing_ok=True)
     shutil.rmtree(folder / WITHIN, ignore_errors=True)
-    write_json(folder / FILE, now)
+    write_json(folder / FILE, {k: v for k, v in now.items() if k != STEPS})
 
 
 def changes(folder: Path, now: Mapping[str, Any]) -> list[str]:
@@ -100,6 +106,8 @@ def _compared(folder: Path, now: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     after = _flat(json.loads(json.dumps(now)))
     if before:  # what an older folder does not say of its held-out text is not known to have changed
         after = {k: v for k, v in after.items() if k in before or not k.startswith(f"{CHOSEN_BY}.")}
+    if before and STEPS in after and (folder / BUDGET).exists():
+        before[STEPS] = json.loads((folder / BUDGET).read_text("utf-8"))["steps"]
     return before, after
 
 
