@@ -25,6 +25,8 @@ class Asked:
     init: str
     steps: int | None = None
     """Of a time budget, measured elsewhere."""
+    until: int | None = None
+    """Where it ends before its schedule does."""
 
 
 def unchanged(run: Run, asked: Iterable[Asked]) -> None:
@@ -32,8 +34,8 @@ def unchanged(run: Run, asked: Iterable[Asked]) -> None:
     found = {}
     for one in asked:
         if settings.begun(one.folder):
-            now = settings.of(running.job_of(run, one.stage, one.folder, one.seed, one.init, steps=one.steps))
-            if changed := settings.changes(one.folder, now):
+            job = running.job_of(run, one.stage, one.folder, one.seed, one.init, steps=one.steps, until=one.until)
+            if changed := settings.changes(one.folder, settings.of(job)):
                 found[one.folder] = changed
     if found:
         raise settings.refused(found)

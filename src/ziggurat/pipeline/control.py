@@ -1,6 +1,7 @@
 """Adaptation to the wrong domain, as a control: the same stage on other text, and the task fine-tuned from it.
 
 What it adds is what more training adds; what the right domain adds beyond it is the domain's (Gururangan et al., 2020, section 3.3).
+It has the right domain's schedule, and ends at the step whose weights that one handed on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ziggurat.pipeline.begun import Asked
 from ziggurat.pipeline.prefixes import prefixes, settled, tuned
 from ziggurat.pipeline.run import Done
 from ziggurat.pipeline.worth import Control
+from ziggurat.train import budget
 from ziggurat.train import job as jobs
 from ziggurat.train.stage import BUDGETS, Share, Stage
 
@@ -40,7 +42,7 @@ def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
     if last is None or beside is None:
         return None
     name, stage, one = beside.name, beside.right, beside.asked
-    run.done[name] = running._one(run, one.stage, one.folder, one.seed, one.init, name)
+    run.done[name] = running._one(run, one.stage, one.folder, one.seed, one.init, name, until=one.until)
     trials = dict[int, Done]()
     for each in _trials(run, last, beside):
         title = f"{last.title} from {name}, seed {each.seed}"
@@ -80,7 +82,9 @@ def _beside(run: Run, last: Stage) -> _Beside | None:
     if stage is None:
         return None
     name = f"{stage.title} on {worth.control}"
-    steps = dict.fromkeys(BUDGETS) | {"steps": run.done[stage.title].outcome.steps}
+    kept, planned = run.done[stage.title].outcome.steps, budget.settled(run.folder / stage.title, stage)
+    assert planned is not None  # the stage is done
+    steps = dict.fromkeys(BUDGETS) | {"steps": planned}
     last_weights = stage.evaluate.model_copy(update={"keep": "last", "patience": None})  # or it would have fewer steps
     update: dict[str, Any] = {"data": {worth.control: Share()}, "nearest": {}, "name": name.replace(" ", "-")}
     update |= {"evaluate": last_weights, **steps}
@@ -93,7 +97,8 @@ def _beside(run: Run, last: Stage) -> _Beside | None:
     other, folder = stage.model_copy(update=update), run.folder / "worth" / "control" / stage.title
     if stage.title in run.read:  # with the right domain's tokens, if it brought some
         run.read[name] = run.read[other.title] = run.read[stage.title]
-    return _Beside(name, stage, Asked(other, folder, run.recipe.seed, str(stage.init)))
+    until = kept if kept < planned else None
+    return _Beside(name, stage, Asked(other, folder, run.recipe.seed, str(stage.init), until=until))
 
 
 def _trials(run: Run, last: Stage, beside: _Beside) -> list[Asked]:

@@ -273,8 +273,10 @@ def job_of(
     title: str = "",
     start: Start | None = None,
     steps: int | None = None,
+    until: int | None = None,
 ) -> Job:
-    """A stage with everything it needs; `start` is what `init` names, unless it is given. `steps`: of a time budget, measured elsewhere."""
+    """A stage with everything it needs; `start` is what `init` names, unless it is given. `steps`: of a time budget, measured elsewhere;
+    `until`: the step at which it ends, before its schedule does."""
     prepared = run.reads(stage, init)
     shards: dict[str, Any] = prepared.read(stage)
     general = {name: prepared.shards[name, "train"] for name in stage.weighed}
@@ -310,6 +312,7 @@ def job_of(
         general=general,
         start_bits=start_bits,
         steps=steps if stage.time is not None else None,
+        until=until,
         title=title,
         sinks=sinks,
     )
@@ -324,11 +327,12 @@ def _one(
     title: str = "",
     *,
     steps: int | None = None,
+    until: int | None = None,
     export: bool = True,
     split: Split = "test",
 ) -> Done:
     """Run one stage in `folder` from `init`, score it on a split if it is a fine-tuning, export it, and mark it done."""
-    job = job_of(run, stage, folder, seed, init, title, steps=steps)
+    job = job_of(run, stage, folder, seed, init, title, steps=steps, until=until)
     if stage.interpolate is not None and not interpolation.holds(folder, stage, job):  # now, not after hours of training
         interpolation.begun(stage, job)
         decidable(stage, run.prepared)

@@ -187,7 +187,7 @@ def _trial(run: Run, base: Stage, place: Place, home: Path, seed: int, init: str
         return Trial(math.nan, diverged=error.message)
     o = done.outcome
     losses = tuple(main_loss(numbers) for name, numbers in o.held_out.items() if name in base.data)
-    return Trial(_score(base, done), o.seconds, o.steps, o.skipped, _predictions(done), losses=losses)
+    return Trial(_score(base, done), o.cost[1], o.steps, o.skipped, _predictions(done), losses=losses)
 
 
 def _home(home: Path, place: Place, seed: int) -> Path:

@@ -46,7 +46,7 @@ class After:
     """What a prefix's last stage took and where it left the language model."""
 
     tokens: int = 0
-    """Live tokens the stage trained on."""
+    """Live tokens the stage trained on, also those behind the weights that it hands on."""
     seconds: float = 0.0
     tokens_per_second: float = 0.0
     heldout: Mapping[str, float] = field(default_factory=dict)

@@ -63,6 +63,15 @@ class Outcome:
     """The held-out number that the weights were chosen by (evaluate.by)."""
     measured: dict[str, str] = field(default_factory=dict)
     """Source -> what identifies the held-out text of the numbers; empty in folders older than this record."""
+    spent_tokens: int = 0
+    """Of the whole training; 0 in folders older than this record."""
+    spent_seconds: float = 0.0
+    """Of the whole training."""
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        """Tokens and seconds of all steps that were trained; in older folders of those up to the weights handed on."""
+        return (self.spent_tokens, self.spent_seconds) if self.spent_tokens else (self.tokens, self.seconds)
 
     def ending(self, stage: Stage) -> Ending | None:
         """How it ended, where other weights than the last are handed on."""
@@ -99,6 +108,8 @@ class Job:
     """Where the stage's tokenizer has more tokens than its start had: bits a byte of held-out text, by source, as that one read it."""
     steps: int | None = None
     """The steps of its time budget, where what it is compared with has measured them."""
+    until: int | None = None
+    """The step at which it ends, where its schedule and its data are for more."""
     title: str = ""
     """What the console calls it when it is not one of the recipe's stages."""
     sinks: Callable[[int], Sequence[Sink]] = lambda after: ()
@@ -139,8 +150,9 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     parameters = network.parameter_count()
     retention = Retention(folder, job, network, objective, ctx, new)
     steps = budget.steps(folder, job, objective, retention, ctx, dtype)
+    end = steps if job.until is None else job.until
     keeping = Keeping(folder, stage, title, before)
-    saved = keeping.resume(steps)
+    saved = keeping.resume(end)
     here = {"threads": torch.get_num_threads(), "precision": _name(dtype), "device": device.type}
     with budget.loader(job, objective, ctx, steps, saved.state["loader"] if saved else None) as loader:
         optimizer = retention.optimizer()
@@ -156,9 +168,9 @@ def run_stage(folder: Path, job: Job) -> Outcome:
                 recall.load(saved.memory, device)
             progress = loop.Progress(**saved.state["progress"])
             _warn_of_changes(title, saved.state.get("machine", here), here)
-            log.info("%s: going on from step %d of %d", title, progress.step, steps)
+            log.info("%s: going on from step %d of %d", title, progress.step, end)
         else:
-            say("%s: %s", title, _opening(job, network, ctx, steps, dtype))
+            say("%s: %s", title, _opening(job, network, ctx, end, dtype))
         card = checkpoints.Card(
             network.spec,
             system=job.system,
@@ -173,7 +185,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
 
         def save(progress: loop.Progress, found: Mapping[str, Any] | None = None) -> None:
             within = found is not None
-            last = within or progress.step == steps
+            last = within or progress.step == end
             known = {"held_out": found, "measured": dict(job.measured)} if within else {"kept": keeping.step}
             checkpoints.save(
                 folder / WITHIN if within else folder,
@@ -198,7 +210,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             return flat(found)
 
         plan = loop.Plan(
-            steps=steps,
+            steps=end,
             accumulate=stage.accumulate,
             clip=stage.optim.clip or math.inf,
             rate=lambda step: stage.optim.lr * schedule.rate(step, steps=steps, spec=stage.schedule),
@@ -208,11 +220,12 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         )
         with (
             Metrics(folder / "metrics.jsonl", after=progress.step, sinks=job.sinks(progress.step)) as metrics,
-            ProgressBar(title, steps, start=progress.step) as bar,
+            ProgressBar(title, end, start=progress.step) as bar,
         ):
             if before and not progress.step:
                 metrics.write(0, flat(before))
             ending: Ending | None = None
+            whole = progress
             try:
                 with job.held() as stop:
                     loop.train(
@@ -268,6 +281,8 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         ending.step if ending is not None else progress.step,
         keeping.best,
         dict(job.measured),
+        whole.tokens,
+        whole.seconds,
     )
     write_json(folder / "outcome.json", asdict(outcome))
     return outcome

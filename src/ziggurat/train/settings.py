@@ -53,6 +53,7 @@ def of(job: Job) -> dict[str, Any]:
         "tokenizer": job.tokenizer.fingerprint,
         "seed": job.seed,
         **({STEPS: job.steps} if job.steps is not None else {}),
+        **({"until": job.until} if job.until is not None else {}),
         **job.facts,
     }
 
