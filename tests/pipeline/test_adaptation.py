@@ -429,6 +429,39 @@ def test_the_control_goes_the_same_way(world: Path) -> None:
     assert any(not torch.equal(start[name], end[name]) for name in start)
 
 
+def test_the_control_of_a_stage_that_ended_early_has_its_schedule(world: Path) -> None:
+    """As many steps as the weights that were handed on had, at the same rates; what the ledger says a stage took is what was trained."""
+    changes = [
+        "worth={seeds: [0], control: other}",
+        "stages.dapt.steps=40",
+        "stages.dapt.optim.lr=0.3",
+        "stages.dapt.forgetting=false",
+        "stages.dapt.evaluate={every: 2, patience: 2, tokens: 400}",
+        "stages.finetune.epochs=1",
+        "sources.other={path: general.txt, txt: line, valid: 0.1}",
+    ]
+    folder = run("small.yaml", changes)
+    right, wrong = (read_metrics(path / "metrics.jsonl") for path in (folder / "dapt", folder / "worth/control/dapt"))
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    told = next(s for s in report["stages"] if s["name"] == "dapt")
+    kept, ended = told["steps"], told["ended"]
+    assert told["stopped"] == "patience" and kept < ended < 40
+    rates = [{line["step"]: line["lr"] for line in lines if "lr" in line} for lines in (right, wrong)]
+    assert max(rates[1]) == kept and rates[1] == {step: rate for step, rate in rates[0].items() if step <= kept}
+    tokens = {line["step"]: line["tokens"] for line in right if "tokens" in line}
+    after = report["worth"]["after"]["+dapt"]
+    assert after["tokens"] == told["tokens"] == tokens[ended] > tokens[kept] and after["seconds"] == told["seconds"]
+    path = folder / "worth/control/dapt/stage.json"
+    old = json.loads(path.read_text("utf-8"))  # as a control was begun before: its whole schedule in as many steps
+    assert old.pop("until") == kept
+    path.write_text(json.dumps({**old, "stage": {**old["stage"], "steps": kept}}), "utf-8")
+    said = (
+        rf"worth/control/dapt was begun with other settings:\n  stage.steps: was {kept}, is 40\n  until: was absent, is {kept}\n"
+    )
+    with pytest.raises(UserError, match=said):
+        run("small.yaml", changes)
+
+
 def test_text_near_the_task(world: Path) -> None:
     """kNN-TAPT: the domain's documents that are like the task's; looked up once, and read beside the task's own by size."""
     draw = random.Random(3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from ziggurat.evaluate.scores import METRICS
@@ -47,3 +49,28 @@ def test_a_baseline_that_beats_everything_is_named() -> None:
     assert "TF-IDF" not in advice(ledger(0.55, scratch=SCRATCH, _pretrain=GOOD))
     unknown = ledger(after={}, scratch=SCRATCH, _pretrain=SCRATCH)
     assert advice(unknown) == "Advice: leave out pretrain, without a measurable gain, or give it more text or another rate."
+
+
+def test_a_stage_that_a_paid_one_began_from_is_not_left_out_unmeasured() -> None:
+    level = {"_pretrain": [0.58, 0.515, 0.60], "_tapt": [0.60, 0.536, 0.619]}
+    later = "but TAPT began from it and paid: measure without it before leaving it out."
+    found = ledger(scratch=SCRATCH, **level)
+    assert [g.verdict for g in found.gains] == ["no measurable gain", "paid"]
+    assert advice(found) == f"Advice: keep TAPT; pretrain had no measurable gain by itself, {later}"
+    worse = ledger(scratch=GOOD, _pretrain=SCRATCH, _tapt=[0.70, 0.72, 0.71])
+    assert advice(worse) == f"Advice: keep TAPT; pretrain made the score worse by itself, {later}"
+
+
+def test_where_every_run_collapsed_nothing_is_left_out() -> None:
+    """0.1 is what the majority scores."""
+    flat = [0.1, 0.1, 0.1]
+    said = "the fine-tuning learnt nothing {}: try another rate or more epochs before deciding on pretrain"
+    assert advice(ledger(scratch=flat, _pretrain=flat)) == f"Advice: {said.format('with any start')}."
+    later = advice(ledger(scratch=flat, _pretrain=flat, _dapt=GOOD))
+    assert later == f"Advice: keep DAPT; {said.format('before or after it')}."
+
+
+def test_an_undefined_baseline_hides_no_better_one() -> None:
+    trials = {"scratch": {0: 0.1, 1: 0.12, 2: 0.11}, "+dapt": {0: 0.3, 1: 0.32, 2: 0.31}}
+    found = measure(trials, METRICS["pearson"], baselines={"mean": math.nan, "TF-IDF + ridge": 0.97})
+    assert advice(found) == "Advice: keep DAPT; and first ask whether TF-IDF + ridge does, which beats all of this."

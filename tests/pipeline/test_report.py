@@ -224,6 +224,14 @@ def test_collapsed_and_undefined_runs_are_seen() -> None:
         assert "nan" not in chart
 
 
+def test_a_card_says_how_many_runs_collapsed() -> None:
+    flat = {0: 0.5, 1: 0.5, 2: 0.5}
+    worth = measure({"scratch": {0: 0.4, 1: 0.6, 2: 0.55}, "+tapt": flat}, METRICS["accuracy"], baselines={"majority": 0.5})
+    text = html(facts(worth=worth))
+    assert "<strong>50.0 <small>± 0.0 (3 collapsed)</small></strong><span>accuracy after +tapt</span>" in text
+    assert "<strong>58.3 <small>± 1.1</small></strong>" in html(facts())
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_table_on_the_terminal(width: int) -> None:
     console = Console(width=width, file=io.StringIO(), record=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ziggurat.errors import UserError
 from ziggurat.evaluate import baselines
 from ziggurat.pipeline.opened import called, open_checkpoint
 from ziggurat.pipeline.run import load_recipe, prepare, run
-from ziggurat.train import settings
+from ziggurat.train import loop, settings
 
 HEAD = """\
 name: other
@@ -284,6 +285,59 @@ def test_settings_are_compared_by_field(tmp_path: Path) -> None:
     assert settings.fingerprint(tmp_path) == mark
     with pytest.raises(UserError, match=r"stage.lr: was 2.0, is 3.0\n  stage.data.b: was absent, is 1"):
         settings.keep(tmp_path, {"stage": {"lr": 3.0, "data": {"a": 1, "b": 1}}})
+
+
+def test_a_changed_fine_tuning_is_refused_once_for_all_that_it_was_begun_from(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fine-tuning and those of the control, before any is trained."""
+    more = ["worth={seeds: [0, 1], control: other}", "sources.other={path: general.txt, txt: line, valid: 0.1}"]
+    stages = "  - {stage: dapt, data: domain, steps: 2}\n" + TUNE
+    run(recipe(stages), more)
+    trained: list[Path] = []
+    monkeypatch.setattr("ziggurat.train.loop.train", lambda *args, **named: trained.append(Path()))
+    shutil.rmtree("runs/other/finetune")  # as the first of them was asked for
+    with pytest.raises(
+        UserError, match=r"were begun with other settings:\n  stage.optim.lr: was 5e-05, is 0.001\n  -> take"
+    ) as error:
+        run(recipe(stages), [*more, "stages.finetune.optim.lr=1e-3"])
+    homes = ["scratch/seed-0", "scratch/seed-1", "dapt/seed-1", "control/seed-0", "control/seed-1"]
+    assert error.value.message.splitlines()[0].split(" were ")[0].split(", ") == [f"runs/other/worth/{home}" for home in homes]
+    assert error.value.hint is not None and "delete these folders to begin the stages again" in error.value.hint
+    assert not trained
+
+
+def test_all_arms_have_the_steps_of_one_time_budget(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured once, by the recipe's own fine-tuning, however busy the machine is later; a second run trains nothing."""
+    more = ["worth={seeds: [0, 1], control: other}", "sources.other={path: general.txt, txt: line, valid: 0.1}"]
+    stages = "  - {stage: dapt, data: domain, steps: 2}\n" + TUNE.replace("epochs: 1", "time: 10s")
+    left, trained, real = [2.0, 5.0], list[int](), loop.train
+
+    def train(*args: Any, **named: Any) -> Any:
+        trained.append(args[4].steps)
+        return real(*args, **named)
+
+    monkeypatch.setattr(loop, "timed", lambda *args, **named: [(left.pop(0), 1)])
+    monkeypatch.setattr(loop, "train", train)
+    folder = run(recipe(stages), more)
+    assert trained == [2, 5, 5, 5, 5, 2, 5, 5] and left == [5.0]
+    shutil.rmtree(folder / "worth/scratch/seed-1")
+    run(recipe(stages), more)
+    assert trained[8:] == [5]
+    old = folder / "worth/scratch/seed-0/budget.json"  # as every arm measured its own before
+    old.write_text(json.dumps({"steps": 7, "seconds": 10.0}), "utf-8")
+    with pytest.raises(UserError, match=r"worth/scratch/seed-0 was begun with other settings:\n  budget.steps: was 7, is 5\n"):
+        run(recipe(stages), more)
+
+
+def test_a_stage_that_ended_early_is_not_begun_again_with_other_settings(tmp_path: Path) -> None:
+    """Of one that patience ended no checkpoint is left but that of an evaluation."""
+    settings.keep(tmp_path, {"lr": 1.0})
+    (tmp_path / "within/step-00000001").mkdir(parents=True)
+    (tmp_path / "DONE").touch()
+    with pytest.raises(UserError, match=r"lr: was 1.0, is 2.0"):
+        settings.keep(tmp_path, {"lr": 2.0})
+    assert (tmp_path / "within").exists()
 
 
 def test_held_out_text_that_an_older_folder_does_not_name_is_no_change(tmp_path: Path) -> None:

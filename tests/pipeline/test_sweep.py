@@ -213,8 +213,49 @@ def test_a_kill_in_the_middle_loses_nothing(
 
 
 def test_a_point_of_other_settings_is_not_gone_on_with(again: Path) -> None:
-    with pytest.raises(UserError, match=r"was begun with other settings:\n  stage.epochs: was 5, is 6"):
+    """All that there are are named at once."""
+    with pytest.raises(UserError, match=r"were begun with other settings:\n  stage.epochs: was 5, is 6\n  -> take") as error:
         zg.sweep("tune.yaml", "finetune", {"optim.lr": RATES}, overrides=["stages.finetune.epochs=6"])
+    assert error.value.message.count("seed-") == 4 and "delete these folders" in (error.value.hint or "")
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[float]:
+    """A machine on which a step takes so long at first, then so long; what is left of it."""
+    left = list(seconds)
+    monkeypatch.setattr(loop, "timed", lambda *args, **named: [(left.pop(0), 1)])
+    return left
+
+
+def test_what_is_compared_has_the_steps_of_one_time_budget(
+    place: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured once, however busy the machine is later; where a step's cost is swept, once for each cost."""
+    more = ["stages.finetune.epochs=null", "stages.finetune.time=10s"]
+    left = timed(monkeypatch, 2.0, 5.0)
+    zg.sweep("tune.yaml", "finetune", {"optim.lr": RATES}, overrides=more)
+    assert trained[2:] == ["5 steps"] * 4 and left == [5.0]
+    trained.clear()
+    zg.sweep(
+        "tune.yaml", "finetune", {"optim.lr": [1e-3, *RATES]}, seeds=[2, 0, 1], overrides=more
+    )  # the same command goes on, and so do more
+    assert trained == ["5 steps"] * 5 and left == [5.0]
+    trained.clear()
+    timed(monkeypatch, 2.0, 5.0)
+    zg.sweep("tune.yaml", "finetune", {"batch.documents": [8, 4], "dropout": [0.0, 0.1]}, seeds=[0, 1], overrides=more)
+    assert trained == ["5 steps"] * 4 + ["2 steps"] * 4
+
+
+def test_points_that_measured_a_time_budget_each_are_refused(
+    place: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they did before it was shared."""
+    more = ["stages.finetune.epochs=null", "stages.finetune.time=10s"]
+    timed(monkeypatch, 2.0)
+    zg.sweep("tune.yaml", "finetune", {"optim.lr": RATES}, overrides=more)
+    budget = Path("runs/tune/sweep/finetune/optim.lr=0.01/seed-1/budget.json")
+    budget.write_text(json.dumps({"steps": 7, "seconds": 10.0}), "utf-8")
+    with pytest.raises(UserError, match=r"optim.lr=0.01/seed-1 was begun with other settings:\n  budget.steps: was 7, is 5\n"):
+        zg.sweep("tune.yaml", "finetune", {"optim.lr": RATES}, overrides=more)
 
 
 # --- runs that fail ----------------------------------------------------------------------------------------

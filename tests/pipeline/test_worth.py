@@ -167,6 +167,9 @@ def test_a_collapsed_run_never_decides() -> None:
     all_of_them = measure(rows(scratch=[0.5, 0.5, 0.5], _dapt=[0.7, 0.71, 0.72]), ACCURACY, baselines={"majority": 0.5})
     assert all_of_them.gains[0].verdict == "paid"
     assert "3 of 3 runs from scratch collapsed" in all_of_them.gains[0].sentence
+    # every run of both: neither is worth anything, and the stage was not measured
+    both = measure(rows(scratch=[0.5, 0.5, 0.5], _dapt=[0.5, 0.5, 0.5]), ACCURACY, baselines={"majority": 0.5})
+    assert both.gains[0].verdict == "undecided" and both.total is not None and both.total.verdict == "undecided"
 
 
 def test_json_is_plain() -> None:

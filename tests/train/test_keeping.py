@@ -296,7 +296,7 @@ def test_the_best_of_a_training(job: Job, tmp_path: Path, seed: int) -> None:
 
 
 def alike(folder: Path, outcome: Outcome, straight: Path, right: Outcome) -> None:
-    timeless = {"seconds": 0.0, "evaluation_seconds": 0.0}
+    timeless = {"seconds": 0.0, "evaluation_seconds": 0.0, "spent_seconds": 0.0}
     assert replace(outcome, **timeless) == replace(right, **timeless)
     assert measured(folder, "classify") == measured(straight, "classify")
     assert len(read_metrics(folder / "metrics.jsonl")) == len(read_metrics(straight / "metrics.jsonl"))

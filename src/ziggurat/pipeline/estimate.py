@@ -21,7 +21,8 @@ from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import machine
 from ziggurat.pipeline.passes import FISHER, passes
-from ziggurat.pipeline.run import Run, _prefixes, draw, job_of, start_of
+from ziggurat.pipeline.prefixes import prefixes
+from ziggurat.pipeline.run import Run, draw, job_of, start_of
 from ziggurat.train.budget import PROBE, PROBE_SHARE, in_epochs, in_rows, planned
 from ziggurat.train.probe import FLOAT, Memory, parameters, probe, static
 from ziggurat.train.recipe import Recipe
@@ -118,7 +119,7 @@ def repeats(recipe: Recipe) -> dict[str, int]:
     found = {stage.title: 1 for stage in recipe.stages}
     tuned = [s for s in recipe.stages if s.stage == "finetune"]
     if tuned and recipe.worth is not None:
-        ways = _prefixes(recipe, tuned[-1])
+        ways = prefixes(recipe, tuned[-1])
         found[tuned[-1].title] = len(ways) * len(recipe.worth.seeds)
         dapt = [s.title for s in recipe.stages if s.stage == "dapt" and f"+{s.title}" in dict(ways)]
         if recipe.worth.control is not None and dapt:

@@ -88,8 +88,7 @@ def _ledger(
     for title, done in (*run.done.items(), *((name.lstrip("+"), one) for name, one in run.controls.items())):
         if done.stage.stage != "finetune":
             loss = _losses(done, per_byte(run))
-            o = done.outcome
-            after[f"+{title}"] = worth.After(o.tokens, o.seconds, o.tokens_per_second, loss)
+            after[f"+{title}"] = worth.After(*done.outcome.cost, done.outcome.tokens_per_second, loss)
     seeds = list(next(iter(arms.values())))
     if not alike:  # tagged words that one tokenizer still reads stand behind the longest example of another
         log.warning("the arms were asked for different words: their tokenizers cut the test texts in different places")
@@ -246,8 +245,8 @@ def _stage(title: str, done: Done, per_byte: bool) -> dict[str, Any]:
         "probes": probes.read(done.folder),
         "steps": o.steps,
         "skipped": o.skipped,
-        "tokens": o.tokens,
-        "seconds": o.seconds,
+        "tokens": o.cost[0],
+        "seconds": o.cost[1],
         "evaluation_seconds": o.evaluation_seconds,
         "tokens_per_second": o.tokens_per_second,
         "curve": o.curve,

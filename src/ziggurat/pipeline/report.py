@@ -12,7 +12,8 @@
     stages              in order: {name, stage, data, steps, tokens, seconds, tokens_per_second,
                           curve: [(step, loss)] in training, heldout_curve: {source: [(step, loss)]},
                           heldout: {source: {"loss": nats, and, as there are, perplexity, accuracy, bits_per_byte}}}
-                        `stage` is pretrain, dapt, tapt or finetune; losses are means in nats a predicted token
+                        `stage` is pretrain, dapt, tapt or finetune; losses are means in nats a predicted token; `steps` lead to the weights
+                        handed on, tokens and seconds are of the whole training
     (in stages)         shift: {gain, forgetting: {source: nats}, limit}; stopped: why other weights than the last are handed on (forgetting,
                         patience or best), or ""; ended: the last step trained; score: the held-out number chosen by;
                         interpolation: {points: [{share, losses: {source: nats}}], chosen},
@@ -103,9 +104,8 @@ def _figures(ledger: Ledger) -> str:
     unit = label(ledger.metric)
     sign = 1 if ledger.better == "higher" else -1
     last = ledger.prefixes[-1]
-    cards = [
-        (ledger.show(last.mean), f"± {ledger.show(last.deviation)}" if len(ledger.seeds) > 1 else "", f"{unit} after {last.name}")
-    ]
+    mean = ledger.show(last.mean)
+    cards = [(mean, scored(ledger, last).removeprefix(mean).strip(), f"{unit} after {last.name}")]
     if ledger.total:
         points = "points" if ledger.points else ""
         cards.append(
@@ -278,7 +278,8 @@ def _curves(facts: Mapping[str, Any], colors: Mapping[str, str]) -> str:
     for s, lines in panels:
         unit = "loss" if facts.get("loss", "loss") == "loss" else "nats; held out: bits/byte"
         chart = line_chart(lines, x_label="step", y_label=unit)
-        about = [f"{s['steps']:,} steps"] if s.get("steps") else []
+        trained = s.get("ended") or s.get("steps")
+        about = [f"{trained:,} steps"] if trained else []
         about += [f"{count(s['tokens'])} tokens"] if s.get("tokens") else []
         about += [duration(s["seconds"])] if s.get("seconds") else []
         out.append(

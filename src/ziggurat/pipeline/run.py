@@ -29,7 +29,7 @@ from ziggurat.objectives.base import context_of
 from ziggurat.pipeline import context_use, interpolation, probes
 from ziggurat.pipeline.choose import Choice, check_candidates, check_told_apart, choose, choose_folders, starting
 from ziggurat.pipeline.findings import lacks
-from ziggurat.pipeline.opened import Opened, called, fits, open_checkpoint, reads_alike
+from ziggurat.pipeline.opened import Opened, fits, open_checkpoint, reads_alike
 from ziggurat.pipeline.prepare import Prepared, content
 from ziggurat.pipeline.prepare import prepare as prepare_data
 from ziggurat.pipeline.provenance import complete
@@ -124,7 +124,7 @@ def prepare(path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe, or go on with it; returns the run folder. Raises `UserError`, and `Stopped` after a signal."""
-    from ziggurat.pipeline import doctor, estimate
+    from ziggurat.pipeline import doctor, estimate, prefixes
     from ziggurat.pipeline.control import control
     from ziggurat.pipeline.outcome import account
 
@@ -136,8 +136,11 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
         estimate.scheduled(run, run.left(recipe.stages))
         run.before = doctor.glance(run)
         doctor.say(run.before)
-        in_order(run, recipe.stages)
-        arms = _arms(run)
+        ready = recipe.stages.index(last) if (last := prefixes.tuned(recipe)) is not None else len(recipe.stages)
+        in_order(run, recipe.stages[:ready])
+        prefixes.begin(run)
+        in_order(run, recipe.stages[ready:])
+        arms = prefixes.arms(run)
         account(run, arms, [str(path), *overrides], control(run, arms))
     if suites:
         from ziggurat.pipeline.suites import evaluate_run
@@ -262,8 +265,19 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", start: Start | None = None) -> Job:
-    """A stage with everything it needs; `start` is what `init` names, unless it is given."""
+def job_of(
+    run: Run,
+    stage: Stage,
+    folder: Path,
+    seed: int,
+    init: str,
+    title: str = "",
+    start: Start | None = None,
+    steps: int | None = None,
+    until: int | None = None,
+) -> Job:
+    """A stage with everything it needs; `start` is what `init` names, unless it is given. `steps`: of a time budget, measured elsewhere;
+    `until`: the step at which it ends, before its schedule does."""
     prepared = run.reads(stage, init)
     shards: dict[str, Any] = prepared.read(stage)
     general = {name: prepared.shards[name, "train"] for name in stage.weighed}
@@ -298,16 +312,28 @@ def job_of(run: Run, stage: Stage, folder: Path, seed: int, init: str, title: st
         held=run.signals.held,
         general=general,
         start_bits=start_bits,
+        steps=steps if stage.time is not None else None,
+        until=until,
         title=title,
         sinks=sinks,
     )
 
 
 def _one(
-    run: Run, stage: Stage, folder: Path, seed: int, init: str, title: str = "", *, export: bool = True, split: Split = "test"
+    run: Run,
+    stage: Stage,
+    folder: Path,
+    seed: int,
+    init: str,
+    title: str = "",
+    *,
+    steps: int | None = None,
+    until: int | None = None,
+    export: bool = True,
+    split: Split = "test",
 ) -> Done:
     """Run one stage in `folder` from `init`, score it on a split if it is a fine-tuning, export it, and mark it done."""
-    job = job_of(run, stage, folder, seed, init, title)
+    job = job_of(run, stage, folder, seed, init, title, steps=steps, until=until)
     if stage.interpolate is not None and not interpolation.holds(folder, stage, job):  # now, not after hours of training
         interpolation.begun(stage, job)
         decidable(stage, run.prepared)
@@ -367,36 +393,3 @@ def _parent(run: Run, init: str) -> str:
     if init in run.done:
         return settings.fingerprint(run.done[init].folder)
     return run.imported[init].fingerprint if init in run.imported else init
-
-
-def _arms(run: Run) -> dict[str, dict[int, Done]]:
-    """The fine-tuning from every prefix of the pipeline with every seed: {prefix: {seed: done}}, in pipeline order."""
-    tuned = [s for s in run.recipe.stages if s.stage == "finetune"]
-    if not tuned:
-        return {}
-    last = tuned[-1]
-    prefixes, worth = _prefixes(run.recipe, last), run.recipe.worth
-    if worth is None:
-        return {prefixes[-1][0]: {run.recipe.seed: run.done[last.title]}}
-    arms: dict[str, dict[int, Done]] = {}
-    for name, init in prefixes:
-        arms[name] = {}
-        for seed in worth.seeds:
-            if init == last.init and seed == worth.seeds[0]:
-                arms[name][seed] = run.done[last.title]
-                continue
-            folder = run.folder / "worth" / name.lstrip("+") / f"seed-{seed}"
-            arms[name][seed] = _one(run, last, folder, seed, init, f"{last.title} from {name}, seed {seed}")
-    return arms
-
-
-def _prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
-    """(name, init) of every prefix of the chain of stages that leads to the fine-tuning, shortest first; before a start is chosen, the
-    last candidate stands for it."""
-    by_title = {s.title: s for s in recipe.stages}
-    chain, init = [], candidates(last.init)[-1]
-    while init in by_title:
-        chain.append((f"+{init}", init))
-        init = candidates(by_title[init].init)[-1]
-    first = init if init == "scratch" else called(init)
-    return [(f"imported {first}" if first in by_title else first, init), *chain[::-1]]

@@ -28,22 +28,25 @@ from ziggurat.evaluate.heldout import Predictions, main_loss, metric_of
 from ziggurat.evaluate.scores import Metric
 from ziggurat.pipeline import doctor, estimate
 from ziggurat.pipeline import run as running
+from ziggurat.pipeline.begun import Asked, unchanged
 from ziggurat.pipeline.grid import Grid, Place, chosen_stage, places, read, without_valid, written
 from ziggurat.pipeline.run import Done, Run
 from ziggurat.pipeline.sweep_report import show, write_results
 from ziggurat.pipeline.sweep_results import LOSS, Sweep, Trial, compare
 from ziggurat.pipeline.table import label
+from ziggurat.train import budget, keeping, settings
 from ziggurat.train import job as jobs
-from ziggurat.train import keeping, settings
 from ziggurat.train.arms import left_open
 from ziggurat.train.loop import Diverged
 from ziggurat.train.recipe import Recipe
-from ziggurat.train.stage import Stage
+from ziggurat.train.stage import BUDGETS, Stage
 
 log = logging.getLogger(__name__)
 
 FOLDER = "sweep"
 DIVERGED = "diverged.json"
+COSTS = (*BUDGETS, "batch", "accumulate", "length", "memory", "objective", "precision", "freeze", "lora", "distill")
+"""Fields of a stage that decide, with the model, how many steps a time budget has."""
 
 
 def command(path: Path, stage: str, arguments: Sequence[str], seeds: str = "") -> None:
@@ -88,11 +91,19 @@ def sweep(path: str | Path, stage: str, grid: Grid, seeds: Sequence[int] | None 
             for p in points
         ]
         starts = {place.name: _start(run, base, init, place) for place in points}
+        alike = _alike(run, points, starts)
+        asked = [
+            Asked(p.stage, _home(home, p, seed), seed, starts[p.name], _settled(alike[p.name], home, seeds))
+            for p in points
+            for seed in seeds
+        ]
+        unchanged(run, [one for one in asked if not (one.folder / DIVERGED).exists()])
         tried = list[tuple[Place, dict[int, Trial]]]()
         metric, measure = _measure(base)
         for n, place in enumerate(points, 1):
             log.info("%s, point %d of %d: %s", stage, n, len(points), place.name)
-            tried.append((place, {s: _trial(run, base, place, home, s, starts[place.name]) for s in seeds}))
+            start, others = starts[place.name], alike[place.name]
+            tried.append((place, {s: _trial(run, base, place, home, s, start, _settled(others, home, seeds)) for s in seeds}))
         found = compare(recipe.name, stage, measure, metric, grid, tried, [str(home / p.folder) for p in points])
         test = _test(run, base, points, found, home, starts) if base.stage == "finetune" else {}
     found = replace(found, test=test, folder=str(home), facts=_facts(path, stage, grid, seeds, overrides))
@@ -142,8 +153,26 @@ def _start(run: Run, base: Stage, init: str, place: Place) -> str:
     return own
 
 
-def _trial(run: Run, base: Stage, place: Place, home: Path, seed: int, init: str) -> Trial:
-    """One run, or what it has found before; a run that diverged is written down and not tried again."""
+def _alike(run: Run, points: Sequence[Place], starts: dict[str, str]) -> dict[str, list[Place]]:
+    """By a point's name those that have the steps of one time budget: they differ in nothing that decides what a step costs."""
+
+    def costs(place: Place) -> str:
+        told = spelled(place.stage)
+        return settings.digest([{f: told.get(f) for f in COSTS}, spelled(running.start_of(run, starts[place.name]).model)])
+
+    keys = {p.name: costs(p) for p in points}
+    return {name: [p for p in points if keys[p.name] == key] for name, key in keys.items()}
+
+
+def _settled(points: Sequence[Place], home: Path, seeds: Sequence[int]) -> int | None:
+    """The steps that the first run of these points has measured; None where it is still to begin."""
+    found = (budget.settled(_home(home, place, seed), place.stage) for place in points for seed in seeds)
+    return next((steps for steps in found if steps is not None), None)
+
+
+def _trial(run: Run, base: Stage, place: Place, home: Path, seed: int, init: str, steps: int | None) -> Trial:
+    """One run, or what it has found before; a run that diverged is written down and not tried again. `steps`: of a time budget, measured
+    before."""
     folder = _home(home, place, seed)
     record = folder / DIVERGED
     identity = settings.digest([spelled(place.stage), seed, init, running._parent(run, init)])
@@ -152,23 +181,23 @@ def _trial(run: Run, base: Stage, place: Place, home: Path, seed: int, init: str
         if kept["identity"] == identity:
             return Trial(math.nan, diverged=kept["why"])
     try:
-        done = _done(run, place, folder, seed, init)
+        done = _done(run, place, folder, seed, init, steps)
     except Diverged as error:
         log.warning("%s, seed %d: %s", place.name, seed, error.message)
         write_json(record, {"identity": identity, "why": error.message})
         return Trial(math.nan, diverged=error.message)
     o = done.outcome
     losses = tuple(main_loss(numbers) for name, numbers in o.held_out.items() if name in base.data)
-    return Trial(_score(base, done), o.seconds, o.steps, o.skipped, _predictions(done), losses=losses)
+    return Trial(_score(base, done), o.cost[1], o.steps, o.skipped, _predictions(done), losses=losses)
 
 
 def _home(home: Path, place: Place, seed: int) -> Path:
     return home / place.folder / f"seed-{seed}"
 
 
-def _done(run: Run, place: Place, folder: Path, seed: int, init: str, test: bool = False) -> Done:
+def _done(run: Run, place: Place, folder: Path, seed: int, init: str, steps: int | None = None, test: bool = False) -> Done:
     title = f"{place.stage.title} with {place.name}, seed {seed}"
-    return running._one(run, place.stage, folder, seed, init, title, export=False, split="test" if test else "valid")
+    return running._one(run, place.stage, folder, seed, init, title, steps=steps, export=False, split="test" if test else "valid")
 
 
 def _predictions(done: Done) -> Predictions | None:

@@ -8,7 +8,7 @@ paid, or cost, only if every interval there is keeps clear of zero; with fewer t
 fine-tuning on few labels moves more by seed than most stages are worth.
 
 A run that predicts one class, or scores what the majority scores, has collapsed: it is flagged, and a verdict that
-depends on such runs is not given.
+depends on such runs is not given. Where every run on both sides collapsed, nothing is decided: the fine-tuning learnt nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class After:
     """What a prefix's last stage took and where it left the language model."""
 
     tokens: int = 0
-    """Live tokens the stage trained on."""
+    """Live tokens the stage trained on, also those behind the weights that it hands on."""
     seconds: float = 0.0
     tokens_per_second: float = 0.0
     heldout: Mapping[str, float] = field(default_factory=dict)
@@ -78,6 +78,11 @@ class Prefix:
     """Standard deviation over seeds (n - 1); nan for one seed."""
     collapsed: Mapping[int, str]
     """Seeds whose run collapsed, and why it is thought so."""
+
+    @property
+    def fallen(self) -> bool:
+        """Whether every run collapsed."""
+        return len(self.collapsed) == len(self.scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,10 +281,10 @@ def _gain(
         return over_seeds, over_examples, _verdict(rests_on)
 
     over_seeds, over_examples, verdict = judge(seeds)
-    # A prefix whose every run collapsed is an outcome like any other; a few collapsed runs are an accident, and a
-    # verdict must stand without them as well as with them.
-    wholesale = len(before.collapsed) == len(seeds) or len(after.collapsed) == len(seeds)
-    if fallen and not wholesale and judge(sound)[2] != verdict:
+    # A prefix whose every run collapsed is an outcome like any other, but beside another one it says nothing; a few
+    # collapsed runs are an accident, and a verdict must stand without them as well as with them.
+    wholesale = before.fallen or after.fallen
+    if (before.fallen and after.fallen) or (fallen and not wholesale and judge(sound)[2] != verdict):
         verdict = "undecided"
     mean = float(np.mean(list(differences.values())))
     without = float(np.mean([differences[seed] for seed in sound])) if fallen and sound else None

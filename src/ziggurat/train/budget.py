@@ -19,7 +19,7 @@ from ziggurat.data.order import Corpus, Order, shares
 from ziggurat.nn.memory import Recall
 from ziggurat.objectives.base import Objective
 from ziggurat.objectives.question_answering import QuestionAnswering
-from ziggurat.train import loop
+from ziggurat.train import loop, settings
 from ziggurat.train.retention import Retention
 from ziggurat.train.stage import Stage
 
@@ -87,6 +87,14 @@ def planned(stage: Stage) -> int | None:
     return None
 
 
+def settled(folder: Path, stage: Stage) -> int | None:
+    """The steps of a stage of which something was trained in `folder`, by its budget; None where nothing was."""
+    if not settings.begun(folder):
+        return None
+    written = folder / settings.BUDGET
+    return planned(stage) or (int(json.loads(written.read_text("utf-8"))["steps"]) if written.exists() else None)
+
+
 def in_rows(stage: Stage, rows: Corpus, seed: int) -> int | None:
     """The steps of a fine-tuning in epochs, counted from its rows without forming them. None where that does not tell: batches are limited
     by tokens, or a row may become several examples (question answering)."""
@@ -108,14 +116,14 @@ def in_epochs(job: Job, objective: Objective, ctx: Context, epochs: int) -> int:
 
 
 def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ctx: Context, dtype: torch.dtype) -> int:
-    """The stage's budget in steps; of a time budget measured once, written down and final. Epochs are those of `data`: what is replayed
-    or near comes on top."""
+    """The stage's budget in steps; of a time budget measured once, here or by the job that this one is compared with, written down and
+    final. Epochs are those of `data`: what is replayed or near comes on top."""
     stage = job.stage
     unit, amount = stage.budget
     known = planned(stage)
     if known is not None:
         return known
-    written = folder / "budget.json"
+    written = folder / settings.BUDGET
     blocks = MIXED if unit == "epochs" and len(stage.reads) > 1 else FORMAT
     if written.exists():
         found = json.loads(written.read_text("utf-8"))
@@ -124,6 +132,8 @@ def steps(folder: Path, job: Job, objective: Objective, retention: Retention, ct
     if unit == "epochs":
         count = math.ceil(in_epochs(job, objective, ctx, int(amount)) / stage.accumulate)
         facts: dict[str, Any] = {"steps": count, "epochs": amount, **({"blocks": blocks} if blocks != FORMAT else {})}
+    elif job.steps is not None:
+        count, facts = job.steps, {"steps": job.steps, "seconds": amount}
     else:
         with loader(job, objective, ctx, 1, None) as batches:
             spare, limit, network, trained = retention.optimizer(), amount * PROBE_SHARE, retention.network, retention.objective

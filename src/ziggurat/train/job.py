@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ziggurat.atomic import write_json, write_text
 from ziggurat.checkpoint import format as checkpoints
-from ziggurat.config import spelled
 from ziggurat.context import Context
 from ziggurat.data.shards import Shards
 from ziggurat.log import Metrics, ProgressBar, Sink, read_metrics
@@ -64,6 +63,15 @@ class Outcome:
     """The held-out number that the weights were chosen by (evaluate.by)."""
     measured: dict[str, str] = field(default_factory=dict)
     """Source -> what identifies the held-out text of the numbers; empty in folders older than this record."""
+    spent_tokens: int = 0
+    """Of the whole training; 0 in folders older than this record."""
+    spent_seconds: float = 0.0
+    """Of the whole training."""
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        """Tokens and seconds of all steps that were trained; in older folders of those up to the weights handed on."""
+        return (self.spent_tokens, self.spent_seconds) if self.spent_tokens else (self.tokens, self.seconds)
 
     def ending(self, stage: Stage) -> Ending | None:
         """How it ended, where other weights than the last are handed on."""
@@ -98,6 +106,10 @@ class Job:
     """General text that says which weights matter (EWC)."""
     start_bits: Callable[[], Mapping[str, float]] = dict
     """Where the stage's tokenizer has more tokens than its start had: bits a byte of held-out text, by source, as that one read it."""
+    steps: int | None = None
+    """The steps of its time budget, where what it is compared with has measured them."""
+    until: int | None = None
+    """The step at which it ends, where its schedule and its data are for more."""
     title: str = ""
     """What the console calls it when it is not one of the recipe's stages."""
     sinks: Callable[[int], Sequence[Sink]] = lambda after: ()
@@ -112,19 +124,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     """
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
-    tables = {name: table.digest for name, table in job.tables.items()}
-    settings.keep(
-        folder,
-        {
-            **({"tables": tables} if tables else {}),
-            "stage": settings.deciding(stage),
-            "model": spelled(job.start.model),
-            "system": job.system,
-            "tokenizer": job.tokenizer.fingerprint,
-            "seed": job.seed,
-            **job.facts,
-        },
-    )
+    settings.keep(folder, settings.of(job))
     for name in ("", *checkpoints.RESULTS):  # from here on they are looked for at their steps
         checkpoints.put_back(folder / name)
     if done(folder):
@@ -152,8 +152,9 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     parameters = network.parameter_count()
     retention = Retention(folder, job, network, objective, ctx, new)
     steps = budget.steps(folder, job, objective, retention, ctx, dtype)
+    end = steps if job.until is None else job.until
     keeping = Keeping(folder, stage, title, before)
-    saved = keeping.resume(steps)
+    saved = keeping.resume(end)
     here = {"threads": torch.get_num_threads(), "precision": _name(dtype), "device": device.type}
     with budget.loader(job, objective, ctx, steps, saved.state["loader"] if saved else None) as loader:
         optimizer = retention.optimizer()
@@ -169,9 +170,9 @@ def run_stage(folder: Path, job: Job) -> Outcome:
                 recall.load(saved.memory, device)
             progress = loop.Progress(**saved.state["progress"])
             _warn_of_changes(title, saved.state.get("machine", here), here)
-            log.info("%s: going on from step %d of %d", title, progress.step, steps)
+            log.info("%s: going on from step %d of %d", title, progress.step, end)
         else:
-            say("%s: %s", title, _opening(job, network, ctx, steps, dtype))
+            say("%s: %s", title, _opening(job, network, ctx, end, dtype))
         card = checkpoints.Card(
             network.spec,
             system=job.system,
@@ -186,7 +187,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
 
         def save(progress: loop.Progress, found: Mapping[str, Any] | None = None) -> None:
             within = found is not None
-            last = within or progress.step == steps
+            last = within or progress.step == end
             known = {"held_out": found, "measured": dict(job.measured)} if within else {"kept": keeping.step}
             checkpoints.save(
                 folder / WITHIN if within else folder,
@@ -211,7 +212,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
             return flat(found)
 
         plan = loop.Plan(
-            steps=steps,
+            steps=end,
             accumulate=stage.accumulate,
             clip=stage.optim.clip or math.inf,
             rate=lambda step: stage.optim.lr * schedule.rate(step, steps=steps, spec=stage.schedule),
@@ -221,11 +222,12 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         )
         with (
             Metrics(folder / "metrics.jsonl", after=progress.step, sinks=job.sinks(progress.step)) as metrics,
-            ProgressBar(title, steps, start=progress.step) as bar,
+            ProgressBar(title, end, start=progress.step) as bar,
         ):
             if before and not progress.step:
                 metrics.write(0, flat(before))
             ending: Ending | None = None
+            whole = progress
             try:
                 with job.held() as stop:
                     loop.train(
@@ -281,6 +283,8 @@ def run_stage(folder: Path, job: Job) -> Outcome:
         ending.step if ending is not None else progress.step,
         keeping.best,
         dict(job.measured),
+        whole.tokens,
+        whole.seconds,
     )
     write_json(folder / "outcome.json", asdict(outcome))
     return outcome

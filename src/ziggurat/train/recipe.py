@@ -61,8 +61,8 @@ class Worth(Spec):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """One fine-tuning a seed and prefix; the seed draws the labelled rows, the head and the order."""
     control: str | None = None
-    """A source of another domain: the last dapt stage before the fine-tuning is also run on that, with as many steps, and the task fine-tuned
-    from it, which says how much of the stage's worth is its domain's (Gururangan et al., 2020)."""
+    """A source of another domain: the last dapt stage before the fine-tuning is also run on that, at the same rates up to the step that was handed
+    on, and the task fine-tuned from it, which says how much of the stage's worth is its domain's (Gururangan et al., 2020)."""
 
     @model_validator(mode="after")
     def _different(self) -> Worth:

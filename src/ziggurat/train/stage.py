@@ -180,7 +180,8 @@ class StageFields(Spec):
     epochs: int | None = Field(None, gt=0)
     """Budget in passes over the data. Default: 3 in finetune."""
     time: Duration | None = None
-    """Budget in wall-clock time (20m, 1h30m), turned into steps after the first steps were timed."""
+    """Budget in wall-clock time (20m, 1h30m), turned into steps after the first steps were timed. What is compared shares them: the
+    fine-tunings of `worth` have those of the recipe's own, the runs of a sweep those of the first whose steps cost the same."""
     init: Annotated[str, Field(min_length=1)] | BestOf = "previous"
     """Weights to start from: `previous` (the stage before; the first starts from scratch), `scratch`, the name of an
     earlier stage, the folder of a checkpoint (ours, or in Hugging Face format), or the fittest of several of these: `{best_of: [...]}`."""
