@@ -133,7 +133,7 @@ def interpolate_(
     points: Annotated[int, typer.Option(min=2, help="Shares tried, evenly from 0 (the start) to 1 (trained).")] = 11,
     share: Annotated[float | None, typer.Option(min=0, max=1, help="Take this share instead of choosing one.")] = None,
     limit: Annotated[
-        float | None, typer.Option(help="Most forgetting, in nats a predicted token; otherwise the recipe's.")
+        float | None, typer.Option(min=0, help="Most forgetting, in nats a predicted token; otherwise the recipe's.")
     ] = None,
     to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the chosen weights go.")] = None,
 ) -> None:

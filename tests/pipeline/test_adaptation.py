@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train import loop
 from ziggurat.train.adaptation import Shift, advice
 from ziggurat.train.recipe import Recipe
+from ziggurat.train.retention import Retention
 
 HEAD = RECIPE[: RECIPE.index("stages:")]
 ARMS = """\
@@ -334,6 +336,7 @@ def test_mistakes(world: Path) -> None:
         "stages.held.replay={general: 1.5}": "below 1",
         "stages.held.anchor={l2: 0, ewc: 0}": "needs a strength",
         "stages.held.init=scratch": "needs weights to start from",
+        "stages.pretrain.optim.layer_decay=0.9": "layer_decay is for weights that were trained before",
         "stages.low.freeze={layers: 1}": "leaves the weights as they are already",
     }
     (world / "arms.yaml").write_text(HEAD + ARMS, "utf-8")
@@ -362,6 +365,53 @@ def test_what_the_checkpoint_does_not_have(world: Path, arms: Path, means: str, 
     with pytest.raises(UserError, match=re.escape(message)):
         run("own.yaml")
     assert not [path for path in runs(world).rglob("*") if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    "means",
+    [
+        "distill: {weight: 0.5}",
+        "anchor: {ewc: 3, tokens: 200}",
+        "forgetting: {general: general, stop: true}, evaluate: {every: 2}",
+    ],
+)
+def test_a_start_whose_head_is_new_says_nothing_to_keep(world: Path, arms: Path, means: str) -> None:
+    """From a folder without its head, and from a stage with another objective; l2 alone is no matter of heads."""
+    start = pytest.importorskip("transformers").AutoModel.from_pretrained(f"{runs(arms)}/pretrain/hf")
+    start.save_pretrained(world / "bare")
+    shutil.copy(f"{runs(arms)}/pretrain/hf/tokenizer.json", world / "bare")
+    head = HEAD.replace("roberta/tiny", "roberta").replace("model:", "# model:").replace("tokenizer:", "# tokenizer:")
+    stages = f"stages:\n  - {{stage: dapt, init: bare, data: domain, steps: 4, forgetting: {{general: general}}, {means}}}\n"
+    (world / "own.yaml").write_text(head + stages.replace("forgetting: {general: general}, forget", "forget"), "utf-8")
+    with pytest.raises(UserError, match="head lm would be new"):
+        run("own.yaml")
+    assert not [path for path in runs(world).rglob("*") if path.is_dir()]
+    run("own.yaml", ["stages.dapt.distill=null", "stages.dapt.anchor={l2: 1, ewc: 0}", "stages.dapt.forgetting=false"])
+    if means.startswith("distill"):
+        two = "  - {stage: pretrain, data: general, steps: 2}\n  - {stage: dapt, data: domain, steps: 2, objective: {kind: joint, parts: [{kind: mlm}, {kind: sop}]}, anchor: {ewc: 3, tokens: 200}}\n"
+        (world / "two.yaml").write_text(HEAD.replace("name: small", "name: two") + "stages:\n" + two, "utf-8")
+        with pytest.raises(
+            UserError, match=r"dapt: anchor: ewc weighs the weights by what the start says, and its heads? .*would be new"
+        ):
+            run("two.yaml")
+        assert not (runs(world).parent / "two/pretrain").exists()
+
+
+def test_layers_of_fresh_weights_have_one_rate(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fine-tuning from scratch that `worth` compares with is not slowed."""
+    found = {}
+
+    def optimizer(self: Retention) -> Any:
+        found[len(found)] = self.scales
+        return build(self)
+
+    build = Retention.optimizer
+    monkeypatch.setattr(Retention, "optimizer", optimizer)
+    run("small.yaml", ["worth={seeds: [0]}", "stages.finetune.optim.layer_decay=0.5"])
+    scales = [set(one.values()) for one in found.values()]
+    assert scales.count(set()) >= 4 and {0.5, 1.0} <= scales[3]
+    assert scales[4] == set(), "from scratch"
+    assert all({0.5, 1.0} <= one for one in scales[5:])
 
 
 def test_a_warm_up_longer_than_its_epochs(world: Path) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from conftest import RECIPE
 from ziggurat.checkpoint import format as checkpoints
+from ziggurat.cli import app
 from ziggurat.errors import UserError
 from ziggurat.pipeline.interpolation import between, interpolate
 from ziggurat.pipeline.opened import open_checkpoint
@@ -74,6 +76,16 @@ def test_another_limit_is_another_choice_without_training(world: Path, monkeypat
     assert open_checkpoint(FOLDER / "dapt/hf").tensors.keys() and settings.fingerprint(FOLDER / "dapt") != mark
     run(recipe("interpolate: {points: 6}, forgetting: {limit: 50}"))  # the change taken back: tapt is done as it was
     assert line() == first and settings.fingerprint(FOLDER / "dapt") == mark
+
+
+def test_the_command_goes_by_the_recipe_s_limit(world: Path) -> None:
+    run(recipe("interpolate: {points: 3, limit: 50}, forgetting: {limit: 1e-9}"))
+    _, rows, _ = interpolate("line.yaml", [], "dapt", Interpolate(points=3))
+    assert [row[-1] for row in rows].index("chosen") == [p["share"] for p in line()["points"]].index(line()["chosen"]) > 0
+    _, rows, _ = interpolate("line.yaml", [], "dapt", Interpolate(points=3, limit=0))  # forget nothing
+    assert rows[0][-1] == "chosen"
+    asked = CliRunner().invoke(app, ["interpolate", "line.yaml", "--limit", "-1"])
+    assert asked.exit_code == 2 and "limit" in asked.output and "Traceback" not in asked.output
 
 
 def test_an_older_folder_is_chosen_again(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

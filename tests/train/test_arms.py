@@ -8,7 +8,7 @@ import pytest
 
 from ziggurat.nn import spec
 from ziggurat.nn.parts import Mlp, Share
-from ziggurat.train.arms import lacking
+from ziggurat.train.arms import lacking, unlearnt
 from ziggurat.train.stage import Stage
 
 ONE = spec.Single(vocab=40, width=16, layers=3, heads=2, mlp=32)
@@ -24,6 +24,26 @@ def test_layers(model: spec.Model, layers: int) -> None:
     assert list(lacking(stage(freeze={"layers": layers}), model)) == []
     ((field, message, hint),) = lacking(stage(freeze={"layers": layers + 1}), model)
     assert (field, message) == ("freeze", f"there are {layers} layers, not {layers + 1}") and f"layers: {layers}" in hint
+
+
+def test_something_is_left_to_train() -> None:
+    """GPT-2's head is the table of its embeddings; BERT's has weights of its own."""
+    tied = ONE.model_copy(update={"visibility": "causal", "project": spec.VocabProjection(transform=False, bias=False)})
+    everything = {"freeze": {"layers": 3}}
+    ((field, message, _),) = lacking(stage(objective={"kind": "clm"}, **everything), tied)
+    assert field == "freeze" and "nothing is left to train" in message
+    assert list(lacking(stage(objective={"kind": "clm"}, freeze={"layers": 3, "embeddings": False}), tied)) == []
+    assert list(lacking(stage(objective={"kind": "mlm"}, **everything), ONE)) == []
+
+
+def test_what_goes_by_a_start_needs_the_heads_it_asks() -> None:
+    lm, other = spec.VocabHead(), spec.TokenHead(outputs=3)
+    means = stage(distill={"weight": 0.5}, anchor={"ewc": 3, "general": "a"}, forgetting={"stop": True, "general": "a"})
+    assert list(unlearnt(means, {"lm": lm, "more": lm}, {"lm": lm})) == []
+    for there in ({}, {"lm": other}):
+        assert [field for field, _ in unlearnt(means, there, {"lm": lm})] == ["distill", "anchor", "forgetting"]
+    assert [field for field, _ in unlearnt(means, {"lm": lm}, {"lm": lm, "sbo": lm})] == ["distill", "anchor"]
+    assert list(unlearnt(stage(anchor={"l2": 3}), {}, {"lm": lm})) == []
 
 
 @pytest.mark.parametrize("model", [ONE, SHARED, PAIR, BOTH])

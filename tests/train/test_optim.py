@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ziggurat.errors import UserError
+from ziggurat.nn import spec
+from ziggurat.nn.network import NetworkModel
+from ziggurat.systems import model_of
 from ziggurat.train.optim import build_optimizer, clip, load_optimizer_tensors, optimizer_tensors, parameter_groups
 
 
@@ -53,6 +56,17 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         "unused.weight": 0.1,
         "unused.bias": 0.0,
     }
+
+
+@pytest.mark.parametrize("name", ["xlnet", "t5", "bert"])
+def test_biases_with_a_row_a_head_do_not_decay(name: str) -> None:
+    """The Hub's names of what decays not have `bias` in them, or are norms: what its Trainer leaves out."""
+    with torch.device("meta"):
+        net = NetworkModel(spec.Network(model=model_of(f"{name}/tiny", {}, 100)))
+    decayed = {id(p) for group in parameter_groups(net, 0.1) if group["weight_decay"] for p in group["params"]}
+    spared = [n for n, p in net.named_parameters() if p.dim() > 1 and id(p) not in decayed]
+    ends = {"xlnet": ["content_bias", "distance_bias", "segment_bias"], "t5": ["buckets.table.weight"], "bert": []}[name]
+    assert all(any(n.endswith(end) for n in spared) for end in ends) and all(n.endswith(tuple(ends)) for n in spared)
 
 
 def test_shared_and_frozen_parameters() -> None:

@@ -30,6 +30,7 @@ from ziggurat.train.keeping import RESULT
 from ziggurat.train.loop import precision_of
 from ziggurat.train.settings import LINE
 from ziggurat.train.stage import Stage
+from ziggurat.train.start import UNLEARNT
 
 if TYPE_CHECKING:
     from ziggurat.pipeline.scoring import Scorer
@@ -113,7 +114,7 @@ def begun(stage: Stage, job: Job) -> None:
     check(
         "lm" in job.start.heads,
         f"{stage.title}: interpolate goes back toward the start, and that had no language-model head",
-        "train the head first, in a stage of its own on general text with `freeze: {layers: ...}`",
+        UNLEARNT,
     )
 
 
@@ -195,6 +196,8 @@ def interpolate(
                 run.done[other.title] = running.Done(other, folder / other.title, done)
         outcome = run.done[title].outcome
         stage, init = running.started(run, stage)
+        if spec.limit is None and stage.interpolate is not None:
+            spec = spec.model_copy(update={"limit": stage.interpolate.limit})
         running.decidable(stage.model_copy(update={"interpolate": spec}), run.prepared)
         job = running.job_of(run, stage, folder / title, recipe.seed, init)
         trained = checkpoints.load(jobs.trained(folder / title, outcome.steps))

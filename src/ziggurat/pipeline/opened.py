@@ -23,7 +23,8 @@ from ziggurat.systems.base import DIALS
 from ziggurat.systems.hub import from_hub
 from ziggurat.text.tokenizer import Tokenizer
 from ziggurat.train.recipe import Recipe, models_before
-from ziggurat.train.start import refuse
+from ziggurat.train.stage import Stage, candidates
+from ziggurat.train.start import refuse, refuse_unlearnt
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,22 @@ def fits(recipe: Recipe, imported: Mapping[str, Opened]) -> None:
         assert stage.objective is not None
         for model in models_before(recipe, stage, fresh, shapes):
             refuse(stage, stage.objective.part_of(model))
+    for stage in recipe.stages:
+        for name in candidates(stage.init):
+            _learnt(recipe, stage, name, fresh, imported)
+
+
+def _learnt(recipe: Recipe, stage: Stage, name: str, fresh: parts.Model, imported: Mapping[str, Opened]) -> None:
+    """`refuse_unlearnt` with what a stage will start from, before anything is trained."""
+    shapes = {init: opened.network.model for init, opened in imported.items()}
+    model, before = models_before(recipe, stage, fresh, shapes)[0], next((s for s in recipe.stages if s.title == name), None)
+    assert stage.objective is not None
+    if stage.objective.misfits(model):
+        return  # said elsewhere, or half of two models is left behind
+    there: Mapping[str, parts.Head] = imported[name].network.heads if name in imported else {}
+    if before is not None and before.objective is not None:
+        there = before.objective.heads(before.objective.part_of(models_before(recipe, before, fresh, shapes)[0]))
+    refuse_unlearnt(stage, there, stage.objective.heads(stage.objective.part_of(model)))
 
 
 def _fits(recipe: Recipe, init: str, opened: Opened) -> None:

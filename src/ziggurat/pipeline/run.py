@@ -49,7 +49,7 @@ from ziggurat.train.lora import A, B
 from ziggurat.train.recipe import Recipe, models_before
 from ziggurat.train.retention import ADDED
 from ziggurat.train.stage import BestOf, Stage, candidates
-from ziggurat.train.start import Start
+from ziggurat.train.start import Start, refuse_unlearnt
 from ziggurat.train.tasks import several, single
 
 log = logging.getLogger(__name__)
@@ -337,6 +337,8 @@ def _one(
     if stage.interpolate is not None and not interpolation.holds(folder, stage, job):  # now, not after hours of training
         interpolation.begun(stage, job)
         decidable(stage, run.prepared)
+    assert stage.objective is not None
+    refuse_unlearnt(stage, job.start.heads, stage.objective.heads(job.start.model))
     prepared = run.reads(stage, init)
     outcome = jobs.run_stage(folder, job)
     if stage.interpolate is not None and not (jobs.done(folder) and interpolation.holds(folder, stage, job)):

@@ -100,8 +100,8 @@ class Interpolate(Spec):
     """Default: chosen on held-out text, the best loss on the stage's own text among the points within the limit."""
     points: int = Field(11, ge=2)
     """Shares tried, evenly from 0 to 1."""
-    limit: float | None = Field(None, gt=0)
-    """Most forgetting of a point that may be chosen. Default: that of `forgetting`."""
+    limit: float | None = Field(None, ge=0)
+    """Most forgetting of a point that may be chosen; 0: none at all. Default: that of `forgetting`."""
 
 
 def shared(value: Any) -> Any:

@@ -10,10 +10,10 @@ import torch
 from ziggurat.data.sources import Source, splits
 from ziggurat.evaluate.frozen import probeable
 from ziggurat.nn import spec as parts
-from ziggurat.nn.depth import top_of
+from ziggurat.nn.depth import depths, top_of
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.base import Objective
-from ziggurat.train.adaptation import SAMPLE
+from ziggurat.train.adaptation import SAMPLE, Freeze
 from ziggurat.train.lora import TARGETS, matrices
 from ziggurat.train.stage import Stage
 from ziggurat.train.tasks import columns_lacking
@@ -136,6 +136,8 @@ def problems(stage: Stage, sources: Mapping[str, Source], model: parts.Model | N
     }
     for field in [name for name, value in started.items() if value is not None and stage.init == "scratch"]:
         yield field, "needs weights to start from, and this stage starts from scratch"
+    if stage.optim.layer_decay != 1 and stage.init == "scratch":
+        yield "optim", "layer_decay is for weights that were trained before, and this stage starts from scratch"
     if stage.lora is not None and (stage.freeze is not None or anchor is not None):
         yield "lora", "leaves the weights as they are already: take `freeze` and `anchor` out"
     frozen = stage.freeze is not None and stage.freeze.embeddings
@@ -162,6 +164,9 @@ def lacking(stage: Stage, model: parts.Model) -> Iterator[tuple[str, str, str]]:
     if stage.freeze is not None and stage.freeze.layers > (layers := top_of(model) - 1):
         message = f"there are {layers} layers, not {stage.freeze.layers}"
         yield "freeze", message, f"freeze: {{layers: {layers}}} freezes all of them"
+    elif stage.freeze is not None and stage.objective is not None and not any(_trained(stage.freeze, stage.objective, model)):
+        message = "nothing is left to train, for what the objective asks has no weights of its own"
+        yield "freeze", message, "freeze fewer layers, or write `embeddings: false`"
     if stage.lora is not None:
         with torch.device("meta"):
             found = matrices(NetworkModel(parts.Network(model=model)))
@@ -169,6 +174,28 @@ def lacking(stage: Stage, model: parts.Model) -> Iterator[tuple[str, str, str]]:
         for target in [target for target in stage.lora.targets if target not in there]:
             hint = f"targets: {', '.join(name for name in TARGETS if name in there)}"
             yield "lora", f"the model has no matrices '{target}'", hint
+
+
+def _trained(freeze: Freeze, objective: Objective, model: parts.Model) -> Iterator[str]:
+    """The parameters that are left to be trained."""
+    with torch.device("meta"):
+        network = NetworkModel(parts.Network(model=model, heads=dict(objective.heads(model))))
+    for name, depth in depths(network, model)[0].items():
+        if depth > freeze.layers or (depth == 0 and not freeze.embeddings):
+            yield name
+
+
+def unlearnt(stage: Stage, there: Mapping[str, parts.Head], wanted: Mapping[str, parts.Head]) -> Iterator[tuple[str, str]]:
+    """(field, message): the means that go by what the start says, where a head they ask is not among those it has (`there`): a fresh one says
+    nothing yet."""
+    new = [name for name, head in wanted.items() if there.get(name) != head]
+    heads = f"its head{'s' * (len(new) > 1)} {', '.join(new)} would be new"
+    if new and stage.distill is not None:
+        yield "distill", f"keeps what the start says, and {heads}"
+    if new and stage.anchor is not None and stage.anchor.ewc:
+        yield "anchor", f"ewc weighs the weights by what the start says, and {heads}"
+    if "lm" in new and stage.forgetting is not None and stage.forgetting.stop:
+        yield "forgetting", f"stops where the start's loss is exceeded by too much, and {heads}"
 
 
 def _wordless(objective: Objective, model: parts.Model | None) -> list[str]:

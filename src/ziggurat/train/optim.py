@@ -25,10 +25,14 @@ class OptimSpec(Protocol):
     def weight_decay(self) -> float: ...
 
 
+BIASES = ("_bias", "buckets.table.weight")
+"""Ends of the names of biases that are no vectors: XLNet's (the Hub's `r_w_bias` ...) and what T5 adds by distance (`relative_attention_bias`)."""
+
+
 def parameter_groups(
     network: nn.Module, weight_decay: float, *, scales: Mapping[str, float] | None = None, undecayed: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """Groups by role and learning rate: matrices decay, vectors (biases, norms) do not.
+    """Groups by role and learning rate: matrices decay, vectors (biases, norms) do not, nor do biases of attention that have a row a head.
 
     Embedding tables are matrices and decay, as in BERT's released code, which leaves out only names with LayerNorm or bias.
     Frozen parameters are in no group, shared ones in one. `scales`: a parameter's share of the learning rate, 1 if it is not
@@ -37,7 +41,7 @@ def parameter_groups(
     found: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            role = "matrices" if parameter.dim() >= 2 else "vectors"
+            role = "matrices" if parameter.dim() >= 2 and not name.endswith(BIASES) else "vectors"
             decay = weight_decay if role == "matrices" and name not in undecayed else 0.0
             found.setdefault((role, decay, (scales or {}).get(name, 1.0)), []).append(parameter)
     return [

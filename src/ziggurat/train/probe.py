@@ -138,10 +138,11 @@ def _light(stage: Stage) -> Stage:
 
 
 def _held(network: NetworkModel, count: int, stage: Stage) -> Memory:
-    """What is held while the stage trains, before any text: frozen weights have neither gradients nor means; an anchor holds the start once
-    more, and a teacher twice."""
+    """What is held while the stage trains, before any text: frozen weights have neither gradients nor means; an anchor or a teacher
+    holds the start once more, and EWC how much each weight matters."""
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    copies = 1 + (stage.anchor is not None or stage.distill is not None) + (stage.distill is not None)
+    anchor = stage.anchor
+    copies = 1 + (anchor is not None) + (anchor is not None and anchor.ewc > 0) + (stage.distill is not None)
     whole = max(count, sum(p.numel() for p in network.parameters()))
     return Memory(FLOAT * whole * copies, FLOAT * trained, 2 * FLOAT * trained, 0)
 

@@ -68,7 +68,7 @@ class Retention:
             draws, how = torch.Generator().manual_seed(number("lora", job.seed)), stage.lora
             self.adapters = Adapters(network, how.rank, how.alpha, how.targets, draws)
             deep, top = depths(network, network.spec.model)
-        decay = stage.optim.layer_decay
+        decay = stage.optim.layer_decay if begun else 1.0  # from scratch the lower layers know no more than the upper ones
         self.scales = {name: decay ** (top - depth) for name, depth in deep.items()} if decay != 1 else {}
         self.pull: Pull | None = None
         if stage.anchor is not None:

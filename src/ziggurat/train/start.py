@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ziggurat.train.job import Job
 
 
+UNLEARNT = "train the head first, in a stage of its own on general text with `freeze: {layers: ...}`"
+
+
 @dataclass(frozen=True)
 class Start:
     """What a stage begins with."""
@@ -79,6 +82,12 @@ def refuse(stage: Stage, model: parts.Model) -> None:
     """Raise `UserError` if a stage means layers or matrices that the model it trains does not have."""
     for setting, message, hint in arms.lacking(stage, model):
         raise UserError(f"{stage.title}: {setting}: {message}", hint)
+
+
+def refuse_unlearnt(stage: Stage, there: Mapping[str, parts.Head], wanted: Mapping[str, parts.Head]) -> None:
+    """Raise `UserError` if a stage goes by what its start says, and the start has other heads (`there`) than those that are asked."""
+    for setting, message in arms.unlearnt(stage, there, wanted):
+        raise UserError(f"{stage.title}: {setting}: {message}", UNLEARNT)
 
 
 def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list[str]]:
