@@ -25,6 +25,11 @@ CASES = {
     "bert": ("bert/tiny", ("q", "v", "up"), dict(lm=spec.VocabHead())),
     "gpt2": ("gpt2/tiny", ("q", "k", "v"), dict(lm=spec.VocabHead())),
     "gpt2-some": ("gpt2/tiny", ("q", "v"), dict(lm=spec.VocabHead())),
+    **{
+        f"{name}-new": (f"{name}/tiny", ("up", "down") if name == "xlnet" else ("q", "v"), dict(lm=spec.VocabHead()))
+        for name in ("bert", "roberta", "albert", "modernbert", "xlnet")
+    },
+    "choice": ("gpt2/tiny", ("q", "k", "v"), dict(choice=spec.ClassHead(outputs=1, by="plain", bias=False))),
     "classify": ("bert/tiny", ("q", "out"), dict(pooler=spec.PoolerHead(), classify=spec.ClassHead(outputs=3))),
 }
 
@@ -41,14 +46,15 @@ def made(folder: Path, case: str) -> tuple[spec.Network, str]:
     draw = torch.Generator().manual_seed(2)
     for name_, tensor in adapters.tensors().items():
         tensor.copy_(0.3 * torch.randn(tensor.shape, generator=draw)) if name_.endswith("lora_b") else None
-    trained = {n: p for n, p in network.named_parameters() if n.startswith("heads.") and "lm" not in heads}
+    new = [] if case in ("bert", "gpt2", "gpt2-some") else list(heads)
+    trained = {n: p for n, p in network.named_parameters() if n.startswith("heads.") and new}
     with torch.no_grad():
         for p in trained.values():
             p.add_(0.1)
     to_hub(network.spec, adapters.merged(), None, system, folder / "merged", ids=ids)
     pairs = {n: (m.lora_a.detach(), m.lora_b.detach()) for n, m in adapters.added.items()}
-    whole = {n: p.detach() for n, p in trained.items()}
-    write_adapter(folder / "adapter", network.spec, system, pairs, rank=2, alpha=6.0, base=str(folder / "base"), heads=whole)
+    how: dict[str, Any] = {"rank": 2, "alpha": 6.0, "base": str(folder / "base")}
+    write_adapter(folder / "adapter", network.spec, system, pairs, new=new, tensors=adapters.merged(), **how)
     return network.spec, system
 
 
@@ -67,8 +73,11 @@ def test_the_base_with_the_additions_is_the_merged_export(tmp_path: Path, case: 
         found[f"{module}.weight"] = base[f"{module}.weight"] + (added.t() if config["fan_in_fan_out"] else added)
     for name, tensor in stored.items():
         plain = name.removeprefix("base_model.model.")
-        assert plain.rpartition(".")[0] in config["modules_to_save"]
-        found[plain] = tensor
+        assert plain.startswith(tuple(f"{home}." for home in config["modules_to_save"]))
+        if plain in merged:
+            found[plain] = tensor
+        else:  # under its other name
+            assert any(torch.equal(tensor, other) for other in merged.values()), name
     assert found.keys() == merged.keys()
     for name, tensor in merged.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
@@ -98,10 +107,10 @@ def test_it_has_a_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_peft_loads_it(tmp_path: Path, case: str) -> None:
     peft = pytest.importorskip("peft")
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+    import transformers
 
     made(tmp_path, case)
-    auto = {"bert": AutoModelForMaskedLM, "classify": AutoModelForSequenceClassification}.get(case, AutoModelForCausalLM)
+    auto = getattr(transformers, json.loads((tmp_path / "base/config.json").read_text("utf-8"))["architectures"][0])
     adapted = peft.PeftModel.from_pretrained(auto.from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
     merged = auto.from_pretrained(tmp_path / "merged").eval()
     plain = auto.from_pretrained(tmp_path / "base").eval()
@@ -118,3 +127,14 @@ def test_matrices_laid_together_and_not(tmp_path: Path) -> None:
     pairs = {n: (m.lora_a.detach(), m.lora_b.detach()) for n, m in adapters.added.items()}
     with pytest.raises(UserError, match="lays some of the matrices together and others not"):
         write_adapter(tmp_path / "a", network.spec, "gpt2", pairs, rank=2, alpha=4.0, base="b")
+
+
+def test_a_new_parameter_that_lies_in_no_module(tmp_path: Path) -> None:
+    network = NetworkModel(spec.Network(model=model_of("bart/tiny", SMALL, 50), heads={"lm": spec.VocabHead()}))
+    adapters = Adapters(network, 2, 4.0, ("q",), torch.Generator())
+    pairs = {n: (m.lora_a.detach(), m.lora_b.detach()) for n, m in adapters.added.items()}
+    with pytest.raises(UserError, match="keeps a parameter of the new head in no module"):
+        write_adapter(
+            tmp_path / "a", network.spec, "bart", pairs, rank=2, alpha=4.0, base="b", new=["lm"], tensors=adapters.merged()
+        )
+    assert not (tmp_path / "a").exists()

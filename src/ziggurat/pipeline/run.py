@@ -381,11 +381,10 @@ def _adapter(run: Run, stage: Stage, folder: Path, job: Job, outcome: Outcome) -
     for task in single(stage) if several(stage) else [""]:
         network, tensors = alone(saved.card.network, saved.tensors, task) if task else (saved.card.network, saved.tensors)
         new = [name for name in network.heads if (named(name, task) if task else name) in fresh]
-        heads = {n: t for n, t in tensors.items() if n.startswith("heads.") and n.split(".")[1] in new}
         try:
             how["lineage"] = of_task(card.lineage, task) if task else card.lineage
             how["labels"] = card.more.get("tasks", {}).get(task, ()) if task else card.more.get("labels", ())
-            write_adapter(folder / "adapter" / task, network, job.system, pairs, heads=heads, **how)
+            write_adapter(folder / "adapter" / task, network, job.system, pairs, new=new, tensors=tensors, **how)
         except UserError as error:
             log.info("%s: there is no folder adapter%s: %s", stage.title, f"/{task}" if task else "", error.message)
 

@@ -20,6 +20,7 @@ from ziggurat.nn import spec
 from ziggurat.systems import SYSTEMS, find, modelcard
 from ziggurat.systems.base import NoHubClass, system_of
 from ziggurat.systems.classes import headless, heads_wanted
+from ziggurat.systems.hub import laid_out
 
 PREFIX = "base_model.model."
 
@@ -33,7 +34,8 @@ def write_adapter(
     rank: int,
     alpha: float,
     base: str,
-    heads: Mapping[str, Tensor] | None = None,
+    new: Sequence[str] = (),
+    tensors: Mapping[str, Tensor] | None = None,
     labels: Sequence[str] = (),
     lineage: Sequence[Mapping[str, Any]] = (),
     about: Mapping[str, Any] | None = None,
@@ -42,12 +44,14 @@ def write_adapter(
 
     added   our module's name -> (first [rank, in], second [out, rank])
     base    what the additions belong to: a folder in Hugging Face format
-    heads   parameters of new heads by our names, which were trained whole
+    new     heads that were trained whole; `tensors` has the network's parameters by our names, with these as they are now
     labels, lineage, about
             for the model card, README.md, as in `hub.to_hub`; one that somebody else wrote is kept
 
     Where the Hub lays several of our matrices in one (GPT-2's queries, keys and values), their additions become one of so many times the rank.
-    Raises `UserError` when the Hub has no class for the network, or stores a matrix in a form that no addition fits.
+    A new head is stored as the topmost modules that hold its parameters, with everything in them, such as a table that the head shares: peft
+    takes the place of whole modules. Raises `UserError` when the Hub has no class for the network, stores a matrix in a form that no
+    addition fits, or keeps a parameter of a new head in no module (BART's `final_logits_bias`).
     """
     page = find(system) or system_of(SYSTEMS, network.model)
     if not page.classes:
@@ -75,16 +79,18 @@ def write_adapter(
     for name, (line, parts) in groups.items():
         first, second = _fused(line, parts)
         stored[f"{PREFIX}{name}.lora_A.weight"], stored[f"{PREFIX}{name}.lora_B.weight"] = first, second
-    saved = set()
-    for ours, tensor in (heads or {}).items():
-        line, _, binding = _line(lines, ours, page.name)
-        name = hub(line, binding)
-        saved.add(name)
-        stored[f"{PREFIX}{name}.{ours.rpartition('.')[2]}"] = (
-            tensor.t() if line.transposed and tensor.ndim == 2 else tensor
-        ).contiguous()
+    own = tuple(f"heads.{head}." for head in new)
+    homes = {hub(*_line(lines, ours, page.name)[::2]) for ours in tensors or {} if ours.startswith(own)}
+    check("" not in homes, f"the Hub's {page.name} keeps a parameter of the new head in no module", "its sum is in the folder hf")
+    saved = sorted(home for home in homes if not home.startswith(tuple(f"{other}." for other in homes)))
+    if saved:
+        wanted = {n: t for n, t in (tensors or {}).items() if n.startswith(("model.", *(f"heads.{head}." for head in chosen)))}
+        for name, tensor in laid_out(page, network.model, architecture, chosen, wanted, repeated=True).items():
+            plain = name.removeprefix(page.names.prefix) if bare else name
+            if plain.startswith(tuple(f"{home}." for home in saved)):
+                stored[f"{PREFIX}{plain}"] = tensor.clone()  # one that is shared stands in the file more than once
     (times,) = sizes
-    config = _config(base, rank * times, alpha * times, sorted(groups), sorted(saved), turned.pop())
+    config = _config(base, rank * times, alpha * times, sorted(groups), saved, turned.pop())
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "adapter_model.safetensors.part"
     save_file(stored, temporary, metadata={"format": "pt"})
@@ -99,9 +105,9 @@ def write_adapter(
         about=about or {},
         rank=rank,
     )
-    own = folder / "README.md"
-    if not own.is_file() or modelcard.MARK in own.read_text("utf-8", "replace"):
-        own.write_text(modelcard.page(facts), "utf-8")
+    card = folder / "README.md"
+    if not card.is_file() or modelcard.MARK in card.read_text("utf-8", "replace"):
+        card.write_text(modelcard.page(facts), "utf-8")
     os.replace(temporary, folder / "adapter_model.safetensors")
 
 

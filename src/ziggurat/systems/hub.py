@@ -153,13 +153,9 @@ def to_hub(
         for table in [name for name in kept if name.endswith(POSITIONS)]:
             kept[table] = _renumbered(kept[table], network.model.embed.positions, config["pad_token_id"])
             config["max_position_embeddings"] = len(kept[table])
-    if "choice" in heads and "heads.choice.out.bias" not in kept:
-        kept["heads.choice.out.bias"] = kept["heads.choice.out.weight"].new_zeros(1)  # the Hub's class has one; 0 is none
-    alone = page.alone.get(architecture, "")
     if isinstance(body, spec.EncoderDecoder):
-        config["is_encoder_decoder"] = not alone
-    names = page.named(heads, body, alone).bind(heads=getattr(body, "heads", 0))
-    stored = names.to_hub(one_stack(kept, alone))
+        config["is_encoder_decoder"] = not page.alone.get(architecture, "")
+    stored = laid_out(page, body, architecture, heads, kept)
     if architecture == headless(page) or architecture in page.bare:  # such classes are saved without the family's prefix
         stored = {name.removeprefix(page.names.prefix): tensor for name, tensor in stored.items()}
     dtype = str(next(iter(stored.values())).dtype).removeprefix("torch.")
@@ -178,6 +174,19 @@ def to_hub(
     )
     publish(folder, config, stored, None if tokenizer is None else partial(tokenizer.save, **how), modelcard.page(facts))
     return Exported(folder, architecture, tuple(notes))
+
+
+def laid_out(
+    page: System, body: spec.Model, architecture: str, heads: Sequence[str], tensors: Mapping[str, Tensor], *, repeated: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of a body and its `heads` by the names of a Hub class, with the family's prefix; `repeated`: those that it shares under each
+    of their names."""
+    found, alone = dict(tensors), page.alone.get(architecture, "")
+    if "choice" in heads and "heads.choice.out.bias" not in found:
+        found["heads.choice.out.bias"] = found["heads.choice.out.weight"].new_zeros(1)  # the Hub's class has one; 0 is none
+    names = page.named(heads, body, alone).bind(heads=getattr(body, "heads", 0))
+    stored = names.to_hub(one_stack(found, alone))
+    return stored | {tie.hub: stored[tie.of] for tie in names.ties if repeated and tie.of in stored}
 
 
 def import_folder(source: Path | str, target: Path | str) -> tuple[Path, tuple[str, ...]]:
