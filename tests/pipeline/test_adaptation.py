@@ -7,7 +7,6 @@ import itertools
 import json
 import random
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -365,36 +364,6 @@ def test_what_the_checkpoint_does_not_have(world: Path, arms: Path, means: str, 
     with pytest.raises(UserError, match=re.escape(message)):
         run("own.yaml")
     assert not [path for path in runs(world).rglob("*") if path.is_dir()]
-
-
-@pytest.mark.parametrize(
-    "means",
-    [
-        "distill: {weight: 0.5}",
-        "anchor: {ewc: 3, tokens: 200}",
-        "forgetting: {general: general, stop: true}, evaluate: {every: 2}",
-    ],
-)
-def test_a_start_whose_head_is_new_says_nothing_to_keep(world: Path, arms: Path, means: str) -> None:
-    """From a folder without its head, and from a stage with another objective; l2 alone is no matter of heads."""
-    start = pytest.importorskip("transformers").AutoModel.from_pretrained(f"{runs(arms)}/pretrain/hf")
-    start.save_pretrained(world / "bare")
-    shutil.copy(f"{runs(arms)}/pretrain/hf/tokenizer.json", world / "bare")
-    head = HEAD.replace("roberta/tiny", "roberta").replace("model:", "# model:").replace("tokenizer:", "# tokenizer:")
-    stages = f"stages:\n  - {{stage: dapt, init: bare, data: domain, steps: 4, forgetting: {{general: general}}, {means}}}\n"
-    (world / "own.yaml").write_text(head + stages.replace("forgetting: {general: general}, forget", "forget"), "utf-8")
-    with pytest.raises(UserError, match="head lm would be new"):
-        run("own.yaml")
-    assert not [path for path in runs(world).rglob("*") if path.is_dir()]
-    run("own.yaml", ["stages.dapt.distill=null", "stages.dapt.anchor={l2: 1, ewc: 0}", "stages.dapt.forgetting=false"])
-    if means.startswith("distill"):
-        two = "  - {stage: pretrain, data: general, steps: 2}\n  - {stage: dapt, data: domain, steps: 2, objective: {kind: joint, parts: [{kind: mlm}, {kind: sop}]}, anchor: {ewc: 3, tokens: 200}}\n"
-        (world / "two.yaml").write_text(HEAD.replace("name: small", "name: two") + "stages:\n" + two, "utf-8")
-        with pytest.raises(
-            UserError, match=r"dapt: anchor: ewc weighs the weights by what the start says, and its heads? .*would be new"
-        ):
-            run("two.yaml")
-        assert not (runs(world).parent / "two/pretrain").exists()
 
 
 def test_layers_of_fresh_weights_have_one_rate(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

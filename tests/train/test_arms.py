@@ -8,7 +8,7 @@ import pytest
 
 from ziggurat.nn import spec
 from ziggurat.nn.parts import Mlp, Share
-from ziggurat.train.arms import lacking, unlearnt
+from ziggurat.train.arms import headless, lacking, problems
 from ziggurat.train.stage import Stage
 
 ONE = spec.Single(vocab=40, width=16, layers=3, heads=2, mlp=32)
@@ -36,22 +36,26 @@ def test_something_is_left_to_train() -> None:
     assert list(lacking(stage(objective={"kind": "mlm"}, **everything), ONE)) == []
 
 
-def test_what_goes_by_a_start_needs_the_heads_it_asks() -> None:
-    lm, other = spec.VocabHead(), spec.TokenHead(outputs=3)
-    means = stage(distill={"weight": 0.5}, anchor={"ewc": 3, "general": "a"}, forgetting={"stop": True, "general": "a"})
-    assert list(unlearnt(means, {"lm": lm, "more": lm}, {"lm": lm})) == []
-    for there in ({}, {"lm": other}):
-        assert [field for field, _ in unlearnt(means, there, {"lm": lm})] == ["distill", "anchor", "forgetting"]
-    assert [field for field, _ in unlearnt(means, {"lm": lm}, {"lm": lm, "sbo": lm})] == ["distill", "anchor"]
-    assert list(unlearnt(stage(anchor={"l2": 3}), {}, {"lm": lm})) == []
-
-
 @pytest.mark.parametrize("model", [ONE, SHARED, PAIR, BOTH])
 def test_each_matrix_for_itself(model: spec.Model) -> None:
     assert list(lacking(stage(lora={"targets": ["q", "k", "v", "out", "up", "down"]}), model)) == []
     ((field, message, hint),) = lacking(stage(lora={"targets": ["q", "gate"]}), model)
     assert (field, message, hint) == ("lora", "the model has no matrices 'gate'", "targets: q, k, v, out, up, down")
     assert list(lacking(stage(lora={"targets": ["gate"]}), GATED)) == []
+
+
+def test_a_head_without_weights_is_never_new() -> None:
+    words, means = {"lm": spec.VocabHead()}, {"distill": {}, "anchor": {"ewc": 1}, "interpolate": 0.5}
+    asking = stage(objective={"kind": "mlm"}, forgetting={"stop": True}, **means)
+    plain = ONE.model_copy(update={"project": spec.VocabProjection(transform=False, bias=False)})
+    assert list(headless(asking, plain, {})) == list(headless(asking, ONE, words)) == []
+    assert {field for field, _, _ in headless(asking, ONE, {})} == {"interpolate", "forgetting", "distill", "anchor"}
+    assert list(headless(stage(objective={"kind": "mlm"}, anchor={"l2": 1}, forgetting={}), ONE, {})) == []
+
+
+def test_a_stop_without_a_start() -> None:
+    stopping = stage(init="scratch", forgetting={"stop": True, "general": "text"}, evaluate={"every": 2})
+    assert ("forgetting", "needs weights to start from, and this stage starts from scratch") in list(problems(stopping, {}))
 
 
 def stage(**fields: Any) -> Stage:

@@ -30,7 +30,7 @@ from ziggurat.train.keeping import RESULT
 from ziggurat.train.loop import precision_of
 from ziggurat.train.settings import LINE
 from ziggurat.train.stage import Stage
-from ziggurat.train.start import UNLEARNT
+from ziggurat.train.start import headed
 
 if TYPE_CHECKING:
     from ziggurat.pipeline.scoring import Scorer
@@ -87,7 +87,7 @@ def choose(stage: Stage, points: Sequence[Point], limit: float | None, before: M
 
 def sweep(stage: Stage, job: Job, scorer: Scorer, trained: checkpoints.Saved, spec: Interpolate) -> Line:
     """Measure the points of the line; raises `UserError` when the start had no language model to go back to."""
-    begun(stage, job)
+    headed(stage.model_copy(update={"interpolate": spec}), job.start)
     assert stage.objective is not None
     network = NetworkModel(trained.card.network)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -107,15 +107,6 @@ def sweep(stage: Stage, job: Job, scorer: Scorer, trained: checkpoints.Saved, sp
 def _limit(stage: Stage, spec: Interpolate) -> float | None:
     """The most forgetting of a point that may be chosen."""
     return spec.limit if spec.limit is not None else stage.forgetting.limit if stage.forgetting is not None else None
-
-
-def begun(stage: Stage, job: Job) -> None:
-    """Raise `UserError` unless the stage began with a language model."""
-    check(
-        "lm" in job.start.heads,
-        f"{stage.title}: interpolate goes back toward the start, and that had no language-model head",
-        UNLEARNT,
-    )
 
 
 def interpolated(stage: Stage, job: Job, scorer: Scorer, folder: Path, outcome: Outcome) -> Outcome:

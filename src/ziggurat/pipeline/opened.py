@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +22,9 @@ from ziggurat.systems import find
 from ziggurat.systems.base import DIALS
 from ziggurat.systems.hub import from_hub
 from ziggurat.text.tokenizer import Tokenizer
-from ziggurat.train.recipe import Recipe, models_before
-from ziggurat.train.stage import Stage, candidates
-from ziggurat.train.start import refuse, refuse_unlearnt
+from ziggurat.train.recipe import Recipe, starts_before
+from ziggurat.train.stage import Stage
+from ziggurat.train.start import Start, headed, refuse
 
 log = logging.getLogger(__name__)
 
@@ -107,35 +107,24 @@ def called(folder: str) -> str:
     return path.name
 
 
-def fits(recipe: Recipe, imported: Mapping[str, Opened]) -> None:
+def fits(recipe: Recipe, imported: Mapping[str, Opened], left: Iterable[Stage]) -> None:
     """Raise `UserError` unless the checkpoints that stages start from are of the recipe's system, and of its size where it gives one, and
-    have the layers and matrices that its stages mean."""
+    what its stages that are `left` to be run start from has the layers, matrices and heads that they mean."""
     for init, opened in imported.items():
         _fits(recipe, init, opened)
     shapes = {init: opened.network.model for init, opened in imported.items()}
     fresh = recipe.body() or next(iter(shapes.values()), None)
     if fresh is None:
         return
-    for stage in recipe.stages:
+    made = {stage.title: stage.objective for stage in recipe.stages}
+    for stage in left:
         assert stage.objective is not None
-        for model in models_before(recipe, stage, fresh, shapes):
-            refuse(stage, stage.objective.part_of(model))
-    for stage in recipe.stages:
-        for name in candidates(stage.init):
-            _learnt(recipe, stage, name, fresh, imported)
-
-
-def _learnt(recipe: Recipe, stage: Stage, name: str, fresh: parts.Model, imported: Mapping[str, Opened]) -> None:
-    """`refuse_unlearnt` with what a stage will start from, before anything is trained."""
-    shapes = {init: opened.network.model for init, opened in imported.items()}
-    model, before = models_before(recipe, stage, fresh, shapes)[0], next((s for s in recipe.stages if s.title == name), None)
-    assert stage.objective is not None
-    if stage.objective.misfits(model):
-        return  # said elsewhere, or half of two models is left behind
-    there: Mapping[str, parts.Head] = imported[name].network.heads if name in imported else {}
-    if before is not None and before.objective is not None:
-        there = before.objective.heads(before.objective.part_of(models_before(recipe, before, fresh, shapes)[0]))
-    refuse_unlearnt(stage, there, stage.objective.heads(stage.objective.part_of(model)))
+        for init, model in starts_before(recipe, stage, fresh, shapes):
+            before = made.get(init)
+            heads = before.heads(model) if before else imported[init].network.heads if init in imported else {}
+            start = Start(model, heads).for_objective(stage.objective)
+            refuse(stage, start.model)
+            headed(stage, start)
 
 
 def _fits(recipe: Recipe, init: str, opened: Opened) -> None:

@@ -46,10 +46,10 @@ from ziggurat.train import settings
 from ziggurat.train.arms import deciding
 from ziggurat.train.job import Job, Outcome
 from ziggurat.train.lora import A, B
-from ziggurat.train.recipe import Recipe, models_before
+from ziggurat.train.recipe import Recipe, starts_before
 from ziggurat.train.retention import ADDED
 from ziggurat.train.stage import BestOf, Stage, candidates
-from ziggurat.train.start import Start, refuse_unlearnt
+from ziggurat.train.start import Start, headed
 from ziggurat.train.tasks import several, single
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     own = {s.title for s in recipe.stages} | {"scratch"}
     inits = dict.fromkeys(name for s in recipe.stages for name in candidates(s.init) if name not in own)
     imported = {init: open_checkpoint(init) for init in inits}
-    fits(recipe, imported)
+    fits(recipe, imported, [stage for stage in recipe.stages if not jobs.done(folder / stage.title)])
     tokenizer = next((o.tokenizer for o in imported.values() if o.tokenizer), None)
     prepared = prepare_data(recipe, folder, tokenizer)
     for init, opened in imported.items():
@@ -170,7 +170,8 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
     check_told_apart(recipe, folder, prepared, fresh, imported)
     for stage in recipe.stages:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
-            answerable(stage, prepared, models_before(recipe, stage, fresh, {i: o.network.model for i, o in imported.items()})[0])
+            shapes = {init: one.network.model for init, one in imported.items()}
+            answerable(stage, prepared, starts_before(recipe, stage, fresh, shapes)[0][1])
             enough(stage, prepared)
         if not jobs.done(folder / stage.title):
             decidable(stage, prepared)
@@ -334,11 +335,11 @@ def _one(
 ) -> Done:
     """Run one stage in `folder` from `init`, score it on a split if it is a fine-tuning, export it, and mark it done."""
     job = job_of(run, stage, folder, seed, init, title, steps=steps, until=until)
-    if stage.interpolate is not None and not interpolation.holds(folder, stage, job):  # now, not after hours of training
-        interpolation.begun(stage, job)
+    again = stage.interpolate is not None and not interpolation.holds(folder, stage, job)
+    if again or not jobs.done(folder):
+        headed(stage, job.start)
+    if again:  # now, not after hours of training
         decidable(stage, run.prepared)
-    assert stage.objective is not None
-    refuse_unlearnt(stage, job.start.heads, stage.objective.heads(job.start.model))
     prepared = run.reads(stage, init)
     outcome = jobs.run_stage(folder, job)
     if stage.interpolate is not None and not (jobs.done(folder) and interpolation.holds(folder, stage, job)):

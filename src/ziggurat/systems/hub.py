@@ -177,7 +177,13 @@ def to_hub(
 
 
 def laid_out(
-    page: System, body: spec.Model, architecture: str, heads: Sequence[str], tensors: Mapping[str, Tensor], *, repeated: bool = False
+    page: System,
+    body: spec.Model,
+    architecture: str,
+    heads: Sequence[str],
+    tensors: Mapping[str, Tensor],
+    *,
+    repeated: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors of a body and its `heads` by the names of a Hub class, with the family's prefix; `repeated`: those that it shares under each
     of their names."""

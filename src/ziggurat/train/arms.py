@@ -133,6 +133,7 @@ def problems(stage: Stage, sources: Mapping[str, Source], model: parts.Model | N
         "freeze": stage.freeze,
         "lora": stage.lora,
         "interpolate": stage.interpolate,
+        "forgetting": held if held is not None and held.stop else None,
     }
     for field in [name for name, value in started.items() if value is not None and stage.init == "scratch"]:
         yield field, "needs weights to start from, and this stage starts from scratch"
@@ -185,17 +186,33 @@ def _trained(freeze: Freeze, objective: Objective, model: parts.Model) -> Iterat
             yield name
 
 
-def unlearnt(stage: Stage, there: Mapping[str, parts.Head], wanted: Mapping[str, parts.Head]) -> Iterator[tuple[str, str]]:
-    """(field, message): the means that go by what the start says, where a head they ask is not among those it has (`there`): a fresh one says
-    nothing yet."""
-    new = [name for name, head in wanted.items() if there.get(name) != head]
-    heads = f"its head{'s' * (len(new) > 1)} {', '.join(new)} would be new"
-    if new and stage.distill is not None:
-        yield "distill", f"keeps what the start says, and {heads}"
-    if new and stage.anchor is not None and stage.anchor.ewc:
-        yield "anchor", f"ewc weighs the weights by what the start says, and {heads}"
-    if "lm" in new and stage.forgetting is not None and stage.forgetting.stop:
-        yield "forgetting", f"stops where the start's loss is exceeded by too much, and {heads}"
+def headless(stage: Stage, model: parts.Model, heads: Mapping[str, parts.Head]) -> Iterator[tuple[str, str, str]]:
+    """(field, message, hint): what goes by the answers of a stage's start, where a head that gives them would be new. `model` is what the
+    stage trains, `heads` are the start's."""
+    held, anchor, objective = stage.forgetting, stage.anchor, stage.objective
+    if objective is None or stage.stage == "finetune":  # there none of these asks the start
+        return
+    wanted = objective.heads(model)
+    spoken = ["lm"] if "lm" in wanted else list(wanted)
+    """Those whose loss gain and forgetting are counted in."""
+    asked = {
+        "interpolate": (stage.interpolate is not None, "goes back toward the start", spoken),
+        "forgetting": (held is not None and held.stop, "`stop: true` compares with the start", spoken),
+        "distill": (stage.distill is not None, "keeps what the start says", list(wanted)),
+        "anchor": (anchor is not None and anchor.ewc > 0, "ewc weighs the weights by what the start says", list(wanted)),
+    }
+    hint = "train the head first, in a stage of its own on general text with `freeze: {layers: ...}`"
+    for field, (wants, why, names) in asked.items():
+        new = [name for name in names if heads.get(name) != wanted[name]] if wants else []
+        for name in sorted({*new} & _with_weights(model, wanted)) if new else ():
+            yield field, f"{why}, and that has no {'language-model head' if name == 'lm' else f'head {name!r}'}", hint
+
+
+def _with_weights(model: parts.Model, heads: Mapping[str, parts.Head]) -> set[str]:
+    """The heads with weights of their own: one that has none (GPT-2's says words by the table of the embeddings) is never new."""
+    with torch.device("meta"):
+        network = NetworkModel(parts.Network(model=model, heads=dict(heads)))
+    return {name.split(".")[1] for name, _ in network.named_parameters() if name.startswith("heads.")}
 
 
 def _wordless(objective: Objective, model: parts.Model | None) -> list[str]:

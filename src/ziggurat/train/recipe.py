@@ -343,13 +343,13 @@ def _stage_problems(recipe: Recipe, stage: Stage, before: list[str]) -> Iterator
                 yield "objective", message, ("sources", name)
     ours = {"scratch", "previous", *(s.title for s in recipe.stages)}
     if system is not None and stage.objective is not None and all({*candidates(s.init)} <= ours for s in recipe.stages):
-        model = stage.objective.part_of(stage.objective.equipped(models_before(recipe, stage, system.model)[-1]))
+        model = stage.objective.part_of(stage.objective.equipped(starts_before(recipe, stage, system.model)[-1][1]))
         for why in stage.objective.misfits(model):
             yield "objective", why
         for why in stage.objective.forgets(model, stage.memory):
             yield ("memory" if stage.memory else "objective"), why
         if (sized := _sized(recipe)) is not None:
-            model = stage.objective.part_of(models_before(recipe, stage, sized)[-1])
+            model = stage.objective.part_of(starts_before(recipe, stage, sized)[-1][1])
             for field, message, hint in arms.lacking(stage, model):
                 yield field, f"{message}; {hint}"
     if stage.memory and stage.batch.tokens is None:
@@ -369,13 +369,15 @@ def _sized(recipe: Recipe) -> Model | None:
         return None
 
 
-def models_before(recipe: Recipe, stage: Stage, fresh: Model, imported: Mapping[str, Model] | None = None) -> list[Model]:
-    """What a stage may start from, one for each way there: a model from scratch, a checkpoint's by what `init` says, or the part of either
-    that earlier stages have kept."""
+def starts_before(
+    recipe: Recipe, stage: Stage, fresh: Model, imported: Mapping[str, Model] | None = None
+) -> list[tuple[str, Model]]:
+    """(what `init` names, its model) of what a stage may start from, one for each way there: a model from scratch, a checkpoint's, or the
+    part of either that earlier stages have kept."""
     kept: dict[str, list[Model]] = {}
     for each in recipe.stages:
-        starts = [m for name in candidates(each.init) for m in kept.get(name) or [(imported or {}).get(name, fresh)]]
+        starts = [(name, m) for name in candidates(each.init) for m in kept.get(name) or [(imported or {}).get(name, fresh)]]
         if each is stage:
             return starts
-        kept[each.title] = [each.objective.part_of(m) if each.objective is not None else m for m in starts]
-    return [fresh]
+        kept[each.title] = [each.objective.part_of(m) if each.objective is not None else m for _, m in starts]
+    return [("scratch", fresh)]

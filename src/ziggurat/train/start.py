@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from ziggurat.train.job import Job
 
 
-UNLEARNT = "train the head first, in a stage of its own on general text with `freeze: {layers: ...}`"
-
-
 @dataclass(frozen=True)
 class Start:
     """What a stage begins with."""
@@ -84,10 +81,10 @@ def refuse(stage: Stage, model: parts.Model) -> None:
         raise UserError(f"{stage.title}: {setting}: {message}", hint)
 
 
-def refuse_unlearnt(stage: Stage, there: Mapping[str, parts.Head], wanted: Mapping[str, parts.Head]) -> None:
-    """Raise `UserError` if a stage goes by what its start says, and the start has other heads (`there`) than those that are asked."""
-    for setting, message in arms.unlearnt(stage, there, wanted):
-        raise UserError(f"{stage.title}: {setting}: {message}", UNLEARNT)
+def headed(stage: Stage, start: Start) -> None:
+    """Raise `UserError` if a stage goes by what its start says, and that lacks a head to say it with."""
+    for setting, message, hint in arms.headless(stage, start.model, start.heads):
+        raise UserError(f"{stage.title}: {setting}: {message}", hint)
 
 
 def build(job: Job, objective: Objective) -> tuple[NetworkModel, list[str], list[str]]:
