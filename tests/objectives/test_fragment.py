@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from blocks import CLS, MASK, SEP, VOCAB, batch_of, context, keys, random_documents, tokens
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -287,6 +287,7 @@ def test_no_answer_is_reachable(name: str) -> None:
 @fast
 @given(examples(), examples(), st.sampled_from(list(RULES)))
 def test_commutes_with_join_and_packing(a: Batch, b: Batch, name: str) -> None:
+    assume(not {*a.keys.tolist()} & {*b.keys.tolist()})  # documents are found again by their keys
     rule, ctx = RULES[name], context(start=9)
     apart = found(rule.corrupt(a, ctx)) + found(rule.corrupt(b, ctx))
     assert found(rule.corrupt(join(a, b), ctx)) == apart

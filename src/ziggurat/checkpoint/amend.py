@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ziggurat.checkpoint.format import MANIFEST, as_json, find, manifest, publish
+from ziggurat.checkpoint.format import as_json, find, publish
+from ziggurat.checkpoint.manifest import MANIFEST, manifest
 from ziggurat.errors import UserError
 
 

@@ -15,7 +15,6 @@ folder that nobody reads and the next save sweeps. There is no pickle anywhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -32,12 +31,11 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ziggurat.checkpoint.manifest import FORMAT, MANIFEST, digest, files_in, listing, manifest
 from ziggurat.checkpoint.names import nearest
 from ziggurat.errors import UserError, check
 from ziggurat.nn.spec import Network
 
-FORMAT = 1
-MANIFEST = "MANIFEST.json"
 REQUIRED = ("model.safetensors", "spec.json", "state.json")
 LIBRARIES = ("ziggurat", "torch", "safetensors", "tokenizers", "numpy")
 SPARE = 1 << 20
@@ -124,10 +122,10 @@ def save(
             shutil.copymode(temporary / "spec.json", temporary / name)  # safetensors makes files only the owner can read
         if tokenizer is not None:
             _copy(tokenizer, temporary / "tokenizer")
-        for path in _files(temporary):
+        for path in files_in(temporary):
             _sync(path)
-        _write(temporary / MANIFEST, manifest(_listing(temporary)))
-        for folder in {path.parent for path in _files(temporary)}:
+        _write(temporary / MANIFEST, manifest(listing(temporary)))
+        for folder in {path.parent for path in files_in(temporary)}:
             _sync(folder)
         publish(temporary, final)
     except (OSError, safetensors.SafetensorError) as error:
@@ -198,7 +196,7 @@ def verify(folder: Path, *, contents: bool = True) -> list[str]:
                 problems.append(f"{name} is missing")
             elif path.stat().st_size != entry["size"]:
                 problems.append(f"{name} has {path.stat().st_size} bytes, not {entry['size']}")
-            elif contents and _hash(path) != entry["sha256"]:
+            elif contents and digest(path) != entry["sha256"]:
                 problems.append(f"{name} has other contents than were written (sha256 differs)")
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]
@@ -312,8 +310,9 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def put_back(stage: Path) -> None:
-    """Give whole checkpoints of a stage that stepped aside for one of the same step their names again: a kill left the place empty."""
-    for aside in stage.glob("step-*.old"):
+    """Give whole checkpoints of a stage, and of its `RESULTS`, that stepped aside for one of the same step their names again: a kill left the
+    place empty."""
+    for aside in (found for place in ("", *RESULTS) for found in (stage / place).glob("step-*.old")):
         if not (final := aside.with_suffix("")).exists() and not verify(aside):
             os.replace(aside, final)
 
@@ -350,25 +349,6 @@ def _copy(tokenizer: Path | Callable[[Path], object], folder: Path) -> None:
     else:
         folder.mkdir()
         tokenizer(folder)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _listing(folder: Path) -> dict[str, dict[str, Any]]:
-    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _hash(p)} for p in _files(folder)}
-
-
-def manifest(listed: Mapping[str, Mapping[str, Any]]) -> str:
-    """The manifest's text: sealed with a hash of its own, and without a spare byte, so that any change to it shows."""
-    seal = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-    return json.dumps({"format": FORMAT, "files": listed, "seal": seal}, separators=(",", ":"))
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_json(value: Mapping[str, Any]) -> str:

@@ -125,8 +125,7 @@ def run_stage(folder: Path, job: Job) -> Outcome:
     stage, objective = job.stage, job.stage.objective
     assert objective is not None
     settings.keep(folder, settings.of(job))
-    for name in ("", *checkpoints.RESULTS):  # from here on they are looked for at their steps
-        checkpoints.put_back(folder / name)
+    checkpoints.put_back(folder)  # from here on they are looked for at their steps
     if done(folder):
         outcome = outcome_of(folder)
         problems = checkpoints.verify(result(folder, outcome.steps))
@@ -393,10 +392,6 @@ def _set_random_state(states: Mapping[str, Tensor]) -> None:
 
 
 def _warn_of_changes(title: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changes = [f"{before.get(key)} -> {now[key]} ({key})" for key in now if before.get(key) != now[key]]
+    changes = ", ".join(f"{before.get(key)} -> {now[key]} ({key})" for key in now if before.get(key) != now[key])
     if changes:
-        log.warning(
-            "%s goes on in another way than it was saved: %s; results agree to rounding, not bit for bit",
-            title,
-            ", ".join(changes),
-        )
+        log.warning("%s goes on otherwise than it was saved: %s; results agree to rounding, not bit for bit", title, changes)
