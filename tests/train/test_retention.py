@@ -21,8 +21,6 @@ from ziggurat.train.anchor import Pull, fisher
 from ziggurat.train.distill import Distilled, divergence, teacher_of
 from ziggurat.train.lora import Adapters
 from ziggurat.train.optim import build_optimizer
-from ziggurat.train.probe import FLOAT, _held
-from ziggurat.train.stage import Stage
 from ziggurat.types import Batch, Stream, join, text_target
 
 CPU = torch.device("cpu")
@@ -105,26 +103,6 @@ def test_new_and_frozen_parameters_are_not_pulled() -> None:
     pull = Pull(net, start, 1.0)
     held = {name for name, p in net.named_parameters() if id(p) in pull.held}
     assert held == set(start) - {"model.embed.token.weight"}
-
-
-def test_what_is_held_beside_the_weights_is_what_the_estimate_says() -> None:
-    net = network()
-    start = {n: p.detach() for n, p in net.named_parameters()}
-    whole = sum(FLOAT * t.numel() for t in start.values())
-    information = {n: torch.ones_like(t) for n, t in start.items()}
-    for means, pull in (
-        ({"anchor": {"l2": 3}}, Pull(net, start, 3.0)),
-        ({"anchor": {"ewc": 3}}, Pull(net, start, 0.0, 3.0, information)),
-    ):
-        held = sum(FLOAT * t.numel() + (FLOAT * s.numel() if isinstance(s, Tensor) else 0) for t, s in pull.held.values())
-        assert _held(net, 0, stage(means)).parameters == whole + held, means
-    teacher = teacher_of(net, start)
-    held = sum(FLOAT * p.numel() for p in teacher.parameters())
-    assert _held(net, 0, stage({"distill": {}})).parameters == whole + held == 2 * whole
-
-
-def stage(means: dict[str, object]) -> Stage:
-    return Stage.model_validate({"stage": "dapt", "data": "text", **means})
 
 
 def test_fisher_information_is_its_expectation() -> None:

@@ -138,13 +138,14 @@ def _light(stage: Stage) -> Stage:
 
 
 def _held(network: NetworkModel, count: int, stage: Stage) -> Memory:
-    """What is held while the stage trains, before any text: frozen weights have neither gradients nor means; an anchor or a teacher
-    holds the start once more, and EWC how much each weight matters."""
+    """What is held while the stage trains, before any text: frozen weights have neither gradients nor means. A teacher is the whole start once
+    more, an anchor what is trained of it, and once more a strength a weight where that is Fisher information."""
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    anchor = stage.anchor
-    copies = 1 + (anchor is not None) + (anchor is not None and anchor.ewc > 0) + (stage.distill is not None)
     whole = max(count, sum(p.numel() for p in network.parameters()))
-    return Memory(FLOAT * whole * copies, FLOAT * trained, 2 * FLOAT * trained, 0)
+    held = whole * (1 + (stage.distill is not None))
+    if stage.anchor is not None:
+        held += trained * (1 + (stage.anchor.ewc > 0))
+    return Memory(FLOAT * held, FLOAT * trained, 2 * FLOAT * trained, 0)
 
 
 def kept(network: NetworkModel, trained: Trained, objective: Objective, batch: Batch, dtype: torch.dtype) -> int:

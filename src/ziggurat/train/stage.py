@@ -54,7 +54,8 @@ class Optim(Spec):
     clip: float | None = Field(1.0, gt=0)
     """Largest norm of the whole gradient; null = no clipping."""
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """Learning rate of each layer as a share of the one above it; heads have the whole rate, embeddings the least (Howard and Ruder, 2018)."""
+    """Learning rate of each layer as a share of the one above it; heads have the whole rate, embeddings the least (Howard and Ruder, 2018). Needs
+    weights to start from; in the arms of `worth` from scratch all have the whole rate."""
 
 
 class Schedule(Spec):
