@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +13,18 @@ from ziggurat.nn import spec
 from ziggurat.nn.network import NetworkModel
 from ziggurat.objectives.masked import Masked
 from ziggurat.train import probe, retention
+from ziggurat.train.distill import Distilled
 from ziggurat.train.retention import Retention
 from ziggurat.train.stage import Stage
 
 
-def alive() -> dict[int, torch.Tensor]:
-    """All tensors that there are, one for each storage, by its place."""
-    gc.collect()
-    found = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and one.device.type == "cpu"]
-    return {tensor.untyped_storage().data_ptr(): tensor for tensor in found}
+def beside(kept: Retention) -> int:
+    """Bytes of the tensors that a stage's means hold, each storage once, the network's own not."""
+    held: list[Any] = [one for pair in kept.pull.held.values() for one in pair] if kept.pull is not None else []
+    held += kept.objective.teacher.parameters() if isinstance(kept.objective, Distilled) else []
+    own = {p.untyped_storage().data_ptr() for p in kept.network.parameters()}
+    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held if isinstance(t, torch.Tensor)}
+    return sum(size for place, size in found.items() if place not in own)
 
 
 @pytest.mark.parametrize(
@@ -45,10 +47,8 @@ def test_copies_of_the_start(monkeypatch: pytest.MonkeyPatch, means: dict[str, A
     stage = Stage.model_validate({"stage": "dapt", "data": "text", **means})
     job: Any = SimpleNamespace(stage=stage, seed=0)
     ctx: Any = None
-    before = alive()
-    kept = Retention(Path("nowhere"), job, network, Masked(), ctx, [])
-    more = sum(tensor.untyped_storage().nbytes() for place, tensor in alive().items() if place not in before)
+    more = beside(Retention(Path("nowhere"), job, network, Masked(), ctx, []))
     count = network.parameter_count()
     found = probe._held(network, count, stage)
-    assert kept is not None and found.parameters - probe.FLOAT * count == more
+    assert found.parameters - probe.FLOAT * count == more
     assert copies is None or more == copies * probe.FLOAT * count

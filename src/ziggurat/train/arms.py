@@ -164,8 +164,8 @@ def lacking(stage: Stage, model: parts.Model) -> Iterator[tuple[str, str, str]]:
     """(field, message, hint): the layers and matrices that a stage means and the model it starts from does not have."""
     if stage.freeze is not None and stage.freeze.layers > (layers := top_of(model) - 1):
         message = f"there are {layers} layers, not {stage.freeze.layers}"
-        yield "freeze", message, f"freeze: {{layers: {layers}}} freezes all of them"
-    elif stage.freeze is not None and stage.objective is not None and not any(_trained(stage.freeze, stage.objective, model)):
+        yield "freeze", message, f"freeze: {{layers: {layers}}} means all of them"
+    elif stage.freeze is not None and not _trains(stage.freeze, stage.objective, model):
         message = "nothing is left to train, for what the objective asks has no weights of its own"
         yield "freeze", message, "freeze fewer layers, or write `embeddings: false`"
     if stage.lora is not None:
@@ -177,13 +177,14 @@ def lacking(stage: Stage, model: parts.Model) -> Iterator[tuple[str, str, str]]:
             yield "lora", f"the model has no matrices '{target}'", hint
 
 
-def _trained(freeze: Freeze, objective: Objective, model: parts.Model) -> Iterator[str]:
-    """The parameters that are left to be trained."""
+def _trains(freeze: Freeze, objective: Objective | None, model: parts.Model) -> bool:
+    """Whether something is left to be trained; that an objective does not suit the model is said elsewhere."""
+    if objective is None or objective.misfits(model):
+        return True
     with torch.device("meta"):
         network = NetworkModel(parts.Network(model=model, heads=dict(objective.heads(model))))
-    for name, depth in depths(network, model)[0].items():
-        if depth > freeze.layers or (depth == 0 and not freeze.embeddings):
-            yield name
+    deep, _ = depths(network, model)
+    return any(depth > freeze.layers or (depth == 0 and not freeze.embeddings) for depth in deep.values())
 
 
 def headless(stage: Stage, model: parts.Model, heads: Mapping[str, parts.Head]) -> Iterator[tuple[str, str, str]]:
