@@ -106,7 +106,7 @@ def trial(run: Any, stage: Any, seed: int, folder: Path) -> dict[str, Any]:
 
     result = folder / "result.json"
     if not result.exists():
-        job = running.job_of(run, stage, folder, seed, "general", f"{stage.title}, seed {seed}")
+        job = running.job_of(run, running.Training(stage, folder, seed, "general", f"{stage.title}, seed {seed}"))
         outcome = jobs.run_stage(folder, job)
         moved = shift(stage, outcome.before, outcome.held_out)
         assert moved is not None
@@ -139,7 +139,7 @@ def measured(start: str, args: argparse.Namespace, rows: dict[str, Any], write: 
     with running.session(folder) as signals:
         run = running.begin(recipe, folder, signals)
         first = recipe.stages[0]
-        run.done["general"] = running._one(run, first, folder / "general", recipe.seed, str(first.init))
+        run.done["general"] = running.train(run, running.Training(first, folder / "general", recipe.seed, str(first.init)))
         rows[start] = {"start": run.done["general"].outcome.held_out}
         by_title = {s.title: s for s in recipe.stages}
         for seed in range(args.seeds):

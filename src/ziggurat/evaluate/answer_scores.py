@@ -58,8 +58,8 @@ def cmrc_em(right: str, given: str) -> float:
 def cmrc_f1(right: str, given: str) -> float:
     """F1 with the longest common run of segments as the hits; a segment is a Han character or a word of anything else.
 
-    The official script splits what is not Han with NLTK's word tokenizer; this differs in English contractions and in quotation marks
-    (4 of the 3,393 answers that CMRC 2018's public rows have).
+    The official script splits what is not Han with NLTK's word tokenizer; this differs in English contractions, quotation marks and
+    long dashes alone.
     """
     a, b = segments(right), segments(given)
     return _f1(longest_run(a, b), len(b), len(a))

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ziggurat.pipeline import interpolation
 from ziggurat.pipeline import run as running
-from ziggurat.pipeline.begun import Asked
 from ziggurat.pipeline.prefixes import prefixes, settled, tuned
-from ziggurat.pipeline.run import Done
+from ziggurat.pipeline.run import Done, Training
 from ziggurat.pipeline.worth import Control
 from ziggurat.train import budget
 from ziggurat.train import job as jobs
@@ -31,7 +30,7 @@ class _Beside:
     """What its fine-tunings start from: `dapt on news`."""
     right: Stage
     """The stage on the right domain, which is done."""
-    asked: Asked
+    asked: Training
 
 
 def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
@@ -42,11 +41,8 @@ def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
     if last is None or beside is None:
         return None
     name, stage, one = beside.name, beside.right, beside.asked
-    run.done[name] = running._one(run, one.stage, one.folder, one.seed, one.init, name, until=one.until)
-    trials = dict[int, Done]()
-    for each in _trials(run, last, beside):
-        title = f"{last.title} from {name}, seed {each.seed}"
-        trials[each.seed] = running._one(run, last, each.folder, each.seed, name, title, steps=each.steps)
+    run.done[name] = running.train(run, one)
+    trials = {each.seed: running.train(run, each) for each in _trials(run, last, beside)}
     run.controls[f"+{name}"] = run.done.pop(name)
     before = next(prefix for prefix, start in prefixes(run.recipe, last) if start == stage.init)
     ordered = list(arms.items())
@@ -56,7 +52,7 @@ def control(run: Run, arms: dict[str, dict[int, Done]]) -> Control | None:
     return Control(f"+{name}", before, f"+{stage.title}")
 
 
-def begun(run: Run, last: Stage) -> list[Asked]:
+def begun(run: Run, last: Stage) -> list[Training]:
     """What the control trains, as far as it may have been begun: its fine-tunings once it is done."""
     beside = _beside(run, last)
     if beside is None:
@@ -98,11 +94,14 @@ def _beside(run: Run, last: Stage) -> _Beside | None:
     if stage.title in run.read:  # with the right domain's tokens, if it brought some
         run.read[name] = run.read[other.title] = run.read[stage.title]
     until = kept if kept < planned else None
-    return _Beside(name, stage, Asked(other, folder, run.recipe.seed, str(stage.init), until=until))
+    return _Beside(name, stage, Training(other, folder, run.recipe.seed, str(stage.init), name, until=until))
 
 
-def _trials(run: Run, last: Stage, beside: _Beside) -> list[Asked]:
+def _trials(run: Run, last: Stage, beside: _Beside) -> list[Training]:
     """The fine-tunings from the control."""
     assert run.recipe.worth is not None
     home, steps = beside.asked.folder.parent, settled(run, last)
-    return [Asked(last, home / f"seed-{seed}", seed, beside.name, steps) for seed in run.recipe.worth.seeds]
+    return [
+        Training(last, home / f"seed-{seed}", seed, beside.name, f"{last.title} from {beside.name}, seed {seed}", steps)
+        for seed in run.recipe.worth.seeds
+    ]

@@ -22,8 +22,9 @@ from ziggurat.objectives.seq2seq import Seq2Seq
 from ziggurat.pipeline import machine
 from ziggurat.pipeline.passes import FISHER, passes
 from ziggurat.pipeline.prefixes import prefixes
-from ziggurat.pipeline.run import Run, draw, job_of, start_of
+from ziggurat.pipeline.run import Run, Training, draw, job_of, start_of
 from ziggurat.train.budget import PROBE, PROBE_SHARE, in_epochs, in_rows, planned
+from ziggurat.train.job import Job
 from ziggurat.train.probe import FLOAT, Memory, parameters, probe, static
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.schedule import HINT, misfit
@@ -140,6 +141,12 @@ def bare_start(run: Run, start: str | BestOf) -> Start:
     return sized(run, before, bare_start(run, before.init).for_objective(before.objective))
 
 
+def _job(run: Run, stage: Stage) -> Job:
+    """A stage with a start without weights."""
+    one = Training(stage, run.folder, run.recipe.seed, candidates(stage.init)[-1])
+    return job_of(run, one, bare_start(run, stage.init))
+
+
 def sized(run: Run, stage: Stage, start: Start) -> Start:
     """A bare start with rows for the tokens that a stage reads."""
     return Start(start.model).grown({}, run.read.get(stage.title, run.prepared).tokenizer.vocab.size)
@@ -160,7 +167,7 @@ def scheduled(run: Run, stages: Iterable[Stage]) -> None:
         given = stage.schedule.warmup >= 1 or (stage.schedule.kind == "wsd" and stage.schedule.decay >= 1)
         if unit != "epochs" or not given:
             continue
-        job = job_of(run, stage, run.folder, run.recipe.seed, candidates(stage.init)[-1], start=bare_start(run, stage.init))
+        job = _job(run, stage)
         assert stage.objective is not None
         steps = math.ceil(in_epochs(job, stage.objective, context(job), int(amount)) / stage.accumulate)
         wrong = misfit(steps, stage.schedule)
@@ -221,9 +228,8 @@ def _stage(run: Run, stage: Stage, times: int, limit: float, room: int, skip: bo
     plain = StageEstimate(stage.title, times, count, static(count), *_disk(stage, count, _steps(run, stage)))
     if skip:
         return plain
-    seed = run.recipe.seed
     try:
-        job = job_of(run, stage, run.folder, seed, candidates(stage.init)[-1], start=bare_start(run, stage.init))
+        job = _job(run, stage)
         found = probe(job, limit, room)
     except UserError as error:
         return replace(plain, error=error.message, hint=error.hint)

@@ -190,7 +190,7 @@ def interpolate(
         if spec.limit is None and stage.interpolate is not None:
             spec = spec.model_copy(update={"limit": stage.interpolate.limit})
         running.decidable(stage.model_copy(update={"interpolate": spec}), run.prepared)
-        job = running.job_of(run, stage, folder / title, recipe.seed, init)
+        job = running.job_of(run, running.Training(stage, folder / title, recipe.seed, init))
         trained = checkpoints.load(jobs.trained(folder / title, outcome.steps))
         line = sweep(stage, job, run.scorer(run.reads(stage, init)), trained, spec)
         place = write(target or folder / title / "interpolated", line, job, trained, 0 if target else None)

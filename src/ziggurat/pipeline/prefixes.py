@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ziggurat.pipeline import run as running
-from ziggurat.pipeline.begun import Asked, unchanged
+from ziggurat.pipeline.begun import unchanged
 from ziggurat.pipeline.opened import called
+from ziggurat.pipeline.run import Training
 from ziggurat.train import budget
 from ziggurat.train.recipe import Recipe
 from ziggurat.train.stage import Stage, candidates
@@ -35,17 +36,20 @@ def prefixes(recipe: Recipe, last: Stage) -> list[tuple[str, str]]:
     return [(f"imported {first}" if first in by_title else first, init), *chain[::-1]]
 
 
-def asked(run: Run, last: Stage) -> dict[str, dict[int, Asked]]:
+def asked(run: Run, last: Stage) -> dict[str, dict[int, Training]]:
     """The fine-tunings by prefix and seed, in pipeline order; of the recipe's own the folder is the stage's. The steps of a time budget are
     there once that one has begun."""
     ways, worth = prefixes(run.recipe, last), run.recipe.worth
     if worth is None:
-        return {ways[-1][0]: {run.recipe.seed: Asked(last, run.folder / last.title, run.recipe.seed, str(last.init))}}
-    found: dict[str, dict[int, Asked]] = {}
+        return {ways[-1][0]: {run.recipe.seed: Training(last, run.folder / last.title, run.recipe.seed, str(last.init))}}
+    found: dict[str, dict[int, Training]] = {}
     for name, init in ways:
         home = run.folder / "worth" / name.lstrip("+")
-        found[name] = {seed: Asked(last, home / f"seed-{seed}", seed, init, settled(run, last)) for seed in worth.seeds}
-    found[ways[-1][0]][worth.seeds[0]] = Asked(last, run.folder / last.title, worth.seeds[0], str(last.init))
+        found[name] = {
+            seed: Training(last, home / f"seed-{seed}", seed, init, f"{last.title} from {name}, seed {seed}", settled(run, last))
+            for seed in worth.seeds
+        }
+    found[ways[-1][0]][worth.seeds[0]] = Training(last, run.folder / last.title, worth.seeds[0], str(last.init))
     return found
 
 
@@ -54,7 +58,7 @@ def settled(run: Run, last: Stage) -> int | None:
     return budget.settled(run.folder / last.title, last)
 
 
-def begin(run: Run) -> None:
+def refuse_changed(run: Run) -> None:
     """Raise `UserError` if any of the fine-tunings, or the control beside them, was begun with other settings; the stages before them are
     done."""
     from ziggurat.pipeline.control import begun
@@ -76,6 +80,5 @@ def arms(run: Run) -> dict[str, dict[int, Done]]:
             if one.folder == run.done[last.title].folder:
                 found[name][seed] = run.done[last.title]
                 continue
-            title = f"{last.title} from {name}, seed {seed}"
-            found[name][seed] = running._one(run, last, one.folder, seed, one.init, title, steps=one.steps)
+            found[name][seed] = running.train(run, one)
     return found

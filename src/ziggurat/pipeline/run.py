@@ -75,6 +75,23 @@ class Done:
         return jobs.result(self.folder, self.outcome.steps)
 
 
+@dataclass(frozen=True)
+class Training:
+    """One training of a stage in a folder, before it is run."""
+
+    stage: Stage
+    folder: Path
+    seed: int
+    init: str
+    """What it starts from, as in `start_of`."""
+    title: str = ""
+    """What the console calls it when it is not one of the recipe's stages."""
+    steps: int | None = None
+    """Of a time budget, measured elsewhere."""
+    until: int | None = None
+    """The step at which it ends, before its schedule does."""
+
+
 @dataclass
 class Run:
     """What the steps of a run share."""
@@ -138,7 +155,7 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> Path:
         doctor.say(run.before)
         ready = recipe.stages.index(last) if (last := prefixes.tuned(recipe)) is not None else len(recipe.stages)
         in_order(run, recipe.stages[:ready])
-        prefixes.begin(run)
+        prefixes.refuse_changed(run)
         in_order(run, recipe.stages[ready:])
         arms = prefixes.arms(run)
         account(run, arms, [str(path), *overrides], control(run, arms))
@@ -168,9 +185,9 @@ def begin(recipe: Recipe, folder: Path, signals: Signals) -> Run:
         reads_alike(init, opened, prepared.tokenizer)
     fresh = recipe.body() or next(one.network.model for one in imported.values())
     check_told_apart(recipe, folder, prepared, fresh, imported)
+    shapes = {init: one.network.model for init, one in imported.items()}
     for stage in recipe.stages:
         if stage.stage == "finetune" and not jobs.done(folder / stage.title):
-            shapes = {init: one.network.model for init, one in imported.items()}
             answerable(stage, prepared, starts_before(recipe, stage, fresh, shapes)[0][1])
             enough(stage, prepared)
         if not jobs.done(folder / stage.title):
@@ -209,7 +226,7 @@ def in_order(run: Run, stages: Sequence[Stage]) -> None:
     for stage in stages:
         stage, init = started(run, stage)
         seed = run.recipe.worth.seeds[0] if run.recipe.worth and stage.stage == "finetune" else run.recipe.seed
-        run.done[stage.title] = _one(run, stage, run.folder / stage.title, seed, init)
+        run.done[stage.title] = train(run, Training(stage, run.folder / stage.title, seed, init))
 
 
 def started(run: Run, stage: Stage) -> tuple[Stage, str]:
@@ -266,38 +283,28 @@ def start_of(run: Run, init: str) -> Start:
     return Start(model)
 
 
-def job_of(
-    run: Run,
-    stage: Stage,
-    folder: Path,
-    seed: int,
-    init: str,
-    title: str = "",
-    start: Start | None = None,
-    steps: int | None = None,
-    until: int | None = None,
-) -> Job:
-    """A stage with everything it needs; `start` is what `init` names, unless it is given. `steps`: of a time budget, measured elsewhere;
-    `until`: the step at which it ends, before its schedule does."""
+def job_of(run: Run, one: Training, start: Start | None = None) -> Job:
+    """A training with everything it needs; `start` is what its `init` names, unless it is given."""
+    stage, init = one.stage, one.init
     prepared = run.reads(stage, init)
     shards: dict[str, Any] = prepared.read(stage)
     general = {name: prepared.shards[name, "train"] for name in stage.weighed}
-    data = {name: content(one) for name, one in [*shards.items(), *general.items()]}
+    data = {name: content(rows) for name, rows in [*shards.items(), *general.items()]}
     facts: dict[str, Any] = {"parent": _parent(run, init), "data": data}
     # by the same rows from the first evaluation to the last, and never by test rows; an interpolation is chosen again
     if choosing := {name for field, name in deciding(stage) if field != "interpolate"}:
         facts[settings.CHOSEN_BY] = {name: content(prepared.shards[name, "valid"]) for name in sorted(choosing)}
     if stage.examples is not None:
-        shards = {name: draw(one, stage.examples, seed) for name, one in shards.items()}
+        shards = {name: draw(rows, stage.examples, one.seed) for name, rows in shards.items()}
 
     def sinks(after: int) -> list[Sink]:
-        return [tensorboard(folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
+        return [tensorboard(one.folder / "tensorboard", after=after)] if run.recipe.tensorboard else []
 
     assert stage.objective is not None
     start = (start or start_of(run, init)).for_objective(stage.objective)
     start_bits: Any = dict
     if stage.vocabulary is not None:
-        start_bits = partial(before, folder, stage, start, run.scorer(run.read.get(init, run.prepared)), _parent(run, init))
+        start_bits = partial(before, one.folder, stage, start, run.scorer(run.read.get(init, run.prepared)), _parent(run, init))
         start = start.grown({a.id: a.pieces for a in prepared.added}, prepared.tokenizer.vocab.size)
     return Job(
         stage.model_copy(update={"init": init}),
@@ -305,7 +312,7 @@ def job_of(
         shards,
         prepared.tokenizer,
         run.recipe.system.partition("/")[0],
-        seed,
+        one.seed,
         tables=stage.objective.tables(prepared.tokenizer, run.folder),
         facts=facts,
         held_out=lambda network, objective, dtype: run.scorer(prepared).losses(network, objective, stage, dtype),
@@ -313,28 +320,17 @@ def job_of(
         held=run.signals.held,
         general=general,
         start_bits=start_bits,
-        steps=steps if stage.time is not None else None,
-        until=until,
-        title=title,
+        steps=one.steps if stage.time is not None else None,
+        until=one.until,
+        title=one.title,
         sinks=sinks,
     )
 
 
-def _one(
-    run: Run,
-    stage: Stage,
-    folder: Path,
-    seed: int,
-    init: str,
-    title: str = "",
-    *,
-    steps: int | None = None,
-    until: int | None = None,
-    export: bool = True,
-    split: Split = "test",
-) -> Done:
-    """Run one stage in `folder` from `init`, score it on a split if it is a fine-tuning, export it, and mark it done."""
-    job = job_of(run, stage, folder, seed, init, title, steps=steps, until=until)
+def train(run: Run, one: Training, *, export: bool = True, split: Split = "test") -> Done:
+    """Run one training, or go on with it, score it on a split if it is a fine-tuning, export it, and mark it done."""
+    stage, folder, init = one.stage, one.folder, one.init
+    job = job_of(run, one)
     again = stage.interpolate is not None and not interpolation.holds(folder, stage, job)
     if again or not jobs.done(folder):
         headed(stage, job.start)

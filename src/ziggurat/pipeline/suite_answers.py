@@ -85,7 +85,7 @@ def _tuned(question: Question, folder: Path, seed: int, signals: Signals) -> tup
     opened = question.opened
     run = runs.Run(question.recipe, folder, question.prepared, signals, {opened.fingerprint: opened}, {})
     title = f"{question.name}, {question.label}, seed {seed}"
-    done = runs._one(run, question.stage, folder, seed, str(question.stage.init), title, export=False)
+    done = runs.train(run, runs.Training(question.stage, folder, seed, str(question.stage.init), title), export=False)
     (found,) = done.predictions.values()
     return found, done.outcome.steps, done.outcome.seconds
 

@@ -28,9 +28,9 @@ from ziggurat.evaluate.heldout import Predictions, main_loss, metric_of
 from ziggurat.evaluate.scores import Metric
 from ziggurat.pipeline import doctor, estimate
 from ziggurat.pipeline import run as running
-from ziggurat.pipeline.begun import Asked, unchanged
+from ziggurat.pipeline.begun import unchanged
 from ziggurat.pipeline.grid import Grid, Place, chosen_stage, places, read, without_valid, written
-from ziggurat.pipeline.run import Done, Run
+from ziggurat.pipeline.run import Done, Run, Training
 from ziggurat.pipeline.sweep_report import show, write_results
 from ziggurat.pipeline.sweep_results import LOSS, Sweep, Trial, compare
 from ziggurat.pipeline.table import label
@@ -92,18 +92,17 @@ def sweep(path: str | Path, stage: str, grid: Grid, seeds: Sequence[int] | None 
         ]
         starts = {place.name: _start(run, base, init, place) for place in points}
         alike = _alike(run, points, starts)
-        asked = [
-            Asked(p.stage, _home(home, p, seed), seed, starts[p.name], _settled(alike[p.name], home, seeds))
-            for p in points
-            for seed in seeds
-        ]
+
+        def training(place: Place, seed: int) -> Training:
+            return _training(home, place, seed, starts[place.name], _settled(alike[place.name], home, seeds))
+
+        asked = [training(place, seed) for place in points for seed in seeds]
         unchanged(run, [one for one in asked if not (one.folder / DIVERGED).exists()])
         tried = list[tuple[Place, dict[int, Trial]]]()
         metric, measure = _measure(base)
         for n, place in enumerate(points, 1):
             log.info("%s, point %d of %d: %s", stage, n, len(points), place.name)
-            start, others = starts[place.name], alike[place.name]
-            tried.append((place, {s: _trial(run, base, place, home, s, start, _settled(others, home, seeds)) for s in seeds}))
+            tried.append((place, {seed: _trial(run, base, place, training(place, seed)) for seed in seeds}))
         found = compare(recipe.name, stage, measure, metric, grid, tried, [str(home / p.folder) for p in points])
         test = _test(run, base, points, found, home, starts) if base.stage == "finetune" else {}
     found = replace(found, test=test, folder=str(home), facts=_facts(path, stage, grid, seeds, overrides))
@@ -170,20 +169,18 @@ def _settled(points: Sequence[Place], home: Path, seeds: Sequence[int]) -> int |
     return next((steps for steps in found if steps is not None), None)
 
 
-def _trial(run: Run, base: Stage, place: Place, home: Path, seed: int, init: str, steps: int | None) -> Trial:
-    """One run, or what it has found before; a run that diverged is written down and not tried again. `steps`: of a time budget, measured
-    before."""
-    folder = _home(home, place, seed)
-    record = folder / DIVERGED
-    identity = settings.digest([spelled(place.stage), seed, init, running._parent(run, init)])
+def _trial(run: Run, base: Stage, place: Place, one: Training) -> Trial:
+    """One run, or what it has found before; a run that diverged is written down and not tried again."""
+    record = one.folder / DIVERGED
+    identity = settings.digest([spelled(place.stage), one.seed, one.init, running._parent(run, one.init)])
     if record.exists():
         kept = json.loads(record.read_text("utf-8"))
         if kept["identity"] == identity:
             return Trial(math.nan, diverged=kept["why"])
     try:
-        done = _done(run, place, folder, seed, init, steps)
+        done = running.train(run, one, export=False, split="valid")
     except Diverged as error:
-        log.warning("%s, seed %d: %s", place.name, seed, error.message)
+        log.warning("%s, seed %d: %s", place.name, one.seed, error.message)
         write_json(record, {"identity": identity, "why": error.message})
         return Trial(math.nan, diverged=error.message)
     o = done.outcome
@@ -195,9 +192,10 @@ def _home(home: Path, place: Place, seed: int) -> Path:
     return home / place.folder / f"seed-{seed}"
 
 
-def _done(run: Run, place: Place, folder: Path, seed: int, init: str, steps: int | None = None, test: bool = False) -> Done:
+def _training(home: Path, place: Place, seed: int, init: str, steps: int | None = None) -> Training:
+    """A point with a seed. `steps`: of a time budget, measured before."""
     title = f"{place.stage.title} with {place.name}, seed {seed}"
-    return running._one(run, place.stage, folder, seed, init, title, steps=steps, export=False, split="test" if test else "valid")
+    return Training(place.stage, _home(home, place, seed), seed, init, title, steps)
 
 
 def _predictions(done: Done) -> Predictions | None:
@@ -219,9 +217,8 @@ def _test(run: Run, base: Stage, points: Sequence[Place], found: Sweep, home: Pa
     best = next((p for p in points if found.best is not None and p.name == found.best.name), None)
     if best is None:
         return {}
-    return {
-        seed: _score(base, _done(run, best, _home(home, best, seed), seed, starts[best.name], test=True)) for seed in found.seeds
-    }
+    asked = {seed: _training(home, best, seed, starts[best.name]) for seed in found.seeds}
+    return {seed: _score(base, running.train(run, one, export=False, split="test")) for seed, one in asked.items()}
 
 
 def _facts(path: str | Path, stage: str, grid: Grid, seeds: Sequence[int], overrides: Sequence[str]) -> dict[str, object]:

@@ -86,9 +86,8 @@ def write_adapter(
     if saved:
         wanted = {n: t for n, t in (tensors or {}).items() if n.startswith(("model.", *(f"heads.{head}." for head in chosen)))}
         for name, tensor in laid_out(page, network.model, architecture, chosen, wanted, repeated=True).items():
-            plain = name.removeprefix(page.names.prefix) if bare else name
-            if plain.startswith(tuple(f"{home}." for home in saved)):
-                stored[f"{PREFIX}{plain}"] = tensor.clone()  # one that is shared stands in the file more than once
+            if name.startswith(tuple(f"{home}." for home in saved)):
+                stored[f"{PREFIX}{name}"] = tensor.clone()  # one that is shared stands in the file more than once
     (times,) = sizes
     config = _config(base, rank * times, alpha * times, sorted(groups), saved, turned.pop())
     folder.mkdir(parents=True, exist_ok=True)

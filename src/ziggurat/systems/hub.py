@@ -156,8 +156,6 @@ def to_hub(
     if isinstance(body, spec.EncoderDecoder):
         config["is_encoder_decoder"] = not page.alone.get(architecture, "")
     stored = laid_out(page, body, architecture, heads, kept)
-    if architecture == headless(page) or architecture in page.bare:  # such classes are saved without the family's prefix
-        stored = {name.removeprefix(page.names.prefix): tensor for name, tensor in stored.items()}
     dtype = str(next(iter(stored.values())).dtype).removeprefix("torch.")
     config |= {"dtype": dtype, "torch_dtype": dtype}  # the second is what transformers 4 reads
     longest = network.model.embed.positions.length
@@ -185,14 +183,15 @@ def laid_out(
     *,
     repeated: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors of a body and its `heads` by the names of a Hub class, with the family's prefix; `repeated`: those that it shares under each
-    of their names."""
+    """The tensors of a body and its `heads` by the names of a Hub class; `repeated`: those that it shares under each of their names."""
     found, alone = dict(tensors), page.alone.get(architecture, "")
     if "choice" in heads and "heads.choice.out.bias" not in found:
         found["heads.choice.out.bias"] = found["heads.choice.out.weight"].new_zeros(1)  # the Hub's class has one; 0 is none
     names = page.named(heads, body, alone).bind(heads=getattr(body, "heads", 0))
     stored = names.to_hub(one_stack(found, alone))
-    return stored | {tie.hub: stored[tie.of] for tie in names.ties if repeated and tie.of in stored}
+    stored |= {tie.hub: stored[tie.of] for tie in names.ties if repeated and tie.of in stored}
+    bare = architecture == headless(page) or architecture in page.bare  # such classes are saved without the family's prefix
+    return {name.removeprefix(page.names.prefix) if bare else name: tensor for name, tensor in stored.items()}
 
 
 def import_folder(source: Path | str, target: Path | str) -> tuple[Path, tuple[str, ...]]:
